@@ -1,0 +1,34 @@
+"""Shared settings: quiet TensorFlow, reproducible hypothesis, and where real data lies."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+hypothesis.settings.register_profile(
+    "default", deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def tfds_dir():
+    """Directory of data sets prepared by TFDS, or skip."""
+    candidates = [os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "tfds"]
+    for candidate in candidates:
+        if candidate and pathlib.Path(candidate, "mnist").is_dir():
+            return str(candidate)
+    pytest.skip("no prepared MNIST: set TFDS_DATA_DIR to a directory that TFDS has prepared")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Same weights in every run, whatever ran before."""
+    import keras
+
+    keras.utils.set_random_seed(0)

@@ -1,0 +1,51 @@
+"""Training and certifying robust neural networks in Keras 3.
+
+design = tfl.spectral_design(tfl.Indices(delta=0.4, nu=-2.0), sectors)   # claim -> budgets
+tfl.constrain(model, design)                                             # plain Keras model
+model.fit(x, y, callbacks=[tfl.callbacks.LyapunovMonitor(design)])
+proof = tfl.certify(model, x_test, y_test)                               # radius per input
+tfl.attacks.PGD(radius=tfl.L2(0.5))(model, x_test, y_test)               # tries to break it
+"""
+
+__version__ = "0.1.0"
+
+import importlib
+
+# Importing these registers what `keras.models.load_model` must know.
+from tf_lyapunov import attacks, callbacks, constraints, losses, regularizers
+from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain
+from tf_lyapunov.design import Design, spectral_design
+from tf_lyapunov.projection import constrain, project
+from tf_lyapunov.theory.balls import L2, Linf
+from tf_lyapunov.theory.sectors import Indices, Sector
+
+_ON_DEMAND = ("datasets", "evaluation", "experiments", "models", "theory")
+
+__all__ = [
+    "L2",
+    "Design",
+    "Indices",
+    "Linf",
+    "Sector",
+    "attacks",
+    "callbacks",
+    "certify",
+    "constrain",
+    "constraints",
+    "lipschitz_upper_bound",
+    "losses",
+    "project",
+    "register_gain",
+    "regularizers",
+    "spectral_design",
+]
+
+
+def __getattr__(name):
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"tf_lyapunov.{name}")
+    raise AttributeError(f"module 'tf_lyapunov' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_ON_DEMAND])

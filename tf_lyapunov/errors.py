@@ -1,0 +1,51 @@
+"""Exceptions of the library.
+
+Every message states the rule that was broken, `Received: ...`, and what to do. "Not proved" is
+a verdict carried by results, never an exception.
+"""
+
+
+class UnsupportedLayerError(ValueError):
+    """A layer or activation has no proven gain, so no certificate can include it."""
+
+
+class DesignInfeasible(ValueError):
+    """No layer budgets can satisfy the claim under the chosen rule.
+
+    Attributes:
+        nearest: tuple of feasible claims (`Indices`) closest to the refused one.
+    """
+
+    def __init__(self, message: str, nearest: tuple = ()):
+        super().__init__(message)
+        self.nearest = tuple(nearest)
+
+
+class SolverFailure(RuntimeError):
+    """A numerical solver returned no usable answer where a verdict cannot be returned.
+
+    Attributes:
+        solver: name of the solver.
+        status: the status it reported.
+    """
+
+    def __init__(self, message: str, solver: str = "", status: str = ""):
+        super().__init__(message)
+        self.solver = solver
+        self.status = status
+
+
+class ConfigError(ValueError):
+    """A configuration file has an unknown key, a wrong type or an impossible value."""
+
+
+class DatasetNotFound(ValueError):
+    """A data set is unknown, or its files are not where they were looked for."""
+
+
+class ModelFileError(ValueError):
+    """A model file is truncated, corrupt, or holds code that is not allowed to run."""
+
+
+class RunDirectoryError(ValueError):
+    """A run directory cannot be written, or holds another run that must not be overwritten."""
