@@ -1,0 +1,104 @@
+"""Linear maps of layers and their adjoints in `keras.ops`, on channels-last signals.
+
+Padding is explicit, so that map and adjoint match on every backend.
+"""
+
+from keras import ops
+
+from tf_lyapunov.theory.operators import LinearMap, convolution_axes
+
+
+def apply(x, kernel, linear_map: LinearMap):
+    """The map W x of a kernel, without bias or activation.
+
+    Args:
+        x: batch `(n, *spatial, channels)` (`(n, in)` for dense maps).
+        kernel: tensor in Keras' layout for `linear_map.kind`, same dtype as `x`.
+        linear_map: `LinearMap` of known input size.
+
+    Returns:
+        Tensor `(n, *spatial, channels)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> kernel = np.ones((2, 1, 1), "float32")
+    >>> y = apply(np.ones((1, 4, 1), "float32"), kernel, LinearMap("conv", (4, 1)))
+    >>> tuple(y.shape), float(y[0, 0, 0])
+    ((1, 3, 1), 2.0)
+    """
+    if linear_map.kind == "dense":
+        return ops.matmul(x, kernel)
+    convolve = _scatter if linear_map.kind == "conv_transpose" else _gather
+    return convolve(x, kernel, linear_map)
+
+
+def adjoint(y, kernel, linear_map: LinearMap):
+    """The adjoint map Wᵀ y of a kernel: ⟨y, W x⟩ = ⟨Wᵀ y, x⟩.
+
+    Args:
+        y: batch `(n, *spatial, channels)` in the output space of the map.
+        kernel: tensor in Keras' layout for `linear_map.kind`, same dtype as `y`.
+        linear_map: `LinearMap` of known input size.
+
+    Returns:
+        Tensor `(n, *spatial, channels)` in the input space.
+
+    Example:
+
+    >>> import numpy as np
+    >>> kernel = np.ones((2, 1, 1), "float32")
+    >>> x = adjoint(np.ones((1, 3, 1), "float32"), kernel, LinearMap("conv", (4, 1)))
+    >>> [float(v) for v in x[0, :, 0]]
+    [1.0, 2.0, 2.0, 1.0]
+    """
+    if linear_map.kind == "dense":
+        return ops.matmul(y, ops.transpose(kernel))
+    convolve = _gather if linear_map.kind == "conv_transpose" else _scatter
+    return convolve(y, kernel, linear_map)
+
+
+def _geometry(axes):
+    return {
+        "strides": tuple(a.stride for a in axes),
+        "dilation_rate": tuple(a.dilation for a in axes),
+        "padding": "valid",
+        "data_format": "channels_last",
+    }
+
+
+def _gather(x, kernel, linear_map):
+    """Convolution with explicit zeros: y[i] = Σ_t K[t] x[i·s + t·d - left]."""
+    axes = convolution_axes(kernel.shape, linear_map)
+    pads, sizes = [[0, 0]], []
+    for a in axes:
+        needed = (a.output - 1) * a.stride + a.extent
+        pads.append([a.left, max(needed - a.size - a.left, 0)])
+        sizes.append(slice(0, needed))
+    x = ops.pad(x, [*pads, [0, 0]])[(slice(None), *sizes)]
+    if linear_map.kind == "depthwise":
+        # Keras' depthwise convolution refuses strides with dilation on some backends.
+        return ops.depthwise_conv(x, kernel, **_geometry(axes))
+    return ops.conv(x, kernel, **_geometry(axes))
+
+
+def _scatter(y, kernel, linear_map):
+    """Adjoint of `_gather`: a full transposed convolution, cropped to the input grid."""
+    axes = convolution_axes(kernel.shape, linear_map)
+    rank = len(axes)
+    if linear_map.kind == "depthwise":
+        channels, multiplier = kernel.shape[-2:]
+        blocks = [kernel[..., c : c + 1, :] for c in range(channels)]
+        width = multiplier
+    else:
+        blocks = ops.split(kernel, linear_map.groups, axis=-1)
+        width = kernel.shape[-1] // linear_map.groups
+    parts = [
+        ops.conv_transpose(y[..., g * width : (g + 1) * width], block, **_geometry(axes))
+        for g, block in enumerate(blocks)
+    ]
+    full = ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+    pads = [[0, max(a.left + a.size - full.shape[1 + i], 0)] for i, a in enumerate(axes)]
+    full = ops.pad(full, [[0, 0], *pads, [0, 0]])
+    crop = tuple(slice(a.left, a.left + a.size) for a in axes[:rank])
+    return full[(slice(None), *crop)]
