@@ -1,0 +1,65 @@
+"""The same attacks on JAX and torch, each in a process of its own."""
+
+import functools
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import sys
+import numpy as np, keras
+sys.path.insert(0, sys.argv[1])
+from models_to_attack import cnn, linear, mlp, points
+from tf_lyapunov.attacks import FGM, PGD
+from tf_lyapunov.theory.balls import L2, Linf
+
+assert keras.backend.backend() == sys.argv[2]
+weights = np.linspace(-1, 1, 15).reshape(5, 3) ** 3
+model, x = linear(weights, [0.1, 0.0, -0.1], activation="softmax"), points(33, 5)
+rows = []
+for attack in (FGM(L2(0.3)), PGD(L2(0.5), steps=9), PGD(Linf(0.2), random_start=True, restarts=2),
+               PGD(L2(0.5), bounds=(-4, 4), loss="margin", stop_early=False, batch_size=8)):
+    result = attack(model, x)
+    rows.append(result.success)
+conv = PGD(Linf(0.3), steps=5)(cnn(), points(9, 6, 6, 2))
+assert np.all(np.isnan(conv.distance) == ~conv.success)
+stuck = PGD(L2(1.0), steps=3)(linear(np.zeros((3, 4))), points(5, 3))
+assert np.all(stuck.zero_gradient) and not np.any(stuck.success)
+trained = linear([[1.0, -1.0]])
+assert not PGD(L2(0.5))(trained, [[1.0]]).success[0]
+trained.set_weights([np.array([[1.0, -1.0]]), np.array([-0.8, 0.8])])
+assert PGD(L2(0.5))(trained, [[1.0]]).success[0]
+if sys.argv[2] != "tensorflow":
+    assert "tensorflow" not in sys.modules
+print("".join(str(int(v)) for v in np.concatenate(rows)))
+"""
+
+
+@functools.cache
+def successes(backend):
+    here = pathlib.Path(__file__).resolve().parent
+    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(here), backend],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return np.array(list(run.stdout.split()[-1]))
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_find_the_same_adversarial_inputs(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    expected, found = successes("tensorflow"), successes(backend)
+    assert len(set(expected)) == 2
+    # Inputs within float32 rounding of the boundary may fall on either side.
+    assert np.sum(expected != found) <= 1

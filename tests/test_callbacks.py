@@ -1,0 +1,221 @@
+"""`LyapunovMonitor` inside `fit`: what it logs, when it projects, and what it does on violation."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lyapunov.callbacks import ClaimLost, LyapunovMonitor
+from tf_lyapunov.constraints import SpectralBound
+from tf_lyapunov.design import spectral_design
+from tf_lyapunov.projection import constrain
+from tf_lyapunov.theory.sectors import Indices, Sector
+
+layers = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(96, 6)).astype("float32")
+Y = np.arange(96) % 3
+SECTORS = [Sector.of("leaky_relu", negative_slope=0.1), Sector.linear()]
+
+
+def network(**compile_options):
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8, name="hidden"),
+            layers.LeakyReLU(negative_slope=0.1),
+            layers.Dense(3, name="head"),
+        ]
+    )
+    options = {"optimizer": keras.optimizers.SGD(0.1), "loss": LOSS, **compile_options}
+    model.compile(**options)
+    return model
+
+
+def sigma(model, name):
+    return np.linalg.norm(keras.ops.convert_to_numpy(model.get_layer(name).kernel).astype(float), 2)
+
+
+def test_logs_hold_every_promised_entry_and_reach_history_and_csv(tmp_path):
+    design = spectral_design(Indices(0.4, -2.0), SECTORS)
+    model = constrain(network(), design)
+    path = tmp_path / "log.csv"
+    history = model.fit(
+        X,
+        Y,
+        epochs=2,
+        verbose=0,
+        callbacks=[LyapunovMonitor(design, verbose=0), keras.callbacks.CSVLogger(path)],
+    ).history
+    for name in ("hidden", "head"):
+        for entry in ("sigma", "sigma_upper_bound", "budget", "delta", "nu"):
+            assert len(history[f"{entry}/{name}"]) == 2
+        assert history[f"sigma/{name}"][-1] <= history[f"sigma_upper_bound/{name}"][-1] * (1 + 1e-6)
+        truth = sigma(model, name)
+        assert history[f"sigma_upper_bound/{name}"][-1] >= truth
+        assert history[f"sigma/{name}"][-1] == pytest.approx(truth, rel=1e-2)
+    assert history["cascade_margin"][-1] >= 0
+    assert history["gain_upper_bound"][-1] <= design.gain * (1 + 1e-9)
+    assert "gain_upper_bound" in path.read_text().splitlines()[0]
+
+
+def test_the_gain_bound_is_never_below_a_measured_gain():
+    design = spectral_design(gain=2.0, sectors=SECTORS)
+    model = constrain(network(), design)
+    monitor = LyapunovMonitor(design, verbose=0)
+    model.fit(X, Y, epochs=3, verbose=0, callbacks=[monitor])
+    u, v = RNG.normal(size=(2, 4000, 6)).astype("float32")
+    dy = keras.ops.convert_to_numpy(model(u) - model(v)).astype(float)
+    gains = np.linalg.norm(dy, axis=1) / np.linalg.norm((u - v).astype(float), axis=1)
+    assert gains.max() <= monitor.readings[-1].gain_upper_bound <= 2.0 * (1 + 1e-6)
+
+
+class NormAt(keras.callbacks.Callback):
+    """Records a layer's norm at the hooks that other callbacks save or evaluate at."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self.seen.append(sigma(self.model, "hidden"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(sigma(self.model, "hidden"))
+
+
+def test_evaluation_checkpoints_and_the_end_see_projected_weights_in_amortised_mode():
+    model = constrain(network(), [0.5, 0.5], guarantee="monitor", every=5)
+    # Doubling the kernel after each step stands for an estimate that was too low.
+    double = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: model.get_layer("hidden").kernel.assign(
+            2 * model.get_layer("hidden").kernel
+        )
+    )
+    recorder = NormAt()
+    callbacks = [double, LyapunovMonitor(verbose=0), recorder]
+    model.fit(X, Y, epochs=2, batch_size=16, verbose=0, callbacks=callbacks, validation_data=(X, Y))
+    assert recorder.seen and max(recorder.seen) <= 0.5 * (1 + 1e-6)
+    assert sigma(model, "hidden") <= 0.5 * (1 + 1e-6)
+
+
+def test_exponential_moving_averages_are_projected_at_the_end():
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9)
+    model = constrain(network(optimizer=optimizer), [0.5, 0.5])
+    model.get_layer("hidden").kernel.assign(10 * model.get_layer("hidden").kernel)
+    model.fit(X, Y, epochs=1, verbose=0, callbacks=[LyapunovMonitor(verbose=0)])
+    assert sigma(model, "hidden") <= 0.5 * (1 + 1e-6)
+
+
+def test_a_conic_claim_is_watched_by_the_distances_to_its_balls():
+    leaky = Sector.of("leaky_relu", negative_slope=0.5)
+    design = spectral_design(Indices(0.3, 0.05), [leaky, Sector.linear()])
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(3),
+            layers.LeakyReLU(negative_slope=0.5),
+            layers.Dense(3),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    constrain(model, design)
+    monitor = LyapunovMonitor(design, verbose=0, on_violation="raise")
+    model.fit(X[:, :3], Y, epochs=2, verbose=0, callbacks=[monitor])
+    assert monitor.readings[-1].holds
+    model.layers[0].kernel.constraint = None
+    model.layers[0].kernel.assign(-model.layers[0].kernel)  # same norm, outside every cone
+    assert not monitor.read().holds
+
+
+def unconstrained_claim():
+    design = spectral_design(gain=1e-3, sectors=SECTORS)
+    return design, network()
+
+
+def test_a_lost_claim_warns_by_default():
+    design, model = unconstrained_claim()
+    with pytest.warns(UserWarning, match="NOT PROVED"):
+        model.fit(X, Y, verbose=0, callbacks=[LyapunovMonitor(design, verbose=0)])
+
+
+def test_a_lost_claim_can_stop_training():
+    design, model = unconstrained_claim()
+    monitor = LyapunovMonitor(design, verbose=0, on_violation="stop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = model.fit(X, Y, epochs=5, verbose=0, callbacks=[monitor])
+    assert len(history.epoch) == 1
+
+
+def test_a_lost_claim_can_raise_or_be_ignored():
+    design, model = unconstrained_claim()
+    with pytest.raises(ClaimLost, match="NOT PROVED"):
+        monitor = LyapunovMonitor(design, verbose=0, on_violation="raise")
+        model.fit(X, Y, verbose=0, callbacks=[monitor])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        monitor = LyapunovMonitor(design, verbose=0, on_violation="ignore")
+        model.fit(X, Y, verbose=0, callbacks=[monitor])
+    assert not monitor.readings[-1].holds
+
+
+def test_readings_every_k_steps_are_kept():
+    design = spectral_design(gain=2.0, sectors=SECTORS)
+    model = constrain(network(), design)
+    monitor = LyapunovMonitor(design, every=2, verbose=0)
+    model.fit(X, Y, batch_size=16, epochs=1, verbose=0, callbacks=[monitor])
+    assert len(monitor.readings) == 3 + 1  # six steps, and the epoch's end
+
+
+def test_early_stopping_can_watch_the_gain():
+    model = constrain(network(), [0.5, 0.5])
+    stop = keras.callbacks.EarlyStopping("gain_upper_bound", patience=1, mode="min", min_delta=10)
+    history = model.fit(X, Y, epochs=9, verbose=0, callbacks=[LyapunovMonitor(verbose=0), stop])
+    assert len(history.epoch) == 2
+
+
+def test_the_summary_line_names_the_tightest_layer(capsys):
+    design = spectral_design(gain=2.0, sectors=SECTORS)
+    model = constrain(network(), design)
+    model.fit(X, Y, verbose=0, callbacks=[LyapunovMonitor(design)])
+    line = capsys.readouterr().out
+    assert "claim proved" in line and "tightest h" in line
+
+
+def test_state_round_trips_so_that_a_resumed_run_reads_the_same():
+    model = constrain(network(), [0.5, 0.5])
+    first = LyapunovMonitor(verbose=0)
+    model.fit(X, Y, verbose=0, callbacks=[first])
+    second = LyapunovMonitor(verbose=0)
+    second.set_model(model)
+    second.set_state(first.get_state())
+    assert second.read().sigma == first.read().sigma
+
+
+def test_float16_policies_are_monitored_on_the_float32_master():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = constrain(network(), [0.5, 0.5])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.fit(X, Y, verbose=0, callbacks=[LyapunovMonitor(verbose=0)])
+    assert isinstance(model.get_layer("hidden").kernel_constraint, SpectralBound)
+    assert sigma(model, "hidden") <= 0.5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"every": 0}, {"every": "step"}, {"on_violation": "panic"}, {"iterations": 0}],
+)
+def test_bad_arguments_are_refused(arguments):
+    with pytest.raises(ValueError):
+        LyapunovMonitor(**arguments)
+
+
+def test_a_design_with_another_number_of_layers_is_refused():
+    design = spectral_design(gain=2.0, sectors=[*SECTORS, Sector.linear()])
+    with pytest.raises(ValueError, match="one budget per stage"):
+        network().fit(X, Y, verbose=0, callbacks=[LyapunovMonitor(design)])

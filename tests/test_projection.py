@@ -1,0 +1,233 @@
+"""`constrain` and `project` on sequential, functional, nested, subclassed and compiled models."""
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lyapunov.certification.stages import stages
+from tf_lyapunov.constraints import SpectralBound
+from tf_lyapunov.design import spectral_design
+from tf_lyapunov.projection import constrain, project
+from tf_lyapunov.spectral.reading import linear_maps
+from tf_lyapunov.theory.operators import norm_upper_bound
+from tf_lyapunov.theory.sectors import Indices, Sector
+
+layers = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+# Float32 weights move by half a unit in the last place when they are stored.
+ROUNDING = 1 + np.finfo(np.float32).eps
+
+
+def true_norms(model):
+    """Float64 norm of every kernel of the model's stages, by stage name."""
+    return {
+        stage.name: [
+            norm_upper_bound(keras.ops.convert_to_numpy(kernel), linear_map).value
+            for kernel, linear_map in linear_maps(stage.layer)
+        ]
+        for stage in stages(model)
+    }
+
+
+def scramble(model, scale=3.0, seed=0):
+    """Weights far outside every budget."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([np.abs(scale * rng.normal(size=w.shape)) for w in model.get_weights()])
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(4, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(3, 2),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+
+
+def functional():
+    x = inputs = keras.Input((6,))
+    x = layers.Dense(6, activation="relu", name="first")(x)
+    x = layers.Add()([x, layers.Dense(6, name="branch")(x)])
+    return keras.Model(inputs, layers.Dense(3, name="head")(x))
+
+
+def nested():
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(4, activation="tanh", name="inner")])
+    return keras.Sequential([keras.Input((6,)), inner, layers.Dense(3, name="outer")])
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = layers.Dense(5, activation="relu", name="first")
+        self.second = layers.Dense(2, name="second")
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 4), "float32"))
+    return model
+
+
+@pytest.mark.parametrize("build", [sequential, functional, nested, subclassed])
+def test_every_kernel_is_inside_its_budget_after_constrain(build):
+    model = build()
+    scramble(model)
+    budgets = {stage.name: 0.7 + 0.1 * i for i, stage in enumerate(stages(model))}
+    constrain(model, budgets)
+    norms = true_norms(model)
+    for stage in stages(model):
+        assert np.prod(norms[stage.name]) * stage.post_gain <= budgets[stage.name] * ROUNDING
+
+
+def test_the_budget_of_a_convolution_pays_for_the_pooling_after_it():
+    model = sequential()
+    scramble(model)
+    constrain(model, [1.0, 1.0])
+    convolution = model.layers[0]
+    assert convolution.kernel_constraint.max_gain == pytest.approx(0.5)  # 3/2 pooling: gain 2
+    assert 0.4 < true_norms(model)[convolution.name][0] <= 0.5 * ROUNDING
+
+
+def test_separable_depthwise_and_transposed_convolutions_take_budgets():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.SeparableConv2D(4, 3, padding="same"),
+            layers.DepthwiseConv2D(3, padding="same"),
+            layers.Conv2DTranspose(2, 3, strides=2, padding="same"),
+        ]
+    )
+    scramble(model)
+    constrain(model, [0.5, 0.6, 0.7])
+    for norms, budget in zip(true_norms(model).values(), [0.5, 0.6, 0.7], strict=True):
+        assert 0.2 * budget < np.prod(norms) <= budget * ROUNDING
+    separable, depthwise, _ = model.layers
+    assert separable.depthwise_constraint is separable.depthwise_kernel.constraint
+    assert separable.pointwise_constraint is separable.pointwise_kernel.constraint
+    assert depthwise.depthwise_constraint is depthwise.kernel.constraint
+
+
+def test_a_compiled_model_trains_under_constraints_set_after_it_was_compiled():
+    model = functional()
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    y = np.arange(64) % 3
+    model.fit(x, y, epochs=1, verbose=0)  # traces the unconstrained step
+    constrain(model, {"first": 0.3, "branch": 0.2, "head": 0.5})
+    model.fit(100 * x, y, epochs=3, verbose=0)
+    norms = true_norms(model)
+    for name, budget in {"first": 0.3, "branch": 0.2, "head": 0.5}.items():
+        assert norms[name][0] <= budget * ROUNDING
+
+
+def test_project_enforces_after_set_weights_and_leaves_inner_kernels_untouched():
+    model = functional()
+    constrain(model, {"first": 0.3, "branch": 0.2, "head": 50.0})
+    before = keras.ops.convert_to_numpy(model.get_layer("head").kernel).copy()
+    scramble_first = model.get_layer("first")
+    scramble_first.kernel.assign(5 * np.ones((6, 6)))
+    project(model)
+    assert true_norms(model)["first"][0] <= 0.3 * ROUNDING
+    after = keras.ops.convert_to_numpy(model.get_layer("head").kernel)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_batch_normalization_is_held_at_gain_one():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), layers.BatchNormalization(), layers.Dense(2)]
+    )
+    norm = model.layers[1]
+    constrain(model, [1.0, 1.0])
+    norm.gamma.assign([5.0, -7.0, 0.1, 1.0])
+    norm.moving_variance.assign([0.01, 4.0, 1.0, 1.0])
+    project(model)
+    gamma = keras.ops.convert_to_numpy(norm.gamma).astype(float)
+    variance = keras.ops.convert_to_numpy(norm.moving_variance).astype(float)
+    gains = np.abs(gamma) / np.sqrt(variance + norm.epsilon)
+    assert gains.max() <= 1
+    assert np.sign(gamma[1]) == -1 and gains[0] == pytest.approx(1, rel=1e-5)
+    assert gamma[2] == np.float32(0.1)
+
+
+def test_batch_normalization_without_a_scale_is_refused():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), layers.BatchNormalization(scale=False)]
+    )
+    with pytest.raises(ValueError, match="scale=True"):
+        constrain(model, [1.0])
+
+
+def test_constraints_survive_saving_and_loading(tmp_path):
+    model = sequential()
+    constrain(model, [0.8, 0.6])
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    for old, new in zip(model.layers, loaded.layers, strict=True):
+        if hasattr(old, "kernel"):
+            assert isinstance(new.kernel.constraint, SpectralBound)
+            assert new.kernel.constraint.get_config() == old.kernel.constraint.get_config()
+
+
+def test_a_conic_design_makes_square_layers_strictly_passive():
+    leaky = Sector.of("leaky_relu", negative_slope=0.5)
+    claim = Indices(delta=0.3, nu=0.05)
+    design = spectral_design(claim, [leaky, Sector.linear()])
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(5, use_bias=False),
+            layers.LeakyReLU(negative_slope=0.5),
+            layers.Dense(5, use_bias=False),
+        ]
+    )
+    scramble(model)
+    constrain(model, design)
+    rng = np.random.default_rng(0)
+    u, v = rng.normal(size=(2, 2000, 5)).astype("float32")
+    dx = (u - v).astype(float)
+    dy = keras.ops.convert_to_numpy(model(u) - model(v)).astype(float)
+    supply = (dx * dy).sum(1) - claim.delta * (dy**2).sum(1) - claim.nu * (dx**2).sum(1)
+    assert supply.min() >= -1e-5 * (dx**2).sum(1).max()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"design": [1.0]}, "one budget per stage"),
+        ({"design": [1.0, 1.0, 1.0, 1.0]}, "one budget per stage"),
+        ({"design": {"nowhere": 1.0}}, "name layers with a kernel"),
+        ({"design": [1.0], "layers": ["nowhere"]}, "name layers with a kernel"),
+        ({"design": {"head": -1.0}}, "positive"),
+    ],
+)
+def test_designs_that_do_not_fit_the_model_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        constrain(functional(), **arguments)
+
+
+def test_an_activation_outside_the_designs_sector_is_refused():
+    design = spectral_design(gain=1.0, sectors=[Sector.of("sigmoid"), Sector.linear()])
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(3, activation="relu"), layers.Dense(2)]
+    )
+    with pytest.raises(ValueError, match="leaves the design's"):
+        constrain(model, design)
+
+
+def test_project_refuses_nan_and_changes_nothing():
+    model = functional()
+    constrain(model, {"first": 0.3, "branch": 0.2, "head": 0.5})
+    model.get_layer("first").kernel.assign(9 * np.ones((6, 6)))
+    model.get_layer("head").kernel.assign(np.full((6, 3), np.nan))
+    with pytest.raises(ValueError, match="diverged"):
+        project(model)
+    assert np.all(keras.ops.convert_to_numpy(model.get_layer("first").kernel) == 9)

@@ -1,0 +1,343 @@
+"""`LyapunovMonitor`: during `fit`, do the layers still prove the claim? It also enforces it."""
+
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_lyapunov.certification import lipschitz_upper_bound
+from tf_lyapunov.certification.linear import BatchNormScale
+from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.certification.stages import stages as read_stages
+from tf_lyapunov.constraints import SpectralBound
+from tf_lyapunov.projection import constrained_variables, project
+from tf_lyapunov.spectral.operators import adjoint, apply
+from tf_lyapunov.theory.operators import norm_upper_bound
+
+ON_VIOLATION = ("warn", "stop", "raise", "ignore")
+
+
+class ClaimLost(RuntimeError):
+    """The layers' spectral norms no longer prove the claim (`on_violation="raise"`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the monitor saw at one moment.
+
+    Attributes:
+        sigma: dict, layer name to power-iteration estimate of its gain (a lower estimate).
+        sigma_upper_bound: dict, layer name to guaranteed upper bound of its stage's gain.
+        budget: dict, layer name to budget (absent where unconstrained).
+        check: `DesignCheck` of the upper bounds, or None without a design.
+        gain_upper_bound: float, guaranteed l2 gain of the network's logits.
+    """
+
+    sigma: dict
+    sigma_upper_bound: dict
+    budget: dict
+    check: object
+    gain_upper_bound: float
+
+    @property
+    def holds(self):
+        """Whether every stage is within its budget and the cascade proves the claim."""
+        within = all(self.sigma_upper_bound[n] <= b for n, b in self.budget.items())
+        return within and (self.check is None or bool(self.check.holds))
+
+    def logs(self):
+        """Flat dict of floats for Keras' `logs`."""
+        logs = {f"sigma/{name}": value for name, value in self.sigma.items()}
+        logs |= {f"sigma_upper_bound/{n}": value for n, value in self.sigma_upper_bound.items()}
+        logs |= {f"budget/{name}": value for name, value in self.budget.items()}
+        logs["gain_upper_bound"] = self.gain_upper_bound
+        if self.check is not None:
+            logs["cascade_margin"] = float(self.check.margin)
+            for name, indices in zip(self.sigma, self.check.indices or (), strict=False):
+                if indices is not None:
+                    logs[f"delta/{name}"] = float(indices.delta)
+                    logs[f"nu/{name}"] = float(indices.nu)
+        return {name: float(value) for name, value in logs.items()}
+
+
+class LyapunovMonitor(keras.callbacks.Callback):
+    """Checks the claim during `fit`, writes it to `logs`, and enforces the constraints.
+
+    Each reading takes, per stage, a warm-started power iteration on the true map (an estimate from
+    below, logged as `sigma/<layer>`) and the guaranteed bound (`sigma_upper_bound/<layer>`), and
+    checks with the latter the design's cascade matrix. Logged beside: `budget/<layer>`,
+    `delta/<layer>`, `nu/<layer>` (implied indices), `cascade_margin`, `gain_upper_bound`.
+
+    It projects the constrained kernels before every evaluation, at the last step of every epoch
+    (hence before callbacks that save at the end of an epoch), at the end of training, and every k
+    steps where `constrain(..., guarantee="monitor", every=k)` says so. Place it before callbacks
+    that save or log, so that they see its entries.
+
+    Args:
+        design: `Design` that was given to `constrain`, or None to only watch constraints and gain.
+        every: `"epoch"`, or the number of steps between readings (readings between epochs are kept
+            in `.readings` and appear in the logs of the epoch's end).
+        on_violation: `"warn"`, `"stop"` (sets `model.stop_training`), `"raise"` or `"ignore"`,
+            when a reading no longer proves the claim.
+        layers: names of the layers that the design is for, as given to `constrain`.
+        iterations: power steps per reading.
+        verbose: 1 prints one line per epoch, 0 nothing.
+
+    Raises:
+        ValueError: if an argument is not one of the above.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from tf_lyapunov import constrain, spectral_design, Sector
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu"),
+    ...                           keras.layers.Dense(2)])
+    >>> design = spectral_design(gain=2.0, sectors=[Sector.of("relu"), Sector.linear()])
+    >>> model = constrain(model, design)
+    >>> model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> monitor = LyapunovMonitor(design, verbose=0)
+    >>> history = model.fit(np.zeros((8, 4)), np.zeros(8), verbose=0, callbacks=[monitor])
+    >>> history.history["gain_upper_bound"][-1] <= 2.0
+    True
+    """
+
+    def __init__(
+        self,
+        design=None,
+        *,
+        every="epoch",
+        on_violation="warn",
+        layers=None,
+        iterations=10,
+        verbose=1,
+    ):
+        super().__init__()
+        if every != "epoch" and (isinstance(every, bool) or int(every) != every or every < 1):
+            raise ValueError(
+                f"`every` must be 'epoch' or a positive number of steps. Received: every={every!r}."
+            )
+        if on_violation not in ON_VIOLATION:
+            raise ValueError(
+                f"`on_violation` must be one of {ON_VIOLATION}. "
+                f"Received: on_violation={on_violation!r}."
+            )
+        if isinstance(iterations, bool) or int(iterations) != iterations or iterations < 1:
+            raise ValueError(
+                f"`iterations` must be a positive integer. Received: iterations={iterations!r}."
+            )
+        self.design = design
+        self.every = every
+        self.on_violation = on_violation
+        self.layers = layers
+        self.iterations = int(iterations)
+        self.verbose = verbose
+        self.readings = []
+        self._stages = None
+        self._is_chain = True
+        self._vectors = {}
+        self._step = 0
+
+    # Keras' hooks.
+
+    def on_train_begin(self, logs=None):
+        self._read_structure()
+        self._period = _projection_period(self.model)
+        self._enforce()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._step += 1
+        last = self.params.get("steps") == batch + 1
+        if last or (self._period and self._step % self._period == 0):
+            self._enforce()
+        if self.every != "epoch" and self._step % self.every == 0:
+            self._judge(self.read())
+
+    def on_test_begin(self, logs=None):
+        self._enforce()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._enforce()
+        reading = self.read()
+        if logs is not None:
+            logs.update(reading.logs())
+        if self.verbose:
+            print(self.summary(reading), flush=True)
+        self._judge(reading)
+
+    def on_train_end(self, logs=None):
+        self._enforce()
+
+    # Readings.
+
+    def read(self):
+        """Measures the model's stages now. Returns a `Reading` and appends it to `.readings`."""
+        if self._stages is None:
+            self._read_structure()
+        self._sync()
+        sigma, bound, budget = {}, {}, {}
+        for stage in self._stages:
+            fixed = stage.pre_gain * stage.post_gain
+            around = fixed * _normalization_gain(stage)
+            estimates, bounds, budgets = [], [], []
+            for position, (kernel, linear_map) in enumerate(stage.maps):
+                key = f"{stage.name}/{position}"
+                estimate, self._vectors[key] = _power_iteration(
+                    kernel, linear_map, self.iterations, self._vectors.get(key)
+                )
+                estimates.append(estimate)
+                bounds.append(_guaranteed_bound(kernel, linear_map))
+                if isinstance(kernel.constraint, SpectralBound):
+                    budgets.append(kernel.constraint.max_gain)
+            sigma[stage.name] = float(np.prod(estimates)) * around
+            bound[stage.name] = _up(float(np.prod(bounds)) * around)
+            if len(budgets) == len(bounds) and None not in budgets:
+                budget[stage.name] = _up(float(np.prod(budgets)) * fixed)
+        check = None
+        if self.design is not None:
+            check = self.design.check(list(bound.values()), distances=self._distances())
+        reading = Reading(sigma, bound, budget, check, self._gain(bound, check))
+        self.readings.append(reading)
+        return reading
+
+    def summary(self, reading):
+        """One line: what is proved, the gain, and the stage closest to its budget."""
+        ratios = {n: reading.sigma_upper_bound[n] / b for n, b in reading.budget.items() if b}
+        parts = [f"gain ≤ {reading.gain_upper_bound:.4g}"]
+        if reading.check is not None:
+            parts.append(f"cascade margin {reading.check.margin:.3g}")
+        if ratios:
+            name = max(ratios, key=ratios.get)
+            parts.append(f"tightest {name} at {100 * ratios[name]:.2f}% of its budget")
+        state = "claim proved" if reading.holds else "CLAIM NOT PROVED"
+        return f"LyapunovMonitor: {state}; " + "; ".join(parts)
+
+    # State for exact resumption.
+
+    def get_state(self):
+        """Warm vectors and step counter, as a dict of arrays."""
+        return {"step": np.asarray(self._step), **{f"v/{k}": v for k, v in self._vectors.items()}}
+
+    def set_state(self, state):
+        """Restores what `get_state` returned."""
+        self._step = int(state["step"])
+        self._vectors = {k[2:]: np.asarray(v) for k, v in state.items() if k.startswith("v/")}
+
+    # Private.
+
+    def _sync(self):
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
+
+    def _enforce(self):
+        self._sync()
+        project(self.model)
+        for variable in _amortised(self.model):
+            variable.constraint.warm_up(variable)
+
+    def _read_structure(self):
+        network = read_network(self.model)
+        self._is_chain = network.is_chain
+        self._stages = _selected_stages(read_stages(network), self.layers, self.design)
+
+    def _distances(self):
+        """Upper bounds of ‖W - cI‖ for a conic design, else None."""
+        if self.design.balls is None:
+            return None
+        distances = []
+        for stage, (center, _) in zip(self._stages, self.design.balls, strict=True):
+            kernel, linear_map = stage.maps[0]
+            kernel = ops.convert_to_numpy(kernel).astype(float)
+            offset = kernel - center * np.eye(*kernel.shape)
+            distances.append(_up(norm_upper_bound(offset, linear_map).value))
+        return distances
+
+    def _gain(self, bound, check):
+        if self._is_chain and self.layers is None:
+            gains = [s.sector.magnitude * bound[s.name] for s in self._stages]
+            gain = _up(float(np.prod(gains)))
+        else:
+            gain = lipschitz_upper_bound(self.model).gain_upper_bound
+        if self._is_chain and check is not None and check.holds:
+            return min(gain, float(check.gain_upper_bound))
+        return gain
+
+    def _judge(self, reading):
+        if reading.holds or self.on_violation == "ignore":
+            return
+        message = self.summary(reading)
+        if self.on_violation == "raise":
+            raise ClaimLost(message)
+        if self.on_violation == "stop":
+            self.model.stop_training = True
+        warnings.warn(message, stacklevel=2)
+
+
+def _selected_stages(found, layers, design):
+    if layers is not None:
+        wanted = [getattr(layer, "name", layer) for layer in layers]
+        found = [stage for name in wanted for stage in found if stage.name == name]
+    count = len(design.budgets) if design is not None else len(found)
+    if len(found) != count:
+        raise ValueError(
+            f"The monitor's design needs one budget per stage. Received: {count} budgets for "
+            f"{len(found)} stages {[stage.name for stage in found]}. Pass `layers=` as to "
+            f"`constrain`."
+        )
+    return found
+
+
+def _projection_period(model):
+    """Smallest `every` among the constraints that leave the guarantee to the monitor."""
+    return min((variable.constraint.every for variable in _amortised(model)), default=None)
+
+
+def _amortised(model):
+    """Variables whose constraint leaves the guarantee to the monitor."""
+    for _, variable in constrained_variables(model):
+        if getattr(variable.constraint, "guarantee", None) == "monitor":
+            yield variable
+
+
+def _normalization_gain(stage):
+    norms = (*stage.batch_norms, *stage.post_batch_norms)
+    return float(np.prod([BatchNormScale.of(layer).gain for layer in norms]))
+
+
+def _up(value):
+    """A product of a few dozen factors, rounded up."""
+    return float(np.nextafter(value * (1 + 64 * np.finfo(float).eps), np.inf))
+
+
+def _guaranteed_bound(kernel, linear_map):
+    return norm_upper_bound(ops.convert_to_numpy(kernel), linear_map).value
+
+
+def _power_iteration(kernel, linear_map, iterations, vector):
+    """Estimate of σ from below on the true map, and the vector to start from next time."""
+    kernel = ops.cast(ops.convert_to_tensor(kernel), "float32")
+    if vector is None:
+        shape = linear_map.input_shape
+        if shape is None:  # any size: a patch a few kernels wide shows most of the norm
+            shape = (*(4 * k for k in kernel.shape[:-2]), _channels(kernel, linear_map))
+        vector = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
+    if linear_map.input_shape is None:
+        linear_map = dataclasses.replace(linear_map, input_shape=tuple(vector.shape[1:]))
+    v, sigma = ops.convert_to_tensor(vector), 0.0
+    for _ in range(iterations):
+        v = v / ops.maximum(_norm(v), 1e-30)
+        w = apply(v, kernel, linear_map)
+        sigma = _norm(w)
+        v = adjoint(w, kernel, linear_map)
+    return float(ops.convert_to_numpy(sigma)), ops.convert_to_numpy(v)
+
+
+def _channels(kernel, linear_map):
+    if linear_map.kind == "conv_transpose":
+        return kernel.shape[-1]
+    return kernel.shape[-2] * (linear_map.groups if linear_map.kind == "conv" else 1)
+
+
+def _norm(x):
+    return ops.sqrt(ops.sum(ops.square(x)))

@@ -1,0 +1,209 @@
+"""Attaches spectral budgets to built Keras models and enforces them on demand.
+
+Keras applies constraints nowhere but at the end of `optimizer.apply`: not after building, loading,
+`set_weights` or weight averaging. `project` enforces them at once.
+"""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from tf_lyapunov.certification.stages import stages as read_stages
+from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
+
+
+def constrain(model, design, layers=None, *, guarantee="step", every=100):
+    """Sets the budgets of a design as constraints of a built model, and projects it.
+
+    A stage is a layer with a kernel and what follows it up to the next one. Its budget bounds the
+    gain of all its linear parts: a kernel before a pooling of gain g gets budget / g, the two
+    kernels of a separable convolution get the root each, and batch normalizations after the kernel
+    are held at gain 1 (which `project` and `LyapunovMonitor` enforce, since their gain depends on
+    the moving variance).
+
+    Args:
+        model: built Keras model (functional, sequential, subclassed or nested), compiled or not.
+        design: a `Design`, a sequence of budgets (one per stage), or a mapping from layer names to
+            budgets. `None` as a budget leaves a stage unconstrained.
+        layers: names of the layers, in the order of the budgets; by default all stages in order.
+        guarantee: `"step"` holds the guaranteed bound after every optimizer step; `"monitor"`
+            steers by an estimate at each step, and only `LyapunovMonitor` and `project` guarantee.
+        every: with `guarantee="monitor"`, steps between the monitor's guaranteed projections.
+
+    Returns:
+        The same model, with constraints set, weights projected, and compiled functions reset.
+
+    Raises:
+        ValueError: if the number of budgets differs from the number of stages, a layer is not
+            there, or its activation leaves the sector that the design assumed.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+    >>> model = constrain(model, [0.5, 0.25])
+    >>> model.layers[0].kernel_constraint.max_gain
+    0.5
+    """
+    found = read_stages(model)
+    budgets = _budgets_by_stage(found, design, layers)
+    for position, (stage, budget) in enumerate(budgets):
+        if budget is None:
+            continue
+        _check_sector(stage, getattr(design, "sectors", None), position)
+        ball = (getattr(design, "balls", None) or [None] * len(budgets))[position]
+        _constrain_stage(stage, float(budget), ball, guarantee=guarantee, every=every)
+    _reset_compiled_functions(model)
+    return project(model)
+
+
+def project(model):
+    """Enforces every spectral constraint of a model on its present weights.
+
+    Args:
+        model: built Keras model.
+
+    Returns:
+        The same model; kernels already inside their bounds keep every bit.
+
+    Raises:
+        ValueError: if a constrained kernel holds NaN or infinity. No weight is changed then.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from tf_lyapunov.constraints import SpectralBound
+    >>> layer = keras.layers.Dense(2, kernel_constraint=SpectralBound(1.0), use_bias=False)
+    >>> model = keras.Sequential([keras.Input((2,)), layer])
+    >>> layer.set_weights([3.0 * np.eye(2)])
+    >>> _ = project(model)
+    >>> bool(np.linalg.norm(layer.kernel, 2) <= 1.0)
+    True
+    """
+    projected = []
+    for layer, variable in constrained_variables(model):
+        if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable.value))):
+            raise ValueError(
+                f"A constrained kernel must be finite. Received: NaN or infinity in "
+                f"{variable.path!r}. The model has diverged: restore an earlier checkpoint and "
+                f"lower the learning rate."
+            )
+        constraint = variable.constraint
+        if isinstance(constraint, NormalizationBound):
+            value = constraint.project(variable, layer.moving_variance, layer.epsilon)
+        else:
+            value = constraint.project(keras.ops.stop_gradient(variable.value))
+        projected.append((variable, value))
+    for variable, value in projected:
+        variable.assign(value)
+    return model
+
+
+def constrained_variables(model):
+    """`(layer, variable)` for every variable under one of this library's constraints, once each."""
+    seen = set()
+    for layer in model._flatten_layers(include_self=True):
+        for variable in layer._trainable_variables + layer._non_trainable_variables:
+            ours = isinstance(variable.constraint, (SpectralBound, ConicBound, NormalizationBound))
+            if ours and id(variable) not in seen:
+                seen.add(id(variable))
+                yield layer, variable
+
+
+def _budgets_by_stage(found, design, layers):
+    """Pairs (stage, budget or None), in the order of the design."""
+    names = {stage.name: stage for stage in found}
+    if isinstance(design, Mapping):
+        layers, budgets = list(design), list(design.values())
+    else:
+        budgets = list(getattr(design, "budgets", design))
+    if layers is not None:
+        layers = [getattr(layer, "name", layer) for layer in layers]
+        missing = [name for name in layers if name not in names]
+        if missing:
+            raise ValueError(
+                f"`layers` must name layers with a kernel. Received: {missing}. "
+                f"The model has {list(names)}."
+            )
+        found = [names[name] for name in layers]
+    if len(budgets) != len(found):
+        raise ValueError(
+            f"A design needs one budget per stage. Received: {len(budgets)} budgets for "
+            f"{len(found)} stages {[stage.name for stage in found]}. Design for {len(found)} "
+            f"sectors, or pass `layers=` to say which layers the budgets are for."
+        )
+    return list(zip(found, budgets, strict=True))
+
+
+def _check_sector(stage, sectors, position):
+    if sectors is None:
+        return
+    assumed, actual = sectors[position], stage.sector
+    if actual.alpha < assumed.alpha or actual.beta > assumed.beta:
+        raise ValueError(
+            f"Layer {stage.name!r} has an activation of sector [{actual.alpha}, {actual.beta}], "
+            f"which leaves the design's. Received: sector [{assumed.alpha}, {assumed.beta}] for "
+            f"stage {position}. Design with `Sector.of` of the layer's own activation."
+        )
+
+
+def _constrain_stage(stage, budget, ball, *, guarantee, every):
+    fixed_gain = stage.pre_gain * stage.post_gain
+    for normalization in (*stage.batch_norms, *stage.post_batch_norms):
+        _constrain_normalization(normalization)
+    if ball is not None:
+        _set_conic(stage, ball, fixed_gain)
+        return
+    share = (budget / fixed_gain) ** (1 / len(stage.maps))
+    for kernel, linear_map in stage.maps:
+        constraint = SpectralBound.for_map(linear_map, share, guarantee=guarantee, every=every)
+        _attach(stage.layer, kernel, constraint)
+
+
+def _set_conic(stage, ball, fixed_gain):
+    kernel, linear_map = stage.maps[0]
+    square = linear_map.kind == "dense" and kernel.shape[0] == kernel.shape[1]
+    bare = fixed_gain == 1 and not stage.batch_norms and not stage.post_batch_norms
+    if not (square and bare):
+        raise ValueError(
+            f"A conic design needs square dense layers without pooling or normalization. "
+            f"Received: layer {stage.name!r} with kernel {tuple(kernel.shape)}. "
+            f"Choose a claim with nu < 0 for other shapes."
+        )
+    center, radius = ball
+    _attach(stage.layer, kernel, ConicBound(center, radius))
+
+
+def _constrain_normalization(layer):
+    if not layer.scale:
+        raise ValueError(
+            f"A BatchNormalization under a budget must have a scale to be bounded by. Received: "
+            f"layer {layer.name!r} with scale=False. Build it with `scale=True`."
+        )
+    _attach(layer, layer.gamma, NormalizationBound(1.0))
+
+
+# Where a layer's config saves the constraint of a variable.
+_GUARDED = {
+    "kernel_constraint": ("kernel",),
+    "depthwise_constraint": ("depthwise_kernel", "kernel"),
+    "pointwise_constraint": ("pointwise_kernel",),
+    "gamma_constraint": ("gamma",),
+}
+
+
+def _attach(layer, variable, constraint):
+    """Sets the constraint on the variable and in the attribute that the layer's config saves."""
+    for attribute, names in _GUARDED.items():
+        guarded = any(getattr(layer, name, None) is variable for name in names)
+        if guarded and hasattr(layer, attribute):
+            setattr(layer, attribute, constraint)
+    variable.constraint = constraint
+
+
+def _reset_compiled_functions(model):
+    """A compiled training step has the old constraints traced into it."""
+    for function in ("train_function", "test_function", "predict_function"):
+        if getattr(model, function, None) is not None:
+            setattr(model, function, None)
