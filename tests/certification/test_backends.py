@@ -1,0 +1,63 @@
+"""Certificates on the JAX and torch backends agree with NumPy."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import keras, numpy as np
+from keras import layers
+from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain, stages
+keras.utils.set_random_seed(0)
+x = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype("float32")
+inputs = keras.Input((8, 8, 1))
+h = layers.Conv2D(3, 3, padding="same")(inputs)
+h = layers.ReLU()(layers.BatchNormalization()(h))
+h = layers.AveragePooling2D(3, 2, padding="same")(keras.ops.add(h, layers.Conv2D(3, 1)(h)))
+logits = layers.Dense(4)(layers.Flatten()(h))
+plain = keras.Model(inputs, logits)
+proof = certify(keras.Model(inputs, layers.Softmax()(logits)), x)
+assert np.allclose(proof.radius, certify(plain, x).radius, rtol=1e-4)
+assert proof.verdict == "PROVED" and np.all(proof.radius > 0)
+
+class Sub(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = layers.Dense(5, activation="gelu"), layers.Dense(3)
+    def call(self, x, training=None):
+        h = self.a(x)
+        return self.b(h + keras.ops.tanh(h))
+
+model = Sub()
+z = x.reshape(12, -1)
+model(z)
+proof = certify(model, z)
+a, b = (np.asarray(keras.ops.convert_to_numpy(d.kernel), dtype=float) for d in (model.a, model.b))
+expected = 2 * np.linalg.norm(a, 2) * np.linalg.norm(b, 2)
+assert expected <= proof.gain_upper_bound <= expected * 1.13
+half = keras.Sequential([keras.Input((6,)), layers.Dense(3, dtype="mixed_bfloat16")])
+assert certify(half, z[:, :6]).float_allowance > 1e-3
+# A pooling layer's own matrix, read off on this backend, is no larger than its bound.
+for q, s, n in [(3, 2, 6), (2, 1, 5), (3, 2, 7), (4, 3, 8)]:
+    layer = layers.AveragePooling1D(q, s, padding="same")
+    pool = keras.Sequential([keras.Input((n, 1)), layer])
+    matrix = keras.ops.convert_to_numpy(pool(np.eye(n, dtype="float32")[..., None]))[..., 0]
+    bound = lipschitz_upper_bound(pool).gain_upper_bound
+    assert np.linalg.norm(matrix, 2) <= bound * (1 + 1e-6), (q, s, n)
+print("agrees on", keras.backend.backend())
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_certificates_work_on_every_backend(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"agrees on {backend}" in result.stdout

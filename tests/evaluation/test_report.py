@@ -1,0 +1,319 @@
+"""The report is self-contained, escapes what users type, and never fails for missing data."""
+
+import dataclasses
+import html.parser
+import io
+import json
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from tf_lyapunov.design import spectral_design
+from tf_lyapunov.evaluation import plots, summaries
+from tf_lyapunov.evaluation.report import Results, render_report, terminal_table, write_report
+from tf_lyapunov.theory.sectors import Indices
+
+HOSTILE = "<script>alert('x')</script> \"&' $x_1$ {{ 7*7 }} [red]"
+
+
+class FakeCertificate:
+    """Anything with a certificate's attributes will do."""
+
+    def __init__(self, radius):
+        self.radius = np.asarray(radius)
+        self.verdict, self.method, self.gain_upper_bound = "PROVED", "composition", 1.3
+        self.float_allowance, self.model_digest = 1e-6, "sha256:0"
+        self.assumptions = (HOSTILE,)
+        part = {"kind": "dense", "gain_upper_bound": 1.3, "method": "SVD", "assumption": HOSTILE}
+        self.contributions = (types.SimpleNamespace(name=HOSTILE, **part),)
+
+    def certified_accuracy(self, radius):
+        return float(np.mean((self.radius >= radius) & (self.radius > 0)))
+
+
+def full_results():
+    history = [
+        {
+            "epoch": epoch,
+            "loss": 1 / epoch,
+            "accuracy": 0.9,
+            "val_accuracy": 0.8,
+            f"sigma/{HOSTILE}": 1.0,
+            f"budget/{HOSTILE}": 1.1,
+            "cascade_margin": 0.01,
+            "gain_upper_bound": 1.2,
+        }
+        for epoch in (1, 2, 3)
+    ]
+    rows = [
+        {
+            "radius": radius,
+            "count": 4,
+            "clean": 1.0,
+            "certified": certified,
+            "attacked": {HOSTILE: 0.75},
+            "output_change": {HOSTILE: {"mean": 0.1, "max": 0.2}},
+            "gain": {HOSTILE: {"mean": 0.1, "max": 0.2}},
+            "broken": {HOSTILE: 0},
+        }
+        for radius, certified in ((0.1, 0.75), (0.2, 0.5))
+    ]
+    return Results(
+        title=HOSTILE,
+        date=HOSTILE,
+        command=HOSTILE,
+        config={"model": {"name": HOSTILE}},
+        versions={HOSTILE: HOSTILE},
+        dataset={"name": HOSTILE, "num_classes": 3, "input_shape": [4], "test": 4},
+        model={"name": HOSTILE, "parameters": 10, "digest": HOSTILE},
+        design={
+            "rule": HOSTILE,
+            "claim": {"delta": 0.4, "nu": -2.0},
+            "verdict": "PROVED",
+            "gain": 1.31,
+            "cascade_matrix": [[1.0, -0.5], [-0.5, 1.0]],
+            "cascade_margin": 0.5,
+            "explanation": HOSTILE,
+            "check": {"holds": True, "margin": 0.1, "gain_upper_bound": 1.3},
+        },
+        layers=summaries.layer_rows([HOSTILE], [1.0], [1.1], kinds=[HOSTILE], gains=[1.0]),
+        history=history,
+        certificate=summaries.certificate_summary(FakeCertificate([0.0, 0.15, 0.3, 0.25])),
+        rows=rows,
+        gain={"upper_bound": 1.3, "claimed": 1.31, "measured_max": 1.1, "measured_by": HOSTILE},
+        attacks=[{"name": HOSTILE, "norm": "l2", "steps": 40, HOSTILE: HOSTILE, "none": None}],
+        notes=[HOSTILE],
+        seconds={"training": 1.5},
+    )
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and attributes, and checks that tags are balanced."""
+
+    VOID = ("meta", "img", "source", "br", "link", "input", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def full_page():
+    return render_report(full_results())
+
+
+def test_the_page_asks_the_network_for_nothing(full_page):
+    page = Page(full_page)
+    links = [
+        value
+        for _, attrs in page.tags
+        for name, value in attrs.items()
+        if name in ("src", "srcset", "href", "action", "data", "poster")
+    ]
+    assert links and all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    assert "@import" not in full_page and "url(" not in full_page
+    policy = page.all("meta")[2]
+    assert policy["content"].startswith("default-src 'none'")
+
+
+def test_what_users_typed_is_text_and_never_markup(full_page):
+    page = Page(full_page)
+    assert not page.all("script")
+    # Title, heading, names, notes, assumptions, ...: each shown as typed.
+    assert sum(HOSTILE in text for text in page.text) >= 12
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+
+
+def test_every_figure_has_an_alternative_text_and_both_themes(full_page):
+    page = Page(full_page)
+    images, sources = page.all("img"), page.all("source")
+    assert len(images) == len(sources) == 7
+    assert all(len(image["alt"]) > 20 for image in images)
+    assert all(a["src"] != b["srcset"] for a, b in zip(images, sources, strict=True))
+
+
+def test_tables_have_row_and_column_headers(full_page):
+    page = Page(full_page)
+    scopes = {attrs.get("scope") for attrs in page.all("th")}
+    assert scopes == {"row", "col"}
+
+
+def test_the_page_shows_proofs_rounded_to_the_safe_side(full_page):
+    text = " ".join(Page(full_page).text)
+    assert "Proved: the trained network keeps what was promised" in text
+    assert "at most 1.31 times the distance" in text
+    assert "75.0% of the 4 test inputs" in text
+
+
+@pytest.mark.parametrize(
+    "field", [f.name for f in dataclasses.fields(Results) if f.name != "title"]
+)
+def test_each_part_may_be_missing_or_come_alone(field):
+    full, empty = full_results(), Results(title="empty")
+    without = dataclasses.replace(full, **{field: getattr(empty, field)})
+    alone = dataclasses.replace(empty, **{field: getattr(full, field)})
+    for results in (without, alone):
+        # Figures are drawn in the tests of plots: here only whether the page can be rendered.
+        Page(_render_without_figures(results))
+        terminal_table(results)
+
+
+@pytest.mark.parametrize("field", ["design", "certificate", "gain", "dataset", "model"])
+def test_each_key_of_a_part_may_be_missing_or_none(field):
+    full = full_results()
+    for key in getattr(full, field):
+        part = dict(getattr(full, field))
+        part[key] = None
+        Page(_render_without_figures(dataclasses.replace(full, **{field: part})))
+        del part[key]
+        Page(_render_without_figures(dataclasses.replace(full, **{field: part})))
+
+
+def _render_without_figures(results):
+    original = plots.report_figures
+    plots.report_figures = lambda results: []
+    try:
+        return render_report(results)
+    finally:
+        plots.report_figures = original
+
+
+def test_an_empty_run_gives_a_page_that_promises_nothing():
+    text = " ".join(Page(render_report(Results(title="empty"))).text)
+    assert "Nothing is proved" in text
+
+
+def test_without_matplotlib_the_page_says_that_figures_are_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = " ".join(Page(render_report(full_results())).text)
+    assert "has no figures" in text and "tf-lyapunov[report]" in text
+
+
+def test_without_jinja_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"tf-lyapunov\[report\]"):
+        render_report(Results(title="t"))
+
+
+def test_results_survive_the_way_through_json(tmp_path):
+    results = full_results()
+    again = Results.from_json(results.to_json())
+    assert again.to_dict() == results.to_dict()
+    results.save(tmp_path / "deep" / "results.json")
+    assert Results.load(tmp_path / "deep" / "results.json") == again
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["results.json"]
+
+
+def test_json_holds_no_nan_and_unpacks_arrays():
+    results = Results(
+        title="t",
+        gain={"upper_bound": math.inf, "measured_max": np.float32(0.5)},
+        rows=[{"radius": np.float64(0.1), "count": np.int64(3), "clean": math.nan}],
+        layers=[{"sigma": np.arange(2.0), 1: {"a"}}],
+    )
+    record = json.loads(results.to_json(), parse_constant=lambda name: pytest.fail(name))
+    assert record["gain"] == {"upper_bound": None, "measured_max": 0.5}
+    assert record["rows"] == [{"radius": 0.1, "count": 3, "clean": None}]
+    assert record["layers"] == [{"sigma": [0.0, 1.0], "1": ["a"]}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"title": 3}', '{"title": "t", "typo": 1}', '{"title": "t", "schema": 99}'],
+)
+def test_other_files_are_refused(text):
+    with pytest.raises(ValueError, match="Received"):
+        Results.from_json(text)
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(Results(title="t"), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_terminal_table_shows_names_literally_and_all_numbers():
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=200)
+    console.print(terminal_table(full_results()))
+    text = console.file.getvalue()
+    assert "Proved" in text and "75.0%" in text and "1.31" in text
+    assert "[red]" in text
+
+
+def test_layer_rows_refuse_columns_of_another_length():
+    with pytest.raises(ValueError, match="budget"):
+        summaries.layer_rows(["a", "b"], [1.0, 2.0], [1.0])
+
+
+def test_the_certified_curve_and_histogram_agree_with_the_certificate():
+    certificate = FakeCertificate([0.0, 0.1, 0.2, 0.4])
+    summary = summaries.certificate_summary(certificate)
+    assert summary["curve"]["radius"][0] == 0 and summary["curve"]["radius"][-1] == 0.4
+    assert summary["curve"]["certified"][0] == 0.75 and summary["curve"]["certified"][-1] == 0.25
+    assert sum(summary["histogram"]["counts"]) == 4
+
+
+@pytest.mark.parametrize("radius", [[0.0, 0.0], [np.inf, 0.1], [np.inf, np.inf]])
+def test_certificates_without_a_finite_positive_radius_can_be_shown(radius):
+    certificate = summaries.certificate_summary(FakeCertificate(radius))
+    Page(render_report(Results(title="t", certificate=certificate)))
+
+
+def test_designs_are_summarised_whatever_they_lack():
+    assert summaries.design_summary(types.SimpleNamespace())["claim"] is None
+    claim = types.SimpleNamespace(delta=0.4, nu=-2.0)
+    dominance = types.SimpleNamespace(holds=np.bool_(False))
+    design = types.SimpleNamespace(
+        claim=claim, quasi_dominance=dominance, cascade_matrix=np.eye(2), budgets=(1.0,), gain=3.0
+    )
+    summary = summaries.design_summary(design, types.SimpleNamespace(holds=True, margin=0.1))
+    assert summary["claim"] == {"delta": 0.4, "nu": -2.0}
+    assert summary["quasi_dominant"] is False
+    assert summary["cascade_matrix"] == [[1.0, 0.0], [0.0, 1.0]]
+    assert summary["check"] == {"holds": True, "margin": 0.1, "gain_upper_bound": None}
+    assert json.dumps(summary)
+
+
+def test_a_promised_gain_is_shown_as_a_gain():
+    design = spectral_design(gain=1.5, sectors=["relu", "linear"])
+    summary = summaries.design_summary(design, design.check(design.budgets))
+    assert summary["claim"] == {"gain": 1.5} and summary["verdict"] == "PROVED"
+    text = " ".join(Page(render_report(Results(title="t", design=summary))).text)
+    assert "gain at most 1.5" in text and "keeps what was promised" in text
+
+
+def test_published_rules_are_never_shown_as_proofs():
+    sectors = ["relu", "relu", "linear"]
+    design = spectral_design(Indices(0.89, 0.28), sectors, rule="lyapunov")
+    summary = summaries.design_summary(design, design.check(design.budgets))
+    text = " ".join(Page(render_report(Results(title="t", design=summary))).text)
+    assert "Not proved" in text and "rebuild published results" in text

@@ -1,0 +1,132 @@
+"""No attack beats a certificate, no layer leaves its budget: trained models on real digits."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+import tf_lyapunov as tfl
+from tf_lyapunov.certification.stages import stages
+from tf_lyapunov.theory.operators import convolution_matrix
+
+layers = keras.layers
+RESTARTS = 12
+# Six models, 1,797 digits, twelve starts each.
+WANTED = 100_000
+
+
+@functools.cache
+def digits():
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    return (data.images[..., None] / 16).astype("float32"), data.target
+
+
+def flat_mlp():
+    x = inputs = keras.Input((8, 8, 1))
+    x = layers.Dense(32, activation="relu")(layers.Flatten()(x))
+    x = layers.Dense(16)(x)
+    x = layers.LeakyReLU(negative_slope=0.1)(x)
+    return keras.Model(inputs, layers.Dense(10)(x))
+
+
+def residual():
+    x = inputs = keras.Input((8, 8, 1))
+    x = layers.Dense(24)(layers.Flatten()(x))
+    x = layers.Add()([x, layers.Dense(24, activation="tanh")(x)])
+    return keras.Model(inputs, layers.Dense(10)(x))
+
+
+def batch_normalized():
+    x = inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.MaxPooling2D(3, 2)(x)
+    return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+
+
+def convolutional():
+    x = inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="elu")(x)
+    x = layers.AveragePooling2D(2)(layers.DepthwiseConv2D(3, padding="same")(x))
+    return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+
+
+# name: (builder, gain of each stage or None for a plainly trained model)
+MODELS = {
+    "mlp": (flat_mlp, 1.2),
+    "plain mlp": (flat_mlp, None),
+    "residual": (residual, 1.2),
+    "batch normalization": (batch_normalized, 1.5),
+    "plain batch normalization": (batch_normalized, None),
+    "convolutional": (convolutional, 1.5),
+}
+
+
+@functools.cache
+def trained(name, rate=0.01):
+    build, budget = MODELS[name]
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    model = build()
+    monitor = []
+    if budget is not None:
+        tfl.constrain(model, {stage.name: budget for stage in stages(model)})
+        monitor = [tfl.callbacks.LyapunovMonitor(verbose=0)]
+    loss = tfl.losses.TemperatureCrossEntropy(temperature=0.2)
+    model.compile(keras.optimizers.Adam(rate), loss)
+    model.fit(x, y, epochs=4, batch_size=64, verbose=0, callbacks=monitor)
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name, (_, budget) in MODELS.items() if budget])
+def test_after_training_at_a_large_rate_every_layers_true_norm_is_within_its_budget(name):
+    model = trained(name, rate=0.1)
+    budget = MODELS[name][1]
+    for stage in stages(model):
+        product = stage.pre_gain * stage.post_gain
+        for kernel, linear_map in stage.maps:
+            matrix = convolution_matrix(keras.ops.convert_to_numpy(kernel), linear_map).toarray()
+            product *= np.linalg.svd(matrix, compute_uv=False)[0]
+        assert 0.1 * budget < product <= budget * (1 + 4 * np.finfo(float).eps), stage.name
+
+
+@functools.cache
+def certified_and_attacked(name):
+    """Certificate, and what PGD finds just inside its radii."""
+    model, (x, _) = trained(name), digits()
+    proof = tfl.certify(model, x)
+    assert proof.radius.min() >= 0 and proof.radius.max() > 0
+    inside = tfl.attacks.PGD(
+        radius=tfl.L2(proof.radius * (1 - 1e-4)),
+        steps=10,
+        restarts=RESTARTS,
+        random_start=True,
+        loss="margin",
+        batch_size=600,
+    )(model, x)
+    return proof, inside
+
+
+def test_a_hundred_thousand_attacks_break_no_certificate():
+    runs = 0
+    for name in MODELS:
+        proof, inside = certified_and_attacked(name)
+        broken = inside.success & (proof.radius > 0)
+        assert not broken.any(), (name, proof.radius[broken], inside.distance[broken])
+        runs += RESTARTS * int(np.sum(proof.radius > 0))
+    assert runs >= WANTED
+
+
+# The certificates of stacks with pooling are looser: their attacks need more room.
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("mlp", 2), ("residual", 2), ("convolutional", 4), ("batch normalization", 8)],
+)
+def test_the_same_attack_breaks_larger_radii(name, factor):
+    """Else the attack would prove nothing."""
+    model, (x, _) = trained(name), digits()
+    radius = certified_and_attacked(name)[0].radius
+    outside = tfl.attacks.PGD(radius=tfl.L2(radius * factor), steps=20, batch_size=600)(model, x)
+    assert outside.success.any()
+    assert np.all(outside.distance[outside.success] > radius[outside.success])

@@ -1,0 +1,227 @@
+"""Certificates: for every input, a radius within which the model's decision provably stays."""
+
+import dataclasses
+import json
+import os
+import tempfile
+
+import numpy as np
+
+from tf_lyapunov.certification.composition import Contribution, encode, numbered, table
+
+FORMAT = "tf_lyapunov.certificate/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """For every input x_i, a proven radius: no change e with ‖e‖ ≤ radius_i alters the decision.
+
+    The decision is the class with the largest logit (of a single logit: whether it is positive),
+    and the radius is 0 where the model does not choose `labels_i`, or nothing could be proved.
+
+    Attributes:
+        radius: float64 (n,), l2, in units of the model's input; rounded down.
+        predictions: int64 (n,), the model's own decisions.
+        labels: int64 (n,), the classes that the radii refer to.
+        margins: float64 (n,), logit of the label minus the largest other logit, as computed.
+        gain_upper_bound: float, bound on the l2 gain from the input to the logits.
+        contributions: tuple of `Contribution`, every layer's part.
+        assumptions: tuple of sentences under which the radii are proved.
+        method: `"composition"`.
+        verdict: `"PROVED"` if some radius is positive, else `"NOT_PROVED"`.
+        float_allowance: float, largest bound over the inputs on the l2 distance between computed
+            and exact logits; √2 times each input's own bound is subtracted from its margins.
+        model_digest: SHA-256 of the model's layers and weights.
+
+    Example:
+
+    >>> import numpy as np
+    >>> proof = Certificate(np.array([0.5, 0.0]), np.array([1, 0]), np.array([1, 1]),
+    ...     np.array([0.7, -0.1]), 1.0, (), (), "composition", "PROVED", 0.0, "sha256:0")
+    >>> proof.certified_accuracy(0.25), proof.certified_accuracy([0.0, 0.6]).tolist()
+    (0.5, [0.5, 0.0])
+    """
+
+    radius: np.ndarray
+    predictions: np.ndarray
+    labels: np.ndarray
+    margins: np.ndarray
+    gain_upper_bound: float
+    contributions: tuple
+    assumptions: tuple
+    method: str
+    verdict: str
+    float_allowance: float
+    model_digest: str
+
+    def __post_init__(self):
+        for name, dtype in (
+            ("radius", np.float64),
+            ("predictions", np.int64),
+            ("labels", np.int64),
+            ("margins", np.float64),
+        ):
+            value = np.array(getattr(self, name), dtype=dtype)
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+        shapes = {getattr(self, n).shape for n in ("radius", "predictions", "labels", "margins")}
+        if len(shapes) != 1 or self.radius.ndim != 1:
+            raise ValueError(
+                "A certificate needs one radius, prediction, label and margin per input. "
+                f"Received: shapes {sorted(shapes)}."
+            )
+        if np.any(np.isnan(self.radius)) or np.any(self.radius < 0):
+            raise ValueError("Radii must be numbers ≥ 0. Received: a negative radius or NaN.")
+        if self.verdict not in ("PROVED", "NOT_PROVED"):
+            raise ValueError(f"Unknown verdict. Received: verdict={self.verdict!r}.")
+
+    def __len__(self):
+        return len(self.radius)
+
+    @property
+    def accuracy(self):
+        """Share of the inputs whose prediction is their label, without any proof."""
+        return float(np.mean(self.predictions == self.labels))
+
+    def certified_accuracy(self, radius):
+        """Share of the inputs that keep their label under every change of l2 norm ≤ `radius`.
+
+        Args:
+            radius: non-negative number or array, in units of the model's input.
+
+        Returns:
+            float, or a float64 array of the argument's shape.
+
+        Raises:
+            ValueError: if a radius is negative or NaN.
+        """
+        radii = np.asarray(radius, dtype=np.float64)
+        if np.any(np.isnan(radii)) or np.any(radii < 0):
+            raise ValueError(f"`radius` must be a number ≥ 0. Received: radius={radius!r}.")
+        # A radius of 0 stands for "nothing proved", so it never counts, not even at 0.
+        positive = np.sort(self.radius[self.radius > 0])
+        shares = (len(positive) - np.searchsorted(positive, radii, side="left")) / len(self)
+        return float(shares) if shares.ndim == 0 else shares
+
+    def explain(self):
+        """Plain text: what is proved, for how many inputs, by which layers' gains, and when."""
+        proved = self.radius > 0
+        median = float(np.median(self.radius))
+        largest = float(np.max(self.radius))
+        lines = [
+            f"Certificate: {self.verdict} (method: {self.method})",
+            "",
+            f"{len(self)} inputs. The model chooses the label on {self.accuracy:.1%} of them, and "
+            f"for {np.mean(proved):.1%} a positive radius is proved.",
+            "A radius r means: no change of the input with l2 norm up to r alters the decision.",
+            f"Median radius {median:.6g}, largest {largest:.6g}.",
+        ]
+        finite = self.radius[np.isfinite(self.radius)]
+        if self.verdict == "PROVED" and len(finite) and finite.max() > 0:
+            radii = finite.max() * np.array([0.25, 0.5, 0.75, 1.0])
+            shares = ", ".join(f"{self.certified_accuracy(r):.1%} at {r:.4g}" for r in radii)
+            lines.append(f"Certified accuracy: {self.certified_accuracy(0.0):.1%} at 0, {shares}.")
+        else:
+            lines += self._why_not()
+        lines += [
+            "",
+            f"Gain: no change of the input moves the logits by more than "
+            f"{self.gain_upper_bound:.6g} times its norm. Layer by layer:",
+            "",
+            *table(self.contributions),
+            "",
+            "Rounding: the computed logits lie within "
+            f"{self.float_allowance:.3g} of the exact ones; this is taken off every margin.",
+            *numbered(self.assumptions),
+            f"Model {self.model_digest[:23]}…",
+        ]
+        return "\n".join(lines)
+
+    def _why_not(self):
+        if self.verdict == "PROVED":
+            return []
+        if not np.isfinite(self.float_allowance):
+            return [
+                "No radius could be proved: the model computes in too low a precision for a bound "
+                "on its rounding error. Certify a float32 copy of it, or pass "
+                "precision='float64', which concerns the same weights in exact arithmetic."
+            ]
+        if not np.isfinite(self.gain_upper_bound):
+            return ["No radius could be proved: the product of the layers' gains overflows."]
+        if not np.any(self.predictions == self.labels):
+            return ["No radius could be proved: the model chooses the label on none of them."]
+        return [
+            "No radius could be proved: the margins do not exceed the rounding allowance of "
+            f"{self.float_allowance:.3g}."
+        ]
+
+    def __str__(self):
+        return self.explain()
+
+    def to_json(self):
+        """JSON text with all fields; floats keep every digit, infinities are strings."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields["contributions"] = [dataclasses.asdict(c) for c in self.contributions]
+        return json.dumps({"format": FORMAT, **encode(fields)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text):
+        """Certificate from `to_json`'s text.
+
+        Raises:
+            ValueError: if the text is not a complete certificate of this format.
+        """
+        try:
+            fields = json.loads(text)
+            if fields.pop("format") != FORMAT:
+                raise KeyError("format")
+            for name in ("radius", "margins"):
+                fields[name] = np.array([float(v) for v in fields[name]], dtype=np.float64)
+            for name in ("gain_upper_bound", "float_allowance"):
+                fields[name] = float(fields[name])
+            fields["assumptions"] = tuple(fields["assumptions"])
+            fields["contributions"] = tuple(
+                Contribution(
+                    **{
+                        **row,
+                        "inputs": tuple(row["inputs"]),
+                        "gain_upper_bound": float(row["gain_upper_bound"]),
+                        "lipschitz_upper_bound": float(row["lipschitz_upper_bound"]),
+                    }
+                )
+                for row in fields["contributions"]
+            )
+            return cls(**fields)
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"Not a certificate in the format {FORMAT!r}, or a truncated one. "
+                f"Received: {type(error).__name__}: {error}."
+            ) from error
+
+    def save(self, path):
+        """Writes the certificate as JSON, through a temporary file: never half a file.
+
+        Args:
+            path: file name; an existing file is replaced.
+        """
+        path = os.fspath(path)
+        folder = os.path.dirname(os.path.abspath(path))
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".certificate-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path):
+        """Certificate from a file written by `save`.
+
+        The file is not proof of itself: compare `model_digest`, or certify again.
+        """
+        with open(path, encoding="utf-8") as file:
+            return cls.from_json(file.read())

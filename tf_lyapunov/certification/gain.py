@@ -1,0 +1,66 @@
+"""What is known about one step of a network: its gain, and a model of its rounding error."""
+
+import dataclasses
+
+from tf_lyapunov.theory.sectors import Sector
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """Error model of one computed operation, ‖fl(f)(u) - f(u)‖ ≤ slope·‖u‖ + constant.
+
+    `gain` and `offset` describe the exact map: ‖f(u)‖ ≤ gain·‖u‖ + offset.
+    """
+
+    gain: float = 1.0
+    offset: float = 0.0
+    slope: float = 0.0
+    constant: float = 0.0
+
+    def then(self, after):
+        """Error model of `after` applied to this operation's computed output."""
+        largest_slope = self.gain + self.slope
+        largest_offset = self.offset + self.constant
+        return Affine(
+            gain=after.gain * self.gain,
+            offset=after.gain * self.offset + after.offset,
+            slope=after.gain * self.slope + after.slope * largest_slope,
+            constant=after.gain * self.constant + after.slope * largest_offset + after.constant,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """What one call does to l2 distances.
+
+    Attributes:
+        kind: word for tables.
+        value: float, the gain; of the combined inputs where there are several.
+        method: how the gain was found.
+        affine: error model of the computed operation (its gain is `value`).
+        rule: how the inputs' Lipschitz bounds combine before the factor `value`: `"single"`,
+            `"sum"` or `"root_sum_squares"`.
+        weights: factor of each input (√repeats where broadcasting repeats it).
+        assumption: what the user declared, or None.
+        sector: slope sector of an elementwise activation, else None.
+        decision: name of a monotone or normalising output function (softmax, sigmoid, …) under
+            which the largest output stays the largest, else None.
+    """
+
+    kind: str
+    value: float
+    method: str
+    affine: Affine = dataclasses.field(default_factory=Affine)
+    rule: str = "single"
+    weights: tuple = (1.0,)
+    assumption: str | None = None
+    sector: Sector | None = None
+    decision: str | None = None
+
+
+def with_cast(affine, tensor, dtype, unit):
+    """Adds the rounding of a layer's input to its compute dtype."""
+    if tensor.dtype == dtype:
+        return affine
+    cast = Affine(1.0, 0.0, unit, 0.0)
+    return cast.then(affine)

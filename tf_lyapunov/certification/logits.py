@@ -1,0 +1,190 @@
+"""Evaluates the logits of a network in batches, from arrays, PyDatasets or tf.data."""
+
+import keras
+import numpy as np
+
+from tf_lyapunov.certification.graph import Tensor, is_graph
+from tf_lyapunov.certification.linear import inference_value
+from tf_lyapunov.certification.registry import registered_gain
+from tf_lyapunov.certification.rounding import UNIT_ROUNDOFF
+
+PRECISIONS = ("auto", "model", "float64")
+
+
+class LogitsModel:
+    """The network up to its logits at inference, in the model's own precision or in float64.
+
+    A model without a final softmax or sigmoid computes its logits itself. Otherwise its layers are
+    called once more on symbolic tensors, up to the logits, sharing their weights. In float64 they
+    are copied, with the values of the weights that the model uses at inference.
+
+    Args:
+        network: `Network`.
+        precision: `"model"` or `"float64"`.
+
+    Raises:
+        ValueError: if the backend or a layer cannot compute in float64.
+    """
+
+    def __init__(self, network, precision="model"):
+        self.network, self.precision = network, precision
+        model = network.model
+        if precision == "model" and network.decision is None:
+            if is_graph(model, also="predict_step"):
+                self.model = model
+                return
+        if precision == "float64":
+            zero = keras.ops.zeros((1,), dtype="float64")
+            if keras.backend.standardize_dtype(zero.dtype) != "float64":
+                raise ValueError(
+                    "The backend does not compute in float64. Received: precision='float64'. "
+                    "Set `jax_enable_x64`, or use precision='model'."
+                )
+        self.copies = {}
+        layers = network.graph.layers
+        counts = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in layers]
+        self.model = self._rebuild()
+        for layer, (inbound, outbound) in zip(layers, counts, strict=True):
+            # The user's layers keep the graph that they had.
+            del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
+
+    def predict(self, x, batch_size):
+        """Logits as float64 (n, K), K = 1 for a single unit."""
+        values = np.asarray(self.model.predict(x, batch_size=batch_size, verbose=0))
+        values = values.astype(np.float64)
+        return values[:, None] if values.ndim == 1 else values
+
+    def _rebuild(self):
+        graph, network = self.network.graph, self.network
+        inputs = [keras.Input(batch_shape=t.shape, dtype=self._dtype(t)) for t in graph.inputs]
+        known = {(t.producer, 0): x for t, x in zip(graph.inputs, inputs, strict=True)}
+        target, fused = graph.output, None
+        if network.decision is not None:
+            stop = network[network.decision_node].call
+            call = next(c for c in graph.calls if c.name == stop)
+            if network[network.logits].call == stop:
+                target, fused = call.outputs[0], stop
+            else:
+                target = call.inputs[0]
+
+        def symbolic(a):
+            return known[(a.producer, a.index)] if isinstance(a, Tensor) else a
+
+        for call in graph.calls:
+            if (target.producer, target.index) in known:
+                break
+            args, kwargs = keras.tree.map_structure(symbolic, (call.args, call.kwargs))
+            operation = self._operation(call, args, call.name == fused)
+            outputs = keras.tree.flatten(operation(*args, **kwargs))
+            known.update({(call.name, i): x for i, x in enumerate(outputs)})
+        return keras.Model(inputs, known[(target.producer, target.index)])
+
+    def _dtype(self, tensor):
+        is_float = tensor.dtype in UNIT_ROUNDOFF
+        return "float64" if self.precision == "float64" and is_float else tensor.dtype
+
+    def _operation(self, call, args, without_activation):
+        """The call's layer, or a copy of it in float64 or without its fused activation."""
+        operation = call.operation
+        is_copied = self.precision == "float64" and registered_gain(operation) is None
+        if not isinstance(operation, keras.Layer) or not (is_copied or without_activation):
+            return operation
+        key = (id(operation), without_activation)
+        if key not in self.copies:
+            self.copies[key] = self._copy(operation, args, without_activation)
+        return self.copies[key]
+
+    def _copy(self, layer, args, without_activation):
+        config = {
+            key: value
+            for key, value in layer.get_config().items()
+            if not key.endswith(("regularizer", "constraint", "initializer"))
+        }
+        if without_activation:
+            config["activation"] = None
+        elif isinstance(getattr(layer, "activation", None), keras.Layer):
+            # It holds a dtype of its own, which a copy of the outer layer would keep.
+            raise ValueError(
+                f"Layer {layer.name!r} holds a layer as its activation and cannot be evaluated in "
+                "float64. Call the activation layer on its own."
+            )
+        if self.precision == "float64":
+            config["dtype"] = "float64"
+        copy = type(layer).from_config(config)
+        copy(*args)  # builds it
+        keeps = type(layer) is keras.layers.BatchNormalization or self.precision == "model"
+        for mine, weight in zip(copy.weights, layer.weights, strict=True):
+            if keras.backend.is_float_dtype(keras.backend.standardize_dtype(weight.dtype)):
+                dtype = weight.dtype if keeps else layer.compute_dtype
+                mine.assign(inference_value(weight, dtype))
+        if type(layer) is keras.layers.Normalization:
+            copy.finalize_state()
+        return copy
+
+
+def batches(x, y):
+    """Yields `(inputs, labels or None)` from an array, a PyDataset, or an iterable of batches.
+
+    Args:
+        x: array (n, …), `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each
+            `x` or `(x, y)` or `(x, y, sample_weight)`.
+        y: labels for an array or for a data set without labels, or None.
+
+    Raises:
+        ValueError: if labels come twice, or the data set is infinite or empty.
+    """
+    if hasattr(x, "__array__") or keras.ops.is_tensor(x):
+        yield _array(x), None if y is None else _array(y)
+        return
+    if isinstance(x, (list, tuple)):
+        yield np.asarray(x), None if y is None else _array(y)
+        return
+    empty = True
+    labels = None if y is None else _array(y)
+    position = 0
+    for batch in _iterate(x):
+        empty = False
+        parts = batch if isinstance(batch, (list, tuple)) else (batch,)
+        inputs = _array(parts[0])
+        given = _array(parts[1]) if len(parts) > 1 and parts[1] is not None else None
+        if given is not None and labels is not None:
+            raise ValueError(
+                "Labels must come once. Received: a data set with labels, and `y` as well. "
+                "Leave `y` out."
+            )
+        if labels is not None:
+            given = labels[position : position + len(inputs)]
+            position += len(inputs)
+        yield inputs, given
+    if empty:
+        raise ValueError("`x` must hold at least one input. Received: an empty data set.")
+    if labels is not None and position != len(labels):
+        raise ValueError(
+            f"`y` must have one label per input. Received: {len(labels)} labels for {position} "
+            "inputs."
+        )
+
+
+def _iterate(x):
+    if isinstance(x, keras.utils.PyDataset):
+        count = x.num_batches
+        if count is None:
+            raise ValueError("`x` must be finite. Received: a PyDataset of unknown length.")
+        return (x[i] for i in range(count))
+    if hasattr(x, "cardinality") and int(x.cardinality()) == -1:  # tf.data: INFINITE
+        raise ValueError(
+            "`x` must be finite. Received: an endless data set. Leave out `.repeat()`, or use "
+            "`.take(n)`."
+        )
+    if isinstance(x, (dict, str, bytes)) or not hasattr(x, "__iter__"):
+        raise TypeError(
+            "`x` must be an array, a keras.utils.PyDataset or an iterable of batches. "
+            f"Received: an object of type {type(x).__name__}."
+        )
+    return iter(x)
+
+
+def _array(value):
+    if keras.ops.is_tensor(value):
+        return keras.ops.convert_to_numpy(value)
+    return np.asarray(value)

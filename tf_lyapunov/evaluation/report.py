@@ -1,0 +1,301 @@
+"""One run's results, as a data record, a terminal table and a self-contained HTML page.
+
+The page is written for a reader who has never heard of passivity. It makes no network request,
+escapes every user string, and omits the sections whose data are missing. Numbers shown as
+guarantees are rounded to the safe side: gains up, certified accuracies and radii down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tf_lyapunov.evaluation import wording
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass
+class Results:
+    """Everything a report shows; every field but `title` may stay empty.
+
+    All values are plain JSON types. Non-finite numbers are stored as null and read as "not
+    available". The summaries of a design, certificate, history and layers are made by
+    `tf_lyapunov.evaluation.summaries`.
+
+    Args:
+        title: name of the run.
+        date: ISO date and time of the run.
+        command: what to type to repeat it.
+        config: the configuration as a nested dict.
+        versions: package name -> version, also "python" and "platform".
+        dataset: keys "name", "num_classes", "input_shape", "train", "validation", "test" (counts),
+            "preprocessing", "source"; any may be absent.
+        model: keys "name", "parameters", "digest"; any may be absent.
+        design: `summaries.design_summary(design, check)`.
+        layers: one dict a layer: "name", "kind", "sigma_upper_bound", "budget",
+            "gain_upper_bound", "delta", "nu", "method" (see `summaries.layer_rows`).
+        history: one dict an epoch: "epoch", "loss", "accuracy", "val_accuracy",
+            "sigma/<layer>", "budget/<layer>", "cascade_margin", "gain_upper_bound".
+        certificate: `summaries.certificate_summary(certificate)`.
+        rows: one dict a radius: "radius", "count", "clean", "certified" (or None), "attacked"
+            ({attack: accuracy}), "output_change" ({attack: {"mean", "max"}}), "gain"
+            ({attack: {"mean", "max"}}), "broken" ({attack: certificates broken}); see
+            `accuracy.accuracy_under_attack`.
+        gain: "upper_bound" (proved), "claimed", "measured_max", "measured_mean",
+            "measured_by" (text); any may be absent.
+        attacks: one dict an attack: "name" and any settings, e.g. "norm", "steps", "step".
+        notes: sentences shown to the reader as they are.
+        seconds: {"training": s, "certification": s, "attack": s}.
+
+    Example:
+        >>> results = Results(title="digits", rows=[{"radius": 0.0, "clean": 0.97}])
+        >>> Results.from_json(results.to_json()) == results
+        True
+    """
+
+    title: str
+    date: str = ""
+    command: str = ""
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    design: dict[str, Any] | None = None
+    layers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    certificate: dict[str, Any] | None = None
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    gain: dict[str, Any] = dataclasses.field(default_factory=dict)
+    attacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types only; non-finite numbers become None."""
+        return {"schema": SCHEMA, **plain(dataclasses.asdict(self))}
+
+    def to_json(self) -> str:
+        """The record as JSON text that any parser accepts."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Results:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: if the record is not one of ours.
+        """
+        if not isinstance(record, dict) or not isinstance(record.get("title"), str):
+            raise ValueError(
+                "`record` must be a dict with a string `title`, as written by `Results.to_json`. "
+                f"Received: {type(record).__name__}. Pass the file that the run wrote."
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(record) - known - {"schema"})
+        if unknown or record.get("schema", SCHEMA) > SCHEMA:
+            raise ValueError(
+                f"`record` must follow schema {SCHEMA} of `Results`. Received: "
+                f"schema={record.get('schema')}, unknown keys {unknown}. "
+                "Read it with the version of tf_lyapunov that wrote it."
+            )
+        return cls(**{key: value for key, value in record.items() if key in known})
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: if the text is not JSON or not one of our records.
+        """
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"`text` must be the JSON of a `Results`. Received: {error}. "
+                "The file may be truncated: repeat the command that wrote it."
+            ) from error
+        return cls.from_dict(record)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the JSON to `path` in one step, so that a kill leaves no half file."""
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Results:
+        """Reads what `save` wrote."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON types: NumPy scalars and arrays unpacked, non-finite floats None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy scalar or array
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` to a temporary file beside `path`, then renames it over `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private to the user
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def render_report(results: Results) -> str:
+    """The report of `results` as one HTML document.
+
+    Raises:
+        ImportError: if Jinja2 is not installed. Without Matplotlib the figures are left out and
+            the page says so.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError(
+            "The HTML report needs Jinja2. Install it with: pip install 'tf-lyapunov[report]'"
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    environment.filters.update(
+        percent=wording.percent,
+        percent_down=wording.percent_down,
+        number=wording.number,
+        upper=wording.round_up,
+        lower=wording.round_down,
+    )
+    figures, notice = _figures(results)
+    # Rendering works on a cleaned copy, so that NaN and NumPy values cannot reach the page.
+    clean = Results.from_dict(results.to_dict())
+    return environment.get_template("report.html.j2").render(
+        r=clean,
+        figures=figures,
+        notice=notice,
+        attack_names=wording.attack_names(clean.rows),
+        verdict=wording.verdict(clean),
+        proved_gain=wording.proved_gain_of(clean),
+        radius_meaning=wording.radius_meaning(clean),
+        config_text=wording.config_text(clean.config),
+    )
+
+
+def write_report(results: Results, path: str | os.PathLike) -> Path:
+    """Writes the report of `results` as one self-contained HTML file and returns its path.
+
+    Args:
+        results: what to show; missing parts are left out.
+        path: the file to write; replaced in one step if it exists.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ImportError: if Jinja2 is not installed.
+    """
+    path = Path(path)
+    write_text(path, render_report(results))
+    return path
+
+
+def _figures(results: Results) -> tuple[list[dict[str, str]], str]:
+    """Figures for which there are data, and a sentence if none can be drawn."""
+    try:
+        from tf_lyapunov.evaluation import plots
+
+        plots.require_matplotlib()
+    except ImportError as error:
+        return [], str(error)
+    return plots.report_figures(results), ""
+
+
+def terminal_table(results: Results):
+    """Renderable for `rich`: verdict, accuracy by radius, gain, and layers.
+
+    Args:
+        results: what to show; missing parts are left out.
+
+    Returns:
+        A `rich.console.Group`; print it with `rich.console.Console().print(...)`.
+    """
+    try:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError as error:
+        raise ImportError(
+            "The terminal table needs rich. Install it with: pip install tf-lyapunov"
+        ) from error
+    results = Results.from_dict(results.to_dict())
+    parts: list[Any] = []
+    verdict = wording.verdict(results)
+    styles = {"proved": "bold green", "certified": "bold green", "broken": "bold white on red"}
+    parts.append(Text(verdict.headline, style=styles.get(verdict.state, "bold yellow")))
+    parts.extend(Text(f"  {sentence}") for sentence in verdict.sentences)
+    if results.rows:
+        names = wording.attack_names(results.rows)
+        table = Table(title="Accuracy when inputs may move by at most the radius (l2)")
+        for heading in ("radius", "clean", "certified (proved)", *(f"under {n}" for n in names)):
+            table.add_column(heading, justify="right")
+        for row in results.rows:
+            attacked = row.get("attacked") or {}
+            table.add_row(
+                wording.number(row.get("radius")),
+                wording.percent(row.get("clean")),
+                wording.percent_down(row.get("certified")),
+                *(wording.percent(attacked.get(name)) for name in names),
+            )
+        parts.append(table)
+    proved_gain = wording.proved_gain_of(results)
+    if proved_gain is not None or results.gain.get("measured_max") is not None:
+        table = Table(title="Output change per unit of input change (gain)")
+        for heading in ("claimed", "proved upper bound", "largest measured", "mean measured"):
+            table.add_column(heading, justify="right")
+        table.add_row(
+            wording.round_up(results.gain.get("claimed")),
+            wording.round_up(proved_gain),
+            wording.number(results.gain.get("measured_max")),
+            wording.number(results.gain.get("measured_mean")),
+        )
+        parts.append(table)
+    if results.layers:
+        table = Table(title="Layers")
+        table.add_column("layer")
+        headings = ["spectral norm, upper bound", "budget"]
+        gains = any(row.get("gain_upper_bound") is not None for row in results.layers)
+        for heading in (*headings, "gain, upper bound") if gains else headings:
+            table.add_column(heading, justify="right")
+        for row in results.layers:
+            table.add_row(
+                Text(str(row.get("name", ""))),
+                # Rounded the same way, so that "within budget" can be seen.
+                wording.round_up(row.get("sigma_upper_bound"), 6),
+                wording.round_up(row.get("budget"), 6),
+                *([wording.round_up(row.get("gain_upper_bound"))] if gains else []),
+            )
+        parts.append(table)
+    return Group(*parts)
