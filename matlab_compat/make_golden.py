@@ -22,7 +22,8 @@ from tf_lyapunov.theory.dissipativity import (
     theorem_1_matrix,
     theorem_4_budget,
 )
-from tf_lyapunov.theory.operators import LinearMap, convolution_matrix, norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.sectors import Indices, Sector
 from tf_lyapunov.theory.spectra import smallest_eigenvalue
 

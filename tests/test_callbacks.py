@@ -170,6 +170,15 @@ def test_readings_every_k_steps_are_kept():
     assert len(monitor.readings) == 3 + 1  # six steps, and the epoch's end
 
 
+def test_periods_count_steps_and_not_executions():
+    design = spectral_design(gain=2.0, sectors=SECTORS)
+    model = constrain(network(steps_per_execution=3), design)
+    monitor = LyapunovMonitor(design, every=2, verbose=0)
+    model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[monitor])
+    # Twelve steps an epoch in executions of three: each crosses a multiple of two.
+    assert len(monitor.readings) == 2 * (4 + 1)
+
+
 def test_early_stopping_can_watch_the_gain():
     model = constrain(network(), [0.5, 0.5])
     stop = keras.callbacks.EarlyStopping("gain_upper_bound", patience=1, mode="min", min_delta=10)

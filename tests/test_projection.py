@@ -9,7 +9,7 @@ from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.projection import constrain, project
 from tf_lyapunov.spectral.reading import linear_maps
-from tf_lyapunov.theory.operators import norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.sectors import Indices, Sector
 
 layers = keras.layers

@@ -13,8 +13,8 @@ from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.certification.stages import stages as read_stages
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.projection import constrained_variables, project
-from tf_lyapunov.spectral.operators import adjoint, apply
-from tf_lyapunov.theory.operators import norm_upper_bound
+from tf_lyapunov.spectral.norms import norm_estimate
+from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
 
 ON_VIOLATION = ("warn", "stop", "raise", "ignore")
 
@@ -138,6 +138,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self._is_chain = True
         self._vectors = {}
         self._step = 0
+        self._epoch_start = 0
+        self._enforced_at = None
 
     # Keras' hooks.
 
@@ -146,19 +148,23 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self._period = _projection_period(self.model)
         self._enforce()
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch_start = self._step
+
     def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
+        # With `steps_per_execution` the hook is called once for several steps.
+        before, self._step = self._step, self._epoch_start + batch + 1
         last = self.params.get("steps") == batch + 1
-        if last or (self._period and self._step % self._period == 0):
+        if last or (self._period and _crossed(before, self._step, self._period)):
             self._enforce()
-        if self.every != "epoch" and self._step % self.every == 0:
+        if self.every != "epoch" and _crossed(before, self._step, self.every):
             self._judge(self.read())
 
     def on_test_begin(self, logs=None):
-        self._enforce()
+        self._enforce_once()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._enforce()
+        self._enforce_once()
         reading = self.read()
         if logs is not None:
             logs.update(reading.logs())
@@ -230,7 +236,13 @@ class LyapunovMonitor(keras.callbacks.Callback):
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
 
+    def _enforce_once(self):
+        """Enforces unless no step was taken since the last time."""
+        if self._enforced_at != self._step:
+            self._enforce()
+
     def _enforce(self):
+        self._enforced_at = self._step
         self._sync()
         project(self.model)
         for variable in _amortised(self.model):
@@ -288,6 +300,11 @@ def _selected_stages(found, layers, design):
     return found
 
 
+def _crossed(before, now, period):
+    """Whether a multiple of `period` lies in (before, now]."""
+    return now // period > before // period
+
+
 def _projection_period(model):
     """Smallest `every` among the constraints that leave the guarantee to the monitor."""
     return min((variable.constraint.every for variable in _amortised(model)), default=None)
@@ -316,28 +333,9 @@ def _guaranteed_bound(kernel, linear_map):
 
 def _power_iteration(kernel, linear_map, iterations, vector):
     """Estimate of σ from below on the true map, and the vector to start from next time."""
-    kernel = ops.cast(ops.convert_to_tensor(kernel), "float32")
-    if vector is None:
-        shape = linear_map.input_shape
-        if shape is None:  # any size: a patch a few kernels wide shows most of the norm
-            shape = (*(4 * k for k in kernel.shape[:-2]), _channels(kernel, linear_map))
-        vector = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
-    if linear_map.input_shape is None:
-        linear_map = dataclasses.replace(linear_map, input_shape=tuple(vector.shape[1:]))
-    v, sigma = ops.convert_to_tensor(vector), 0.0
-    for _ in range(iterations):
-        v = v / ops.maximum(_norm(v), 1e-30)
-        w = apply(v, kernel, linear_map)
-        sigma = _norm(w)
-        v = adjoint(w, kernel, linear_map)
-    return float(ops.convert_to_numpy(sigma)), ops.convert_to_numpy(v)
-
-
-def _channels(kernel, linear_map):
-    if linear_map.kind == "conv_transpose":
-        return kernel.shape[-1]
-    return kernel.shape[-2] * (linear_map.groups if linear_map.kind == "conv" else 1)
-
-
-def _norm(x):
-    return ops.sqrt(ops.sum(ops.square(x)))
+    kernel = ops.cast(ops.stop_gradient(ops.convert_to_tensor(kernel)), "float32")
+    if linear_map.kind == "dense":  # a few products: NumPy has less to set up
+        return power_iteration(ops.convert_to_numpy(kernel), iterations, vector)
+    start = None if vector is None else ops.convert_to_tensor(vector)
+    sigma, vector = norm_estimate(kernel, linear_map, iterations=iterations, start=start)
+    return float(ops.convert_to_numpy(sigma)), ops.convert_to_numpy(vector)

@@ -12,13 +12,16 @@ from keras import ops
 from tf_lyapunov.spectral import projections
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, count, finite, from_known, positive
 from tf_lyapunov.spectral.clipping import soft_clip
+from tf_lyapunov.spectral.compilation import compiled
 from tf_lyapunov.spectral.geometry import Geometry, single_map
 from tf_lyapunov.spectral.norms import kernel_norm_upper_bound, measured_map, norm_estimate
 from tf_lyapunov.spectral.precision import work_dtype
+from tf_lyapunov.theory.norms import power_iteration
 
 GUARANTEES = ("step", "monitor")
 SHRINKS = ("clip", "scale")
-WARM_UP_STEPS = 30
+# Power steps of the first warm-up, and of later ones, which start from the vector before.
+WARM_UP_STEPS, WARM_STEPS = 30, 3
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -114,6 +117,7 @@ class SpectralBound(keras.constraints.Constraint):
         self.power_steps = count("power_steps", power_steps)
         self.squarings = None if squarings is None else count("squarings", squarings, 6)
         self._start = None
+        self._projection = None
 
     @classmethod
     def for_layer(cls, layer, max_gain, **options):
@@ -157,10 +161,15 @@ class SpectralBound(keras.constraints.Constraint):
             ValueError: if the kernel holds NaN or infinity (eagerly; compiled code returns NaN).
         """
         kernel = ops.convert_to_tensor(kernel)
-        linear_map = self.linear_map(kernel.shape)
         if self.max_gain is None:
             return kernel
-        return _refuse_nan(self._shrunk(kernel, linear_map, steer=False))
+        if self._projection is None:  # one graph: eagerly it takes ten times as long
+
+            def projection(kernel):
+                return self._shrunk(kernel, self.linear_map(kernel.shape), steer=False)
+
+            self._projection = compiled(projection)
+        return _refuse_nan(self._projection(kernel))
 
     def upper_bound(self, kernel):
         """Guaranteed upper bound on the norm of the kernel's map, as a scalar tensor."""
@@ -177,10 +186,16 @@ class SpectralBound(keras.constraints.Constraint):
         Args:
             kernel: variable, tensor or array.
         """
-        kernel = ops.convert_to_tensor(kernel)
-        linear_map = measured_map(kernel.shape, self.linear_map(kernel.shape))
+        kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))
         start = None if self._start is None else self._start.value
-        _, vector = norm_estimate(kernel, linear_map, iterations=WARM_UP_STEPS, start=start)
+        steps = WARM_UP_STEPS if start is None else WARM_STEPS
+        if len(kernel.shape) == 2:  # a few products: NumPy has less to set up
+            matrix = ops.convert_to_numpy(ops.cast(kernel, work_dtype(kernel)))
+            start = None if start is None else ops.convert_to_numpy(start)
+            vector = power_iteration(matrix, steps, start)[1][None]
+        else:
+            linear_map = measured_map(kernel.shape, self.linear_map(kernel.shape))
+            _, vector = norm_estimate(kernel, linear_map, iterations=steps, start=start)
         if self._start is None:
             self._start = keras.Variable(
                 ops.convert_to_numpy(vector),

@@ -20,6 +20,7 @@ from tf_lyapunov.design import Design
 from tf_lyapunov.errors import ModelFileError
 from tf_lyapunov.theory.operators import convolution_axes
 from tf_lyapunov.theory.sectors import Indices, Sector
+from tf_lyapunov.writing import write_bytes
 
 FORMAT, VERSION = "tf_lyapunov.mat", 1
 # In place of scipy's header, which holds the date: equal contents give equal files.
@@ -131,16 +132,7 @@ def export_mat(path, *, model=None, design=None, certificate=None, input_shapes=
     buffer = io.BytesIO()
     savemat(buffer, content, do_compression=True, oned_as="row", long_field_names=True)
     data = _HEADER.ljust(116) + buffer.getvalue()[116:]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, data)
 
 
 def import_mat(path):

@@ -12,7 +12,8 @@ from tf_lyapunov.certification.layer_indices import (
 )
 from tf_lyapunov.errors import SolverFailure, UnsupportedLayerError
 from tf_lyapunov.theory.dissipativity import theorem_1_matrix, worst_supply
-from tf_lyapunov.theory.operators import LinearMap, convolution_matrix, norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.sectors import Indices, Sector
 from tf_lyapunov.theory.spectra import is_positive_semidefinite
 

@@ -13,7 +13,8 @@ from layer_maps import convolution_layers, integer_kernel, true_norm
 
 from tf_lyapunov.spectral.convolution import conv_norm_upper_bound, frequency_grid
 from tf_lyapunov.spectral.reading import linear_maps
-from tf_lyapunov.theory.operators import LinearMap, norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap
 
 # float64 SVD of an exact matrix of side ≤ 1000.
 SVD_ROUNDING = 1 - 1000 * np.finfo(float).eps

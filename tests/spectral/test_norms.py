@@ -119,7 +119,8 @@ from keras import ops
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.regularizers import SpectralPenalty
 from tf_lyapunov.spectral.norms import kernel_norm_upper_bound
-from tf_lyapunov.theory.operators import LinearMap, norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap
 rng = np.random.default_rng(0)
 strided = LinearMap("conv", (7, 7, 2), strides=2, padding="same")
 cases = [((30, 20), None), ((3, 3, 2, 4), strided), ((3, 2, 3), None)]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tf_lyapunov.spectral.operators import adjoint, apply
 from tf_lyapunov.spectral.reading import linear_maps
-from tf_lyapunov.theory import operators
-from tf_lyapunov.theory.operators import LinearMap, convolution_matrix, norm_upper_bound
+from tf_lyapunov.theory import norms
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 
 layers = keras.layers
 F32 = np.finfo(np.float32).eps
@@ -172,7 +173,7 @@ def test_chebyshev_squarings_bound_the_eigenvalues_that_they_replace(monkeypatch
     kernel = rng.normal(size=(3, 3, 12, 16))
     linear_map = LinearMap("conv", (10, 10, 12), padding="same")
     exact = norm_upper_bound(kernel, linear_map, method="frequency")
-    monkeypatch.setattr(operators, "EIGENVALUE_FLOPS", 0)
+    monkeypatch.setattr(norms, "EIGENVALUE_FLOPS", 0)
     bound = norm_upper_bound(kernel, linear_map, method="frequency")
     assert bound.method == "frequency+chebyshev"
     # acosh(√12)/64 leaves (acosh/2)²/2 ≈ 5e-4 on the eigenvalue.

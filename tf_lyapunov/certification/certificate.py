@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 
 import numpy as np
 
 from tf_lyapunov.certification.composition import Contribution, encode, numbered, table
+from tf_lyapunov.writing import write_text
 
 FORMAT = "tf_lyapunov.certificate/1"
 
@@ -204,18 +203,7 @@ class Certificate:
         Args:
             path: file name; an existing file is replaced.
         """
-        path = os.fspath(path)
-        folder = os.path.dirname(os.path.abspath(path))
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".certificate-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path):

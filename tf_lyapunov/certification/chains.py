@@ -9,7 +9,8 @@ from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.linear import BatchNormScale, inference_value
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.spectral.reading import linear_maps
-from tf_lyapunov.theory.operators import LinearMap, convolution_matrix, norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.sectors import Sector
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]

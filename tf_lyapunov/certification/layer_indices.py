@@ -13,12 +13,8 @@ from tf_lyapunov.certification.linear import absolute_norm_upper_bound, inferenc
 from tf_lyapunov.certification.sdp import check_solver, solve, verified_minimum
 from tf_lyapunov.errors import SolverFailure, UnsupportedLayerError
 from tf_lyapunov.spectral.reading import linear_maps
-from tf_lyapunov.theory.operators import (
-    LinearMap,
-    convolution_axes,
-    convolution_matrix,
-    norm_upper_bound,
-)
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap, convolution_axes, convolution_matrix
 from tf_lyapunov.theory.rounding import round_down
 from tf_lyapunov.theory.sectors import Indices, Sector, finite_float
 from tf_lyapunov.theory.spectra import smallest_eigenvalue

@@ -10,7 +10,7 @@ from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.gain import Affine
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.spectral.reading import SUPPORTED, linear_maps
-from tf_lyapunov.theory.operators import norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ import io
 import os
 from pathlib import Path
 
+from tf_lyapunov.writing import atomic_path
+
 # Okabe and Ito's palette; the dark theme uses its lighter members.
 THEMES = {
     "light": {
@@ -117,15 +119,11 @@ def save(figure, path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with atomic_path(path) as temporary:
         if path.suffix == ".svg":
             temporary.write_text(to_svg(figure), encoding="utf-8")
         else:
             figure.savefig(temporary, dpi=120, facecolor="white")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -11,11 +11,11 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tf_lyapunov.evaluation import wording
+from tf_lyapunov.writing import write_text
 
 SCHEMA = 1
 
@@ -124,6 +124,7 @@ class Results:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the JSON to `path` in one step, so that a kill leaves no half file."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_text(path, self.to_json())
 
     @classmethod
@@ -145,21 +146,6 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return str(value)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to a temporary file beside `path`, then renames it over `path`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private to the user
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def render_report(results: Results) -> str:
@@ -218,6 +204,7 @@ def write_report(results: Results, path: str | os.PathLike) -> Path:
         ImportError: if Jinja2 is not installed.
     """
     path = Path(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, render_report(results))
     return path
 

@@ -43,6 +43,7 @@ def positive(name, value, limits):
 
 def count(name, value, most=10**9):
     """`value` as an integer from 1 to `most`."""
-    if isinstance(value, bool) or int(value) != value or not 1 <= value <= most:
+    whole = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not (whole and int(value) == value and 1 <= value <= most):
         raise ValueError(f"`{name}` must be an integer from 1 to {most}. Received: {name}={value}.")
     return int(value)

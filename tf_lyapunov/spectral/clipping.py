@@ -118,10 +118,14 @@ def _clipped(kernel, wide, x, trace, axis, limits):
     t = ops.minimum(1.0, LARGEST / b)
     allowance = limits.allowance(t * b, trace, ops.sqrt(trace))
     scale = ops.sqrt(t) * ops.minimum(1.0, (1 + limits.usual) / (1 + allowance)) * (1 - 16 * u)
-    excess = product(power, wide, axis=-2) if axis == -1 else ops.matmul(wide, power)
-    clipped = scale * wide - (scale * (COEFFICIENT * t**8)) * excess
+
+    def clip():
+        excess = product(power, wide, axis=-2) if axis == -1 else ops.matmul(wide, power)
+        clipped = scale * wide - (scale * (COEFFICIENT * t**8)) * excess
+        return ops.cast(clipped, kernel.dtype)
+
     # Below 1, (3) proves ‖X‖₂ < 1.
-    return ops.where(eighth * (1 + 8 * u) < 1, kernel, ops.cast(clipped, kernel.dtype))
+    return ops.cond(eighth * (1 + 8 * u) < 1, lambda: kernel, clip)
 
 
 def _sum_of_squares(x, u):

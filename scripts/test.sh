@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Lint, import layers, doctests and tests:  bash scripts/test.sh [PYTEST OPTIONS]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" all
+bin="$venv/bin"
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+"$bin/lint-imports"
+"$bin/python" -m pytest --doctest-modules tf_lyapunov tests -n "${TFL_TEST_WORKERS:-2}" "$@"

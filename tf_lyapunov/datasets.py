@@ -1,0 +1,415 @@
+"""Data sets as arrays, with the papers' preprocessing and fixed splits.
+
+The embedded sets need no network: "digits" (scikit-learn's 8×8 digits) and "blobs" (Gaussian
+clusters for tests). The others come from a prepared TensorFlow Datasets directory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .errors import DatasetNotFound
+
+EMBEDDED = ("digits", "blobs")
+# name -> (classes, examples held out of the training split, centre crop)
+PREPARED = {
+    "mnist": (10, 5000, None),
+    "fashion_mnist": (10, 5000, None),
+    "cifar10": (10, 5000, 28),
+    "cifar100": (100, 5000, 28),
+    "svhn_cropped": (10, 5000, 28),
+}
+NAMES = EMBEDDED + tuple(PREPARED)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels of one data set, split in three.
+
+    Attributes:
+        name: the data set's name.
+        x_train, x_val, x_test: float32 arrays of shape (n, height, width, channels).
+        y_train, y_val, y_test: int64 labels of shape (n,).
+        num_classes: number of classes.
+        preprocessing: what was done to the pixels, in words.
+        pixel_range: smallest and largest value a pixel can take after preprocessing. Radii are in
+            these units.
+    """
+
+    name: str
+    x_train: np.ndarray = field(repr=False)
+    y_train: np.ndarray = field(repr=False)
+    x_val: np.ndarray = field(repr=False)
+    y_val: np.ndarray = field(repr=False)
+    x_test: np.ndarray = field(repr=False)
+    y_test: np.ndarray = field(repr=False)
+    num_classes: int = 10
+    preprocessing: str = ""
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch axis."""
+        return tuple(self.x_train.shape[1:])
+
+    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The arrays `(x, y)` of the split "train", "val" or "test"."""
+        if name not in ("train", "val", "test"):
+            raise ValueError(f"`split` must be 'train', 'val' or 'test'. Received: split={name!r}.")
+        return getattr(self, f"x_{name}"), getattr(self, f"y_{name}")
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    download: bool = False,
+    validation: int | None = None,
+    crop: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a data set as NumPy arrays.
+
+    Pixels become x/255 - 0.5 (digits: x/16, in [0, 1]); CIFAR and SVHN images are cropped to
+    their central 28×28 pixels; the first 5000 training images, in the order of the prepared files,
+    are the validation split.
+
+    Args:
+        name: one of `datasets.NAMES`.
+        data_dir: TensorFlow Datasets directory; default `TFDS_DATA_DIR`, else
+            `~/tensorflow_datasets`.
+        download: fetch and prepare the data set if it is not there. Nothing is ever downloaded
+            without it.
+        validation: number of leading training examples held out; default 5000 (digits: 180).
+        crop: side of the central crop; default 28 for CIFAR and SVHN, 0 for none.
+        limit: keep at most this many examples of each split.
+        seed: seed of the synthetic set "blobs"; the others do not depend on it.
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        DatasetNotFound: the name is unknown, or the files are missing, incomplete or damaged.
+
+    Example:
+
+    >>> data = load("digits")
+    >>> data.x_train.shape, data.x_test.shape, data.num_classes
+    ((1257, 8, 8, 1), (360, 8, 8, 1), 10)
+    """
+    if name not in NAMES:
+        raise DatasetNotFound(
+            f"Unknown data set. Received: name={name!r}. Choose one of {', '.join(NAMES)}."
+        )
+    for label, number in (("validation", validation), ("limit", limit)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(
+                f"`{label}` must be a positive integer or None. Received: {label}={number!r}."
+            )
+    if name == "digits":
+        return _limited(_digits(180 if validation is None else validation), limit)
+    if name == "blobs":
+        return _limited(_blobs(40 if validation is None else validation, seed), limit)
+    classes, held_out, default_crop = PREPARED[name]
+    directory = _data_dir(data_dir)
+    if download:
+        _download(name, directory)
+    held_out = held_out if validation is None else validation
+    needed = None if limit is None else held_out + limit
+    x_test, y_test, x_train, y_train = _read_prepared(name, directory, needed)
+    if held_out >= len(x_train):
+        raise ValueError(
+            f"`validation` must leave training examples. Received: validation={held_out} of "
+            f"{len(x_train)}."
+        )
+    crop = default_crop if crop is None else crop
+    cut_train = slice(held_out, None if limit is None else held_out + limit)
+    cut_val, cut_test = slice(0, min(held_out, limit or held_out)), slice(0, limit)
+    return Dataset(
+        name=name,
+        x_train=_pixels(x_train[cut_train], crop),
+        y_train=y_train[cut_train],
+        x_val=_pixels(x_train[cut_val], crop),
+        y_val=y_train[cut_val],
+        x_test=_pixels(x_test[cut_test], crop),
+        y_test=y_test[cut_test],
+        num_classes=classes,
+        preprocessing="x/255 - 0.5" + (f", central {crop}×{crop} crop" if crop else ""),
+        pixel_range=(-0.5, 0.5),
+    )
+
+
+def _limited(data: Dataset, limit: int | None) -> Dataset:
+    if limit is None:
+        return data
+    arrays = {
+        f"{axis}_{part}": getattr(data, f"{axis}_{part}")[:limit]
+        for axis in "xy"
+        for part in ("train", "val", "test")
+    }
+    return Dataset(
+        name=data.name,
+        num_classes=data.num_classes,
+        preprocessing=data.preprocessing,
+        pixel_range=data.pixel_range,
+        **arrays,
+    )
+
+
+def _digits(validation: int) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DatasetNotFound(
+            "The data set 'digits' is embedded in scikit-learn, which is not installed. "
+            "Install it with: pip install scikit-learn"
+        ) from error
+    x, y = load_digits(return_X_y=True)
+    # The file is ordered by writer: shuffle once, the same way for everybody.
+    order = np.random.default_rng(0).permutation(len(x))
+    x = (x[order] / 16.0).astype("float32").reshape(-1, 8, 8, 1)
+    y = y[order].astype("int64")
+    test = 360
+    if validation >= len(x) - test:
+        raise ValueError(
+            f"`validation` must leave training examples. Received: validation={validation} of "
+            f"{len(x) - test}."
+        )
+    return Dataset(
+        name="digits",
+        x_test=x[:test],
+        y_test=y[:test],
+        x_val=x[test : test + validation],
+        y_val=y[test : test + validation],
+        x_train=x[test + validation :],
+        y_train=y[test + validation :],
+        num_classes=10,
+        preprocessing="x/16",
+        pixel_range=(0.0, 1.0),
+    )
+
+
+def _blobs(validation: int, seed: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+    classes, per_part = 3, {"train": 120, "val": validation, "test": 60}
+    centres = rng.normal(size=(classes, 6))
+    arrays = {}
+    for part, count in per_part.items():
+        y = rng.integers(0, classes, size=count)
+        x = centres[y] + 0.25 * rng.normal(size=(count, 6))
+        arrays[f"x_{part}"] = x.astype("float32")
+        arrays[f"y_{part}"] = y.astype("int64")
+    return Dataset(
+        name="blobs",
+        num_classes=classes,
+        preprocessing="none",
+        pixel_range=(-math.inf, math.inf),
+        **arrays,
+    )
+
+
+def _pixels(images: np.ndarray, crop: int | None) -> np.ndarray:
+    if crop:
+        height, width = images.shape[1:3]
+        if not 0 < crop <= min(height, width):
+            raise ValueError(
+                f"`crop` must be between 1 and {min(height, width)}. Received: crop={crop}."
+            )
+        top, left = (height - crop) // 2, (width - crop) // 2
+        images = images[:, top : top + crop, left : left + crop]
+    pixels = images.astype("float32")
+    pixels /= 255.0
+    pixels -= 0.5
+    return pixels
+
+
+# ----------------------------------------------------------------------- TensorFlow Datasets
+
+
+def _data_dir(data_dir: str | os.PathLike | None) -> Path:
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")
+    return Path(data_dir).expanduser()
+
+
+def _how_to_get(name: str, directory: Path) -> str:
+    return (
+        f"Prepare it once, with a network, by `tf-lyapunov train CONFIG --download --data-dir "
+        f"{directory}` or `python -m tensorflow_datasets.scripts.cli.main build {name} "
+        f"--data_dir {directory}`; or point `--data-dir` (or the variable TFDS_DATA_DIR) to a "
+        f"directory that holds {name}/<version>/."
+    )
+
+
+def _version_directory(name: str, directory: Path) -> Path:
+    """The newest prepared version of a data set, or DatasetNotFound with the reason."""
+    root = directory / name
+    try:
+        versions = sorted(
+            (entry for entry in root.iterdir() if (entry / "dataset_info.json").is_file()),
+            key=lambda entry: [int(p) if p.isdigit() else -1 for p in entry.name.split(".")],
+        )
+        complete = [entry for entry in versions if "incomplete" not in entry.name]
+        leftovers = [entry.name for entry in root.iterdir() if "incomplete" in entry.name]
+    except OSError:
+        complete, leftovers = [], []
+    if complete:
+        return complete[-1]
+    if leftovers:
+        raise DatasetNotFound(
+            f"The preparation of '{name}' was interrupted: {root} holds only "
+            f"{', '.join(sorted(leftovers))}. Delete that directory. {_how_to_get(name, directory)}"
+        )
+    raise DatasetNotFound(
+        f"The data set '{name}' is not prepared. Received: data directory {directory}. "
+        + _how_to_get(name, directory)
+    )
+
+
+def _tfds():
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DatasetNotFound(
+            "This data set is read with tensorflow-datasets, which cannot be imported "
+            f"({error}). Install the extra: pip install 'tf-lyapunov[datasets]'"
+        ) from error
+    return tfds
+
+
+def _read_prepared(name: str, directory: Path, limit: int | None = None):
+    """Images and labels of the test and training splits, in the order of the files."""
+    path = _version_directory(name, directory)
+    tfds = _tfds()
+    try:
+        builder = tfds.builder_from_directory(str(path))
+        parts = []
+        for split in ("test", "train"):
+            expected = builder.info.splits[split].num_examples
+            expected = expected if limit is None else min(limit, expected)
+            batch = builder.as_dataset(
+                split=split if limit is None else f"{split}[:{limit}]",
+                shuffle_files=False,
+                batch_size=-1,
+                # One file after the other: the order of the examples is that of the files.
+                read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+            )
+            batch = tfds.as_numpy(batch)
+            if len(batch["label"]) != expected:
+                raise ValueError(f"{len(batch['label'])} of {expected} {split} examples found")
+            parts += [batch["image"], batch["label"].astype("int64")]
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # damaged files fail in TensorFlow, protobuf, JSON, or not at all
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise DatasetNotFound(
+            f"The files of '{name}' in {path} are incomplete or damaged ({reason}). A download "
+            f"or preparation may have been interrupted: delete {path} and prepare it again. "
+            + _how_to_get(name, directory)
+        ) from error
+    return parts
+
+
+def _download(name: str, directory: Path) -> None:
+    try:
+        _version_directory(name, directory)
+        return
+    except DatasetNotFound:
+        pass
+    tfds = _tfds()
+    try:
+        tfds.builder(name, data_dir=str(directory)).download_and_prepare()
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # every network and file failure ends here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise DatasetNotFound(
+            f"The download of '{name}' to {directory} did not finish ({reason}). Nothing was "
+            "changed elsewhere; run the same command again to continue. "
+            + _how_to_get(name, directory)
+        ) from error
+
+
+# ----------------------------------------------------------------------------------- batches
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches whose order is a function of (seed, epoch) and of nothing else.
+
+    Keras repeats one permutation in every epoch for NumPy inputs under a fixed seed; and a run
+    continued at epoch k would see the permutation of epoch 0. Pass it to
+    `model.fit(batches, shuffle=False, callbacks=[batches.epoch_callback()])`.
+
+    Args:
+        x: array of shape (n, …).
+        y: array of shape (n,) or (n, classes).
+        batch_size: examples in a batch; the last one may be smaller.
+        seed: non-negative integer.
+        shuffle: whether to shuffle at all.
+
+    Example:
+
+    >>> import numpy as np
+    >>> batches = Batches(np.arange(5.0), np.arange(5), batch_size=2, seed=1)
+    >>> len(batches), sorted(np.concatenate([batches[i][1] for i in range(3)]).tolist())
+    (3, [0, 1, 2, 3, 4])
+    """
+
+    def __init__(self, x, y, batch_size: int = 128, seed: int = 0, shuffle: bool = True):
+        super().__init__()
+        if len(x) != len(y) or len(x) == 0:
+            raise ValueError(
+                "`x` and `y` must be as long as each other and not empty. Received: "
+                f"len(x)={len(x)}, len(y)={len(y)}."
+            )
+        for name, number, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if not isinstance(number, int | np.integer) or number < least:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {least}. Received: {name}={number!r}."
+                )
+        self.x, self.y = x, y
+        self.batch_size, self.seed, self.shuffle = int(batch_size), int(seed), bool(shuffle)
+        self._next_epoch = 0
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch, now and until the next one begins."""
+        order = np.arange(len(self.x))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.x))
+        self._order = order
+        self._next_epoch = epoch
+
+    def on_epoch_begin(self) -> None:
+        # Keras calls this hook without an epoch number; epoch_callback supplies it when training
+        # does not start at epoch 0.
+        epoch = self._next_epoch
+        self.set_epoch(epoch)
+        self._next_epoch = epoch + 1
+
+    def epoch_callback(self) -> keras.callbacks.Callback:
+        """Callback that tells this data set the epoch number; needed with `initial_epoch`."""
+        return _EpochNumber(self)
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index: int):
+        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.x[rows], self.y[rows]
+
+
+class _EpochNumber(keras.callbacks.Callback):
+    def __init__(self, batches: Batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.set_epoch(epoch)

@@ -1,0 +1,1 @@
+"""Configured, resumable runs: config, training, run directory."""

@@ -1,0 +1,185 @@
+"""What can be certified and attacked: a run directory, or a model file with data."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import datasets
+from ..errors import ModelFileError, RunDirectoryError
+from . import files
+from .config import AttackConfig, ExperimentConfig
+from .modelfile import load_model
+from .reading import load_config
+
+Say = Callable[[str], None]
+DEFAULT_RADII = (0.1, 0.2, 0.3)
+DEFAULT_ATTACKS = (AttackConfig(name="pgd"),)
+
+
+@dataclass
+class Opened:
+    """A model that can be certified and attacked, with the data to do it on.
+
+    Attributes:
+        model: the Keras model.
+        data: its data set.
+        config: the run's configuration; None for a bare model file.
+        design: the run's `Design`, or None.
+        run: the open run directory that results are written to, or None.
+        certificate: the certificate of the arrays in `certified`, once computed.
+        check: whether the trained layers still prove the design's claim; set with the certificate.
+        certified: (split, samples) of the certificate.
+    """
+
+    model: Any
+    data: datasets.Dataset
+    config: ExperimentConfig | None = None
+    design: Any = None
+    run: files.RunDirectory | None = None
+    certificate: Any = None
+    check: dict | None = None
+    certified: tuple = ()
+    say: Say = field(default=lambda message: None, repr=False)
+
+    @property
+    def radii(self) -> list[float]:
+        """Radii of the configuration, or the default ones."""
+        return list(self.config.radii if self.config else DEFAULT_RADII)
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether radii were proved and, where a claim was designed, the claim holds too."""
+        claim = self.design is None or (
+            self.design.is_proved and bool((self.check or {}).get("holds"))
+        )
+        return claim and self.certificate is not None and self.certificate.verdict == "PROVED"
+
+    @property
+    def attacks(self) -> list[AttackConfig]:
+        """Attacks of the configuration, or the default ones."""
+        return list(self.config.attacks if self.config else DEFAULT_ATTACKS)
+
+    def arrays(self, split: str, samples: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs in the model's shape, and labels."""
+        if samples is not None and samples < 1:
+            raise ValueError(f"`samples` must be positive. Received: samples={samples}.")
+        x, y = self.data.split(split)
+        x, y = x[:samples], y[:samples]
+        shape = tuple(self.model.input_shape[1:])
+        have = x.shape[1:]
+        if len(shape) != len(have) or any(
+            size not in (None, given) for size, given in zip(shape, have, strict=True)
+        ):
+            if None in shape or math.prod(shape) != math.prod(x.shape[1:]):
+                raise ValueError(
+                    f"The model does not take the data. Received: inputs of shape {x.shape[1:]} "
+                    f"from {self.data.name!r} for a model of input shape {shape}."
+                )
+            x = x.reshape(-1, *shape)
+        return x, y
+
+
+def load_data(
+    config: ExperimentConfig, data_dir: str | os.PathLike | None = None, download: bool = False
+) -> datasets.Dataset:
+    """The configured data set."""
+    spec = config.dataset
+    return datasets.load(
+        spec.name,
+        data_dir,
+        download=download,
+        validation=spec.validation,
+        crop=spec.crop,
+        limit=spec.limit,
+        seed=config.seed,
+    )
+
+
+@contextlib.contextmanager
+def open_run(path: str | os.PathLike) -> Iterator[files.RunDirectory]:
+    """An existing run, open for writing.
+
+    Raises:
+        RunDirectoryError: there is no run.
+    """
+    run = files.RunDirectory(path)
+    if not run.is_run:
+        raise RunDirectoryError(
+            f"There is no run here (no {files.CONFIG}). Received: {run.path}. Start one with: "
+            "tf-lyapunov train CONFIG --run-dir DIR"
+        )
+    with run.open(resume=True):
+        yield run
+
+
+@contextlib.contextmanager
+def open_target(
+    target: str | os.PathLike,
+    data: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    download: bool = False,
+    *,
+    say: Say = lambda message: None,
+) -> Iterator[Opened]:
+    """A run directory or a `.keras` file, with data to test it on.
+
+    Args:
+        target: run directory, or model file.
+        data: name of a data set; default the one of the run.
+        data_dir: TensorFlow Datasets directory.
+        download: fetch the data set if it is missing.
+        say: called with messages for the user.
+
+    Raises:
+        RunDirectoryError: the directory holds no trained run.
+        ModelFileError: the model file is missing or refused.
+        ValueError: a model file was given without data.
+    """
+    target = Path(target)
+    if not target.is_dir():
+        if not target.exists():
+            raise ModelFileError(
+                f"There is neither a run directory nor a model file. Received: {target}."
+            )
+        if data is None:
+            raise ValueError(
+                "A model file does not say which data it is for. Received: no `--data`. Choose "
+                f"one of {', '.join(datasets.NAMES)}."
+            )
+        model = load_model(target)
+        yield Opened(model, datasets.load(data, data_dir, download=download), say=say)
+        return
+    with open_run(target) as run:
+        config = load_config(run.file(files.CONFIG))
+        if not run.has(files.MODEL):
+            raise RunDirectoryError(
+                f"The run is not trained to its end (no {files.MODEL}). Received: {run.path}. "
+                "Continue it with: tf-lyapunov train CONFIG --resume --run-dir DIR"
+            )
+        model = load_model(run.file(files.MODEL))
+        if data is None or data == config.dataset.name:
+            loaded = load_data(config, data_dir, download)
+        else:
+            loaded = datasets.load(data, data_dir, download=download)
+        yield Opened(model, loaded, config, load_design(run), run, say=say)
+
+
+def load_design(run: files.RunDirectory):
+    if not run.has(files.DESIGN):
+        return None
+    from ..design import Design
+
+    try:
+        return Design.from_json(run.file(files.DESIGN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(
+            f"The design of the run is damaged ({error}). Received: {run.file(files.DESIGN)}."
+        ) from error
