@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -231,17 +233,18 @@ def train(
     if done and done >= epochs:
         say(f"Training is complete: {done} epochs are done.")
     try:
-        # Also with nothing left to do: the monitor projects when training ends.
-        model.fit(
-            batches,
-            initial_epoch=done,
-            epochs=epochs,
-            shuffle=False,
-            validation_data=(data.x_val, data.y_val),
-            validation_batch_size=1024,
-            callbacks=[batches.epoch_callback(), *monitors, recorder],
-            verbose=0,
-        )
+        with Interrupts() as interrupts:
+            # Also with nothing left to do: the monitor projects when training ends.
+            model.fit(
+                batches,
+                initial_epoch=done,
+                epochs=epochs,
+                shuffle=False,
+                validation_data=(data.x_val, data.y_val),
+                validation_batch_size=1024,
+                callbacks=[batches.epoch_callback(), *monitors, recorder, interrupts],
+                verbose=0,
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Interrupted after {recorder.epochs_done} of {epochs} epochs. Nothing is lost up to "
@@ -280,6 +283,36 @@ def _write_inputs(config: ExperimentConfig, run: files.RunDirectory, design) -> 
 def _design_json(design) -> str:
     record = design.to_json()
     return record if isinstance(record, str) else files.to_json(record)
+
+
+class Interrupts(keras.callbacks.Callback):
+    """Remembers Ctrl-C until the epoch's end.
+
+    Python drops a KeyboardInterrupt that strikes inside a destructor or a callback from native
+    code, and training would go on; here it is raised again when the epoch ends.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = False
+
+    def __enter__(self):
+        self._old = None
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *unused):
+        if self._old is not None:
+            signal.signal(signal.SIGINT, self._old)
+
+    def _note(self, number, frame):
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.seen:
+            raise KeyboardInterrupt
 
 
 class Recorder(keras.callbacks.Callback):
