@@ -120,10 +120,12 @@ def test_overwrite_deletes_what_a_run_writes_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_directory_that_holds_something_else_is_never_touched(tmp_path, options):
-    (tmp_path / "thesis.tex").write_text("years of work")
+    for name in ("thesis.tex", ".thesis.1.tmp.tex"):
+        (tmp_path / name).write_text("years of work")
     with pytest.raises(RunDirectoryError, match="holds no run"):
         files.RunDirectory(tmp_path).open(**options)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    for name in ("thesis.tex", ".thesis.1.tmp.tex"):
+        assert (tmp_path / name).read_text() == "years of work"
 
 
 def test_a_file_is_not_a_directory(tmp_path):
@@ -157,9 +159,11 @@ def test_an_unwritable_directory_is_refused(tmp_path, monkeypatch):
 
 def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     path = a_run(tmp_path / "run")
-    (path / ".model.123.tmp.keras").write_text("half")
+    left = [path / ".model.123.tmp.keras", path / files.CHECKPOINTS / ".epoch-000008.123.tmp.npz"]
+    for file in left:
+        file.write_text("half")
     with files.RunDirectory(path).open(resume=True):
-        assert not (path / ".model.123.tmp.keras").exists()
+        assert not any(file.exists() for file in left)
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="no file locks on this platform")

@@ -167,16 +167,16 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
             entries = [entry.name for entry in self.path.iterdir()]
-            for name in entries:
-                if name.startswith(".") and ".tmp" in name:  # left by a kill in atomic_path
-                    self.file(name).unlink()
+            visible = [name for name in entries if not name.startswith(".")]
+            if self.is_run or not visible:
+                for left in self.path.rglob(".*.tmp*"):  # by a kill in atomic_path
+                    left.unlink()
         except OSError as error:
             self.close()
             raise RunDirectoryError(
                 f"The run directory cannot be written: {error.strerror or error}. Received: "
                 f"{self.path}. Choose another --run-dir, or change its permissions."
             ) from error
-        visible = [name for name in entries if not name.startswith(".")]
         try:
             if visible and not self.is_run:
                 raise RunDirectoryError(
