@@ -111,12 +111,15 @@ def lipschitz_upper_bound(model, *, outputs="logits", input_shapes=None):
     )
 
 
-def lipschitz_constants(network):
-    """Upper bound on the gain from the model's input to every node, by name, rounded up."""
+def lipschitz_constants(network, source=None):
+    """Upper bound on the gain from the model's input to every node, by name, rounded up.
+
+    With the name of a `source`, the gain from that node's output, all other inputs held fixed.
+    """
     constants = {}
     for node in network.nodes:
-        if node.kind == "input":
-            constants[node.name] = 1.0
+        if node.name == source or node.kind == "input":
+            constants[node.name] = 1.0 if source in (None, node.name) else 0.0
             continue
         read = [
             rounding.product_up(w, constants[name])

@@ -77,7 +77,11 @@ class LogitsModel:
             operation = self._operation(call, args, call.name == fused)
             outputs = keras.tree.flatten(operation(*args, **kwargs))
             known.update({(call.name, i): x for i, x in enumerate(outputs)})
-        return keras.Model(inputs, known[(target.producer, target.index)])
+        return keras.Model(inputs, self._outputs(known[(target.producer, target.index)], known))
+
+    def _outputs(self, logits, known):
+        """Symbolic outputs of the rebuilt model; `known` holds its tensors by (call, index)."""
+        return logits
 
     def _dtype(self, tensor):
         is_float = tensor.dtype in UNIT_ROUNDOFF

@@ -96,6 +96,11 @@ _CURVATURES = {
 }
 
 
+def smooth_activations() -> tuple[str, ...]:
+    """Names that `Curvature.of` knows."""
+    return tuple(_CURVATURES)
+
+
 # ------------------------------------------------------------------------------ dense smooth stacks
 
 

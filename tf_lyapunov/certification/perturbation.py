@@ -1,0 +1,479 @@
+"""(5) Lower bounds on the minimal adversarial perturbation of every input, from back to front."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from tf_lyapunov.certification import rounding
+from tf_lyapunov.certification.activations import activation_name
+from tf_lyapunov.certification.composition import lipschitz_constants, rounding_errors
+from tf_lyapunov.certification.linear import inference_value
+from tf_lyapunov.certification.logits import LogitsModel, batches
+from tf_lyapunov.certification.margins import (
+    _check_logits,
+    _checked_inputs,
+    _head,
+    _input_shape,
+    certified_radii,
+    checked_labels,
+    decisions,
+)
+from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.theory import perturbation as theory
+from tf_lyapunov.theory.perturbation import Curvature
+
+RULES = ("sound", "published")
+_SLACK = 1 + 1e-9
+_UNIT = rounding.UNIT_ROUNDOFF["float64"]
+_SLOPES = {
+    "linear": np.ones_like,
+    "sigmoid": lambda a: np.exp(-np.logaddexp(0, a) - np.logaddexp(0, -a)),
+    "tanh": lambda a: 1 - np.tanh(a) ** 2,
+    "softplus": lambda a: np.exp(-np.logaddexp(0, -a)),
+    "log_sigmoid": lambda a: np.exp(-np.logaddexp(0, a)),
+    "relu": lambda a: (a > 0).astype(np.float64),
+}
+_VALUES = {
+    "linear": lambda a: a,
+    "sigmoid": lambda a: np.exp(-np.logaddexp(0, -a)),
+    "tanh": np.tanh,
+    "softplus": lambda a: np.logaddexp(0, a),
+    "log_sigmoid": lambda a: -np.logaddexp(0, -a),
+    "relu": lambda a: np.maximum(a, 0),
+}
+# Inputs × entries of a Jacobian held at once.
+_BLOCK = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleWarning:
+    """Why a published rule is no bound.
+
+    Attributes:
+        layer: name of the layer it was used for.
+        theorem: of the paper.
+        counterexample: a case in which it fails.
+    """
+
+    layer: str
+    theorem: str
+    counterexample: str
+
+    def __str__(self):
+        return f"{self.layer}: {self.theorem} is not proved. {self.counterexample}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerBound:
+    """κ_l: by how much the input of one layer has to move, for every input of the model.
+
+    Attributes:
+        name: of the layer (or of the first of a stack).
+        rule: the rule that gave it.
+        bound: float64 (n,).
+    """
+
+    name: str
+    rule: str
+    bound: np.ndarray = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerturbationBound:
+    """Lower bounds on the l2 norm of any perturbation that changes the decision.
+
+    Attributes:
+        bound: float64 (n,), in units of the model's input; 0 where the model does not choose the
+            label.
+        per_layer: tuple of `LayerBound`, from the input to the output layer.
+        warnings: tuple of `RuleWarning`; empty for sound rules.
+        rules: `"sound"` or `"published"`. Published rules are no certificate.
+        labels, predictions: int64 (n,).
+    """
+
+    bound: np.ndarray
+    per_layer: tuple
+    warnings: tuple
+    rules: str
+    labels: np.ndarray
+    predictions: np.ndarray
+
+    @property
+    def is_sound(self):
+        return self.rules == "sound"
+
+    def __len__(self):
+        return len(self.bound)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.bound, dtype=dtype)
+
+
+def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_size=256):
+    """No perturbation r of x_i with ‖r‖ < bound_i changes the decision (sound rules).
+
+    From the exact output-layer rule κ = min_j (f_c - f_j)/‖w_c - w_j‖ back to the input: a layer,
+    or a block between two places where the network is a single line, of gain L divides κ by L; a
+    stack of dense layers with smooth activations gives the larger of κ/L and
+
+        2κ / (‖J(x)‖ + √(‖J(x)‖² + 2Mκ)),                                              (5.1)
+
+    J its Jacobian at x and M a bound on its Hessians. Published rules are computed to be compared:
+    they are false, say so in `warnings`, and no certificate accepts them.
+
+    Args:
+        model: a built Keras model of supported layers with logits or probabilities (n, K).
+        x: array (n, …), `keras.utils.PyDataset`, tf.data, or an iterable of batches.
+        y: labels; `None` takes the data set's, or the model's own decisions.
+        rules: `"sound"` or `"published"` (a chain of dense layers, convolutions, pooling, batch
+            and local response normalization).
+        batch_size: inputs evaluated at once.
+
+    Returns:
+        `PerturbationBound`; `numpy.asarray` gives its `bound`.
+
+    Raises:
+        UnsupportedLayerError: naming a layer without a rule.
+        ValueError: for NaN or infinite inputs or weights, wrong shapes, labels out of range.
+
+    Example:
+
+    >>> identity = keras.layers.Dense(2, kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), identity])
+    >>> lower = minimal_perturbation_lower_bound(model, np.array([[3.0, 1.0]]))
+    >>> float(lower.bound[0]).__round__(6), lower.per_layer[0].rule
+    (1.414214, 'output layer, exact')
+
+    Reference: Peck et al., Lower bounds on the robustness to adversarial perturbations (2017);
+    sound forms of Theorems 1-6.
+    """
+    if rules not in RULES:
+        raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
+    network, parts = None, []
+    for inputs, labels in batches(x, y):
+        if network is None:
+            network = read_network(model, [_input_shape(model, inputs)])
+            walk = _Sound(network) if rules == "sound" else _Published(network)
+        for start in range(0, len(inputs), batch_size):
+            here = slice(start, start + batch_size)
+            given = None if labels is None else labels[here]
+            parts.append(walk.bounds(inputs[here], given))
+    steps = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
+    per_layer = tuple(
+        LayerBound(step[0].name, step[0].rule, np.concatenate([s.bound for s in step]))
+        for step in reversed(steps)
+    )
+    bound, labels, predictions = (np.concatenate([p[k] for p in parts]) for k in (1, 2, 3))
+    return PerturbationBound(bound, per_layer, walk.warnings, rules, labels, predictions)
+
+
+class _Signals(LogitsModel):
+    """Float64 logits together with the tensors that some calls read."""
+
+    def __init__(self, network, calls):
+        self.wanted = calls
+        super().__init__(network, "float64")
+
+    def _outputs(self, logits, known):
+        calls = {call.name: call for call in self.network.graph.calls}
+        read = [calls[name].inputs[0] for name in self.wanted]
+        return [logits, *(known[(t.producer, t.index)] for t in read)]
+
+    def evaluate(self, x):
+        """`(logits (n, K), {call: float64 array})`."""
+        found = self.model.predict(x, batch_size=len(x), verbose=0)
+        found = found if isinstance(found, list) else [found]
+        found = [np.asarray(v, dtype=np.float64) for v in found]
+        logits = found[0][:, None] if found[0].ndim == 1 else found[0]
+        return logits, dict(zip(self.wanted, found[1:], strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    """Dense layers z_l = g_l(V_l z_{l-1} + b_l) in a row."""
+
+    nodes: tuple
+    weights: tuple
+    biases: tuple
+    activations: tuple
+
+    @property
+    def call(self):
+        return self.nodes[0].call
+
+    def jacobian_norms(self, z):
+        """Norms (n,) of the Jacobians at z (n, inputs), as computed, rounded up."""
+        norms = np.empty(len(z))
+        entries = max(w.size for w in self.weights) + z.shape[1] * len(self.weights[-1])
+        rows = max(_BLOCK // entries, 1)
+        for start in range(0, len(z), rows):
+            value = z[start : start + rows]
+            jacobian = None
+            for weight, bias, name in zip(self.weights, self.biases, self.activations, strict=True):
+                a = value @ weight.T + bias
+                through = weight[None] if jacobian is None else weight @ jacobian
+                jacobian = _SLOPES[name](a)[:, :, None] * through
+                value = _VALUES[name](a)
+            norms[start : start + rows] = np.linalg.norm(jacobian, 2, axis=(1, 2))
+        return norms * _SLACK
+
+
+def _dense_stacks(network, run, known):
+    """Maximal stacks of dense layers with an activation of `known` after each, by first node."""
+    stacks, i = {}, 0
+    while i < len(run):
+        taken, weights, biases, names = [], [], [], []
+        while i + 1 < len(run) and _is_dense(run[i]) and run[i + 1].kind == "activation":
+            name = _activation(run[i + 1])
+            if name not in known:
+                break
+            taken += [run[i], run[i + 1]]
+            weights.append(np.ascontiguousarray(run[i].matrix.T))
+            held = run[i].layer.bias
+            biases.append(
+                np.zeros(len(weights[-1])) if held is None
+                else inference_value(held, run[i].layer.compute_dtype)
+            )  # fmt: skip
+            names.append(name)
+            i += 2
+        if taken:
+            stacks[taken[0].name] = _Stack(
+                tuple(taken), tuple(weights), tuple(biases), tuple(names)
+            )
+        else:
+            i += 1
+    return stacks
+
+
+def _is_dense(node):
+    is_plain = node.matrix is not None and len(node.output_shape) == 2 and not node.batch_norms
+    return is_plain and type(node.layer) is keras.layers.Dense
+
+
+def _activation(node):
+    layer = node.layer
+    if type(layer) in (keras.layers.Dense, keras.layers.Activation):
+        return activation_name(layer.activation)
+    plain = type(layer) is keras.layers.ReLU and layer.max_value is None
+    if plain and layer.negative_slope == 0 and layer.threshold == 0:
+        return "relu"
+    return type(layer).__name__
+
+
+class _Walk:
+    """What sound and published rules share: the line of nodes and the output layer."""
+
+    def __init__(self, network):
+        self.network = network
+        self.warnings = ()
+        head = _head(network, lipschitz_constants(network))
+        self.head = None if head is None else head[1]
+        self.line = _line(network)
+        last = next(n for n in self.line if n.name == network.logits)
+        if self.head is not None:  # κ refers to the input of the output layer
+            while last.matrix is None:
+                last = network[last.inputs[0]]
+            last = network[last.inputs[0]]
+        self.line = self.line[: self.line.index(last) + 1]
+
+    def _evaluated(self, x, y, *, errors):
+        """`(cast input, norms, moved, logits, signals, labels, decisions, κ)` of one batch."""
+        cast, norms, moved = _checked_inputs(x, self.network.graph.inputs[0])
+        logits, signals = self.signals.evaluate(cast)
+        _check_logits(logits, self.network)
+        predictions = decisions(logits)
+        labels = predictions if y is None else checked_labels(y, len(x), logits.shape[1])
+        allowance = np.zeros(len(x))
+        if errors:
+            allowance = rounding_errors(self.network, norms, self.network.logits, "float64")
+        gain, head = (1.0, None) if self.head is None else (np.inf, (1.0, self.head))
+        kappa, _ = certified_radii(logits, labels, gain, allowance, head)
+        return norms, moved, signals, labels, predictions, kappa
+
+    def _output_step(self, kappa):
+        if self.head is None:
+            return LayerBound(self.network.logits, "logits, margin/√2", kappa)
+        return LayerBound(self.network.logits, "output layer, exact", kappa)
+
+
+class _Sound(_Walk):
+    def __init__(self, network):
+        super().__init__(network)
+        self.stacks = _dense_stacks(network, self.line, theory.smooth_activations())
+        self.signals = _Signals(network, [stack.call for stack in self.stacks.values()])
+        self.curved = {
+            name: theory.hessian_norm_bounds(
+                stack.weights, [Curvature.of(a) for a in stack.activations]
+            )
+            for name, stack in self.stacks.items()
+        }
+
+    def bounds(self, x, y):
+        norms, moved, signals, labels, predictions, kappa = self._evaluated(x, y, errors=True)
+        steps = [self._output_step(kappa)]
+        end = len(self.line) - 1
+        while end > 0:
+            stack = next(
+                (s for s in self.stacks.values() if s.nodes[-1].name == self.line[end].name), None
+            )
+            if stack is None:
+                kappa, rule = self._by_gain(end, kappa)
+                name, end = self.line[end].name, end - 1
+                if rule == "1":
+                    continue
+            else:
+                kappa = self._by_taylor(stack, kappa, signals[stack.call], norms)
+                rule, name = "smooth stack (5.1)", stack.nodes[0].name
+                end -= len(stack.nodes)
+            steps.append(LayerBound(name, rule, kappa))
+        bound = np.where(moved > 0, np.maximum(rounding.down(kappa - moved), 0.0), kappa)
+        return steps, bound, labels, predictions
+
+    def _by_gain(self, end, kappa):
+        source, target = self.line[end - 1].name, self.line[end].name
+        gain = lipschitz_constants(self.network, source)[target]
+        if gain == 1.0:
+            return kappa, "1"
+        return _quotient(kappa, gain), f"κ/{gain:.6g}"
+
+    def _by_taylor(self, stack, kappa, z, norms):
+        bends, lipschitz = self.curved[stack.nodes[0].name]
+        bend = float(np.linalg.norm(bends)) * _SLACK
+        # The Jacobian was taken at z as computed, a little beside the exact one.
+        reads = stack.nodes[0].inputs[0]
+        beside = rounding_errors(self.network, norms, reads, "float64")
+        jacobian = stack.jacobian_norms(z.reshape(len(z), -1)) + bend * beside
+        jacobian = jacobian + lipschitz * 1e-9
+        source, target = reads, stack.nodes[-1].name
+        gain = min(lipschitz, lipschitz_constants(self.network, source)[target])
+        return theory.smooth_lower_bound(kappa, jacobian, bend, gain)
+
+
+class _Published(_Walk):
+    def __init__(self, network):
+        super().__init__(network)
+        if not network.is_chain or self.head is None:
+            raise UnsupportedLayerError(
+                "The published rules concern chains that end with a dense layer. Received: model "
+                f"{network.model.name!r}. Use rules='sound'."
+            )
+        self.stacks = _dense_stacks(network, self.line, theory.CURVATURES_AS_PUBLISHED)
+        watched = [s.call for s in self.stacks.values()]
+        watched += [n.call for n in self.line if type(n.layer).__name__ in _NORMALIZATIONS]
+        self.signals = _Signals(network, watched)
+
+    def bounds(self, x, y):
+        _, _, signals, labels, predictions, kappa = self._evaluated(x, y, errors=False)
+        steps, warnings, end = [self._output_step(kappa)], [], len(self.line) - 1
+        while end > 0:
+            node = self.line[end]
+            stack = next((s for s in self.stacks.values() if s.nodes[-1].name == node.name), None)
+            if stack is not None:
+                node, theorem = stack.nodes[0], "Theorem 1"
+                kappa = self._stack(stack, kappa, signals[stack.call])
+                end -= len(stack.nodes)
+            else:
+                theorem, kappa = self._layer(node, kappa, signals)
+                end -= 1
+            if theorem is None:
+                continue
+            steps.append(LayerBound(node.name, f"{theorem}, as published", kappa))
+            case = theorem
+            if stack is not None:
+                case = next((a for a in stack.activations if a in _COUNTEREXAMPLES), theorem)
+            warnings.append(RuleWarning(node.name, theorem, _COUNTEREXAMPLES[case]))
+        self.warnings = tuple(reversed(warnings))
+        return steps, kappa, labels, predictions
+
+    @staticmethod
+    def _stack(stack, kappa, z):
+        pairs = [theory.CURVATURES_AS_PUBLISHED[a] for a in stack.activations]
+        m = theory.second_derivative_bound_as_published(stack.weights, pairs)
+        norms = stack.jacobian_norms(z.reshape(len(z), -1))
+        return theory.dense_bound_as_published(kappa, norms, m, len(stack.weights[-1]))
+
+    def _layer(self, node, kappa, signals):
+        layer, name = node.layer, type(node.layer).__name__
+        if node.kind in ("activation", "identity", "reshape", "input"):
+            return None, kappa
+        if name in ("Conv1D", "Conv2D", "Conv3D"):
+            kernel = inference_value(layer.kernel, layer.compute_dtype)
+            return "Theorem 2", theory.convolution_bound_as_published(kappa, kernel)
+        side = node.output_shape[1]
+        if name in ("MaxPooling2D", "AveragePooling2D"):
+            return "Theorem 4", theory.pooling_bound_as_published(kappa, side)
+        if name == "LpPooling2D":
+            window = layer.pool_size[0]
+            return "Theorem 4", theory.pooling_bound_as_published(kappa, side, window, layer.p)
+        if name in _NORMALIZATIONS:
+            rule = _NORMALIZATIONS[name]
+            each = zip(kappa, signals[node.call], strict=True)
+            return rule[0], np.array([rule[1](layer, k, z) for k, z in each])
+        raise UnsupportedLayerError(
+            "The paper has no rule for this layer. Received: layer "
+            f"{node.name!r} of type {name}. Use rules='sound'."
+        )
+
+
+def _batch_normalization(layer, kappa, z):
+    def spread(variable, fallback):
+        value = fallback if variable is None else inference_value(variable, "float64")
+        return np.broadcast_to(value, z.shape).ravel()
+
+    return theory.batch_normalization_bound_as_published(
+        kappa,
+        z.ravel(),
+        spread(layer.gamma, 1.0),
+        spread(layer.beta, 0.0),
+        spread(layer.moving_mean, 0.0),
+        spread(layer.moving_variance, 1.0),
+        layer.epsilon,
+    )
+
+
+def _response_normalization(layer, kappa, z):
+    window = 2 * layer.depth_radius + 1
+    return theory.response_normalization_bound_as_published(
+        kappa, z, layer.bias, layer.alpha, layer.beta, window
+    )
+
+
+_NORMALIZATIONS = {
+    "BatchNormalization": ("Theorem 5", _batch_normalization),
+    "LocalResponseNormalization": ("Theorem 6", _response_normalization),
+}
+_COUNTEREXAMPLES = {
+    "Theorem 1": "h(x) = (Σx_i)²/2 has second derivatives 1 but a Hessian of norm d: from x = 0 it "
+    "claims √d times what suffices. (With Algorithm 4.1's M it holds for sigmoid and softplus.)",
+    "tanh": "max|tanh''| is twice the table's: from x = -1 with κ = tanh(-.4) - tanh(-1) it claims "
+    ".69 where .6 suffices.",
+    "relu": "ReLU has no second derivative: from x = 0- with κ = .5 it claims 1 where .5 suffices.",
+    "Theorem 2": "All-ones 5×5 on 28×28: R = 1 moves the output by 4.29·‖W‖·‖R‖.",
+    "Theorem 4": "It assumes ‖h(x+r)‖ = ‖h(x)‖ + κ: x = (1, 0) and x+r = (0, 1) change the class of "
+    "max pooling's cells at equal norms. (Its value holds, up to t times too small.)",
+    "Theorem 5": "γ = (1, .01), variance 1, x = (1, 1), κ = .5: it claims 78, (.5, 0) suffices.",
+    "Theorem 6": "Channels (30, .001) with window 1: it takes the small channel's bound.",
+}
+
+
+def _line(network):
+    """Nodes that every path from the input to the logits passes, in order."""
+    names = [node.name for node in network.nodes]
+    end = names.index(network.logits)
+    kept, reach = [], 0
+    positions = {name: i for i, name in enumerate(names)}
+    consumers = network.consumers()
+    for i, node in enumerate(network.nodes[: end + 1]):
+        if reach <= i:  # no earlier tensor is read by a later node
+            kept.append(node)
+        last = [positions[c] for c in consumers[node.name] if positions[c] <= end]
+        reach = max([reach, *last])
+    return kept
+
+
+def _quotient(kappa, gain):
+    if gain == 0:
+        return np.where(kappa > 0, np.inf, 0.0)
+    return np.maximum(rounding.down(kappa / gain), 0.0)
