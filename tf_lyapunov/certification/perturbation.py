@@ -451,8 +451,8 @@ _COUNTEREXAMPLES = {
     ".69 where .6 suffices.",
     "relu": "ReLU has no second derivative: from x = 0- with κ = .5 it claims 1 where .5 suffices.",
     "Theorem 2": "All-ones 5×5 on 28×28: R = 1 moves the output by 4.29·‖W‖·‖R‖.",
-    "Theorem 4": "It assumes ‖h(x+r)‖ = ‖h(x)‖ + κ: x = (1, 0) and x+r = (0, 1) change the class of "
-    "max pooling's cells at equal norms. (Its value holds, up to t times too small.)",
+    "Theorem 4": "It assumes ‖h(x+r)‖ = ‖h(x)‖ + κ: outputs (1, 0) and (0, 1) have equal norms and "
+    "different classes. (Its value holds, up to t times too small.)",
     "Theorem 5": "γ = (1, .01), variance 1, x = (1, 1), κ = .5: it claims 78, (.5, 0) suffices.",
     "Theorem 6": "Channels (30, .001) with window 1: it takes the small channel's bound.",
 }

@@ -1,0 +1,576 @@
+"""(3) Localized robustness α_lim(F, r): estimated by sampling and by ascent, bounded by proof."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_lyapunov.attacks.backend import compiled, sum_gradient
+from tf_lyapunov.certification import rounding
+from tf_lyapunov.certification.choice import network_gain
+from tf_lyapunov.certification.composition import lipschitz_constants, rounding_errors
+from tf_lyapunov.certification.local import LocalGains
+from tf_lyapunov.certification.logits import LogitsModel
+from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.errors import UnsupportedLayerError
+
+OUTPUTS = ("softmax", "logits")
+PROTOCOLS = {"paper": 1000, "released": 100}
+# Share of the largest value at which a curve counts as saturated.
+_SATURATED = 0.99
+# Outputs this much smaller than their rounding are noise, not change (float32 and float64).
+_NOISE = {"float32": 2.0**-20, "float64": 2.0**-48}
+
+
+@dataclass(frozen=True)
+class LocalizedCurve:
+    """α_lim(F, r) over a set of points: two lower estimates and a proven upper bound.
+
+    Attributes:
+        radii: float64 (k,), ascending, in units of the input.
+        norm: 2 or `math.inf`, of inputs and outputs.
+        outputs: `"softmax"` or `"logits"`.
+        monte_carlo: float64 (k,), largest ratio over random directions.
+        gradient: float64 (k,), largest ratio found by ascent; never below `monte_carlo`.
+        certified: float64 (k,), upper bounds; infinite where nothing is proved.
+        monte_carlo_by_point, gradient_by_point, certified_by_point: float64 (n, k).
+        noise: float, ratios below this cannot be told from rounding at the smallest radius.
+    """
+
+    radii: np.ndarray
+    norm: float
+    outputs: str
+    monte_carlo: np.ndarray
+    gradient: np.ndarray
+    certified: np.ndarray
+    monte_carlo_by_point: np.ndarray = field(repr=False)
+    gradient_by_point: np.ndarray = field(repr=False)
+    certified_by_point: np.ndarray = field(repr=False)
+    noise: float = 0.0
+
+    @property
+    def saturation(self):
+        """`(value, radius)`: the largest gradient estimate, and the first radius within 1% of it.
+
+        The radius is the last one if the curve still grows there.
+        """
+        value = float(self.gradient.max())
+        return value, float(self.radii[np.argmax(self.gradient >= _SATURATED * value)])
+
+    def rows(self):
+        """One dict per radius, for tables and CSV files."""
+        return [
+            {
+                "radius": float(r),
+                "monte_carlo": float(m),
+                "gradient": float(g),
+                "certified": float(c),
+            }
+            for r, m, g, c in zip(
+                self.radii, self.monte_carlo, self.gradient, self.certified, strict=True
+            )
+        ]
+
+
+def localized_robustness(
+    model,
+    x,
+    radii,
+    *,
+    norm=2,
+    outputs="softmax",
+    protocol="paper",
+    directions=None,
+    steps=60,
+    bounds=None,
+    time_budget=10.0,
+    batch_size=128,
+    seed=0,
+    progress: Callable | None = None,
+):
+    """How much a network amplifies changes of at most r around given points.
+
+        α_lim(F, r) = sup_{x ∈ R, 0 < ‖e‖ ≤ r} ‖F(x+e) - F(x)‖ / ‖e‖                        (3.2)
+
+    is bracketed for every radius: from below by Gaussian directions rescaled to length r (as
+    published) and by ascent from the best of them, from above by a proof: slopes on the ball around
+    x for dense chains with ReLU, the network's gain otherwise, times the largest slope that softmax
+    has on the ball. The estimates never prove anything; the bound never estimates.
+
+    Args:
+        model: a built Keras model; softmax and sigmoid heads are looked through.
+        x: the points R, (n, …); every sample is used.
+        radii: positive numbers, in units of x.
+        norm: 2 or `math.inf`, for inputs and outputs.
+        outputs: F is `"softmax"` (a single logit: sigmoid) or `"logits"`.
+        protocol: `"paper"`: 1000 directions, ratio by ‖e‖ = r. `"released"`: 100 directions, x+e
+            clipped to `bounds`, ratio by the clipped change, running maximum over radii.
+        directions: number of directions instead.
+        steps: ascent steps per radius.
+        bounds: box of the released protocol, (0, 1) by default.
+        time_budget: seconds for the network's gain.
+        batch_size: points evaluated at once.
+        seed: of the directions.
+        progress: called with the share done.
+
+    Returns:
+        `LocalizedCurve`.
+
+    Raises:
+        ValueError: for radii that are not positive, or larger than the points' own diameter where
+            there are several; for NaN, wrong shapes or unknown options.
+
+    Example:
+
+    >>> unit = keras.layers.Dense(1, kernel_initializer="ones")
+    >>> model = keras.Sequential([keras.Input((1,)), unit])
+    >>> curve = localized_robustness(model, [[-10.0], [10.0]], [1.0, 10.0], directions=4)
+    >>> [round(float(v), 5) for v in (curve.gradient[1], curve.certified[1])]
+    [0.05, 0.25]
+
+    Reference: Bontonou et al., Definition 1 and Figure 5 (Monte-Carlo as published; ascent and
+    bound of this library).
+    """
+    settings = _checked(norm, outputs, protocol, directions, steps)
+    x, radii = _checked_points(model, x, radii, norm)
+    view = _Outputs(model, outputs, x, norm)
+    bounds = (bounds or (0.0, 1.0)) if protocol == "released" else None
+    found = [np.empty((len(x), len(radii))) for _ in range(3)]
+    certify = _Upper(view, norm, outputs, time_budget)
+    batches = range(0, len(x), batch_size)
+    for done, start in enumerate(batches):
+        here = slice(start, start + batch_size)
+        # Draws depend on the seed and the batch, so that a longer list of radii changes nothing.
+        rng = np.random.default_rng([seed, start])
+        sampled, best = _sampled(view, x[here], radii, norm, settings[0], bounds, rng)
+        found[0][here] = np.maximum.accumulate(sampled, axis=1) if bounds else sampled
+        found[1][here] = _ascended(view, x[here], radii, norm, steps, sampled, best, bounds)
+        found[2][here] = certify(x[here], radii)
+        if progress is not None:
+            progress((done + 1) / len(batches))
+    # A bound below an estimate can only be rounding noise of the estimate.
+    curves = [values.max(axis=0) for values in found]
+    return LocalizedCurve(radii, norm, outputs, *curves, *found, noise=float(view.noise / radii[0]))
+
+
+@dataclass(frozen=True)
+class LayerwiseRobustness:
+    """Proposition 1, layer by layer.
+
+    Attributes:
+        names: of the layers.
+        radii: float64 (L,), r·Π_{k<l} α_k, at which layer l is asked.
+        estimates: float64 (L,), α_l by Monte-Carlo sampling: lower estimates.
+        product: Π α_l.
+        network: α_lim of the whole network at r, estimated.
+        contracts: whether every α_l ≤ 1, as Proposition 1 assumes.
+        is_consistent: whether network ≤ product, which Proposition 1 implies for the true values;
+            a False shows that sampling missed the worst directions of some layer.
+    """
+
+    names: tuple
+    radii: np.ndarray
+    estimates: np.ndarray
+    product: float
+    network: float
+    contracts: bool
+    is_consistent: bool
+
+
+def layerwise_robustness(model, x, radius, *, norm=2, directions=1000, seed=0):
+    """α_l of every layer at the radius that Proposition 1 demands of it.
+
+    Layer l is asked at F^(l-1)(x) for changes up to r·Π_{k<l} α_k; then F is (Π α_l)-robust for r.
+    The proof needs no α_l ≤ 1; the paper assumes it.
+
+    Args:
+        model: a built chain of Keras layers.
+        x: the points, (n, …).
+        radius: r > 0.
+        norm: 2 or `math.inf`.
+        directions: Gaussian directions per point and layer.
+        seed: of the directions.
+
+    Returns:
+        `LayerwiseRobustness`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(0.5),
+    ...                           keras.layers.ReLU()])
+    >>> found = layerwise_robustness(model, [[1.0, 2.0]], 0.1)
+    >>> [round(float(v), 4) for v in found.estimates], found.is_consistent
+    ([0.5, 1.0], True)
+
+    Reference: Bontonou et al., Definition 2 and Proposition 1, as published; estimates.
+    """
+    _checked(norm, "logits", "paper", directions, 0)
+    x, (radius,) = _checked_points(model, x, [radius], norm)
+    layers = _chain(model)
+    rng = np.random.default_rng(seed)
+    signal, reach, alphas, reaches = x.astype(np.float32), float(radius), [], []
+    for layer in layers:
+        reaches.append(reach)
+        alphas.append(_sampled_gain(layer, signal, reach, norm, directions, rng))
+        reach *= alphas[-1]
+        signal = _apply(layer, signal)
+        if reach == 0:  # constant from here on
+            reaches += [0.0] * (len(layers) - len(alphas))
+            alphas += [0.0] * (len(layers) - len(alphas))
+            break
+
+    def whole(z):
+        for layer in layers:
+            z = layer(z, training=False) if _takes_training(layer) else layer(z)
+        return z
+
+    network = _sampled_gain(whole, x.astype(np.float32), float(radius), norm, directions, rng)
+    product = math.prod(alphas)
+    return LayerwiseRobustness(
+        tuple(layer.name for layer in layers),
+        np.array(reaches),
+        np.array(alphas),
+        product,
+        network,
+        all(a <= 1 for a in alphas),
+        network <= product * (1 + 1e-5),
+    )
+
+
+# ------------------------------------------------------------------------------------- estimates
+
+
+class _Outputs:
+    """F in float64 where the model can be copied to it, in its own precision otherwise."""
+
+    def __init__(self, model, outputs, x, norm):
+        self.network = None
+        self.dtype = "float32"
+        function = model
+        try:
+            self.network = read_network(model, [(None, *x.shape[1:])])
+            function = LogitsModel(self.network).model
+            function = LogitsModel(self.network, "float64").model
+            self.dtype = "float64"
+        except (UnsupportedLayerError, ValueError):
+            if self.network is None and outputs == "logits":
+                raise
+        self.model, self.norm = function, norm
+        sample = np.asarray(self.model.predict(x[:1].astype(self.dtype), verbose=0))
+        self.head = None
+        if outputs == "softmax" and self.network is not None:
+            self.head = ops.sigmoid if sample.size == 1 else ops.softmax
+        self.noise = _NOISE[self.dtype] * max(float(np.abs(sample).max()), 1.0)
+        shape = (None, *(-1 for _ in x.shape[1:]))
+        variables = list(self.model.variables)
+        self.values = compiled(lambda z: (self(z),), variables, [(self.dtype, shape)])
+        self.climb = compiled(
+            self._climb, variables, [(self.dtype, shape)] * 2 + [(self.dtype, (None,)),
+                                                                ("int32", ())]
+        )  # fmt: skip
+
+    def __call__(self, x):
+        values = self.model(x, training=False)
+        values = ops.reshape(values, (ops.shape(values)[0], -1))
+        return values if self.head is None else self.head(values)
+
+    def size(self, values):
+        """Norms of rows."""
+        flat = ops.reshape(values, (ops.shape(values)[0], -1))
+        if self.norm == 2:
+            return ops.sqrt(ops.sum(flat * flat, axis=1) + 1e-300 * (self.dtype == "float64"))
+        return ops.max(ops.abs(flat), axis=1)
+
+    def _climb(self, x, e, radius, steps):
+        """Perturbations of the largest ratio met on the way, and the ratio."""
+        base = self(x)
+        wide = (-1, *(1 for _ in x.shape[1:]))
+        reach = ops.reshape(radius, wide)
+        tiny = 1e-30
+
+        def objective(e, squared):
+            change = self.size(self(x + e) - base)
+            value = change * change if squared else change / ops.maximum(self.size(e), tiny)
+            return ops.sum(value), change
+
+        def direction(g):
+            if self.norm == 2:
+                return g / ops.reshape(ops.maximum(self.size(g), tiny), wide)
+            return ops.sign(g)
+
+        def project(e):
+            if self.norm != 2:
+                return ops.clip(e, -reach, reach)
+            size = ops.reshape(ops.maximum(self.size(e), tiny), wide)
+            return e * ops.minimum(reach / size, 1.0)
+
+        def ratio(e, change):
+            return change / ops.maximum(self.size(e), tiny)
+
+        def keep(e, found, best, value):
+            better = found > value
+            return ops.where(ops.reshape(better, wide), e, best), ops.maximum(found, value)
+
+        def power(i, state):
+            # The next point of the sphere along the gradient: the power method if F is linear.
+            e, best, value = state
+            g, change = sum_gradient(lambda e: objective(e, True), e)
+            best, value = keep(e, ratio(e, change), best, value)
+            moves = ops.reshape(self.size(g) > tiny, wide)
+            return ops.where(moves, reach * direction(g), e), best, value
+
+        def ascent(i, state):
+            e, best, value = state
+            g, change = sum_gradient(lambda e: objective(e, False), e)
+            best, value = keep(e, ratio(e, change), best, value)
+            length = reach * 0.5 / ops.cast(1 + i, self.dtype)
+            return project(e + length * direction(g)), best, value
+
+        start = ratio(e, self.size(self(x + e) - base))
+        state = (e, e, start)
+        _, best, value = ops.fori_loop(0, steps, power, state)
+        last, best, value = ops.fori_loop(0, steps, ascent, (best, best, value))
+        last_ratio = ratio(last, self.size(self(x + last) - base))
+        return keep(last, last_ratio, best, value)
+
+
+def _sampled(view, x, radii, norm, directions, bounds, rng):
+    """Largest ratios (n, k) over random directions and their perturbations (n, k, …)."""
+    shape = x.shape[1:]
+    base = view.values(x.astype(view.dtype))[0].astype(np.float64)
+    best = np.zeros((len(x), len(radii)))
+    kept = np.zeros((len(x), len(radii), *shape))
+    chunk = max(2**20 // (x[0].size * len(x)), 1)
+    for start in range(0, directions, chunk):
+        count = min(chunk, directions - start)
+        draws = rng.standard_normal((count, len(x), *shape))
+        draws /= _norms(draws.reshape(count * len(x), -1), norm).reshape(count, len(x), *_ones(x))
+        for k, radius in enumerate(radii):
+            e = radius * draws
+            if bounds is not None:
+                e = np.clip(x + e, *bounds) - x
+            moved = (x + e).reshape(count * len(x), *shape)
+            values = view.values(moved.astype(view.dtype))[0].astype(np.float64)
+            change = (values.reshape(count, len(x), -1) - base).reshape(count * len(x), -1)
+            sizes = _norms(e.reshape(count * len(x), -1), norm)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = np.where(sizes > 0, _norms(change, norm) / sizes, 0.0)
+            ratios = ratios.reshape(count, len(x))
+            first = ratios.argmax(axis=0)
+            found = ratios[first, np.arange(len(x))]
+            better = found > best[:, k]
+            best[better, k] = found[better]
+            kept[better, k] = e[first, np.arange(len(x))][better]
+    return best, kept
+
+
+def _ascended(view, x, radii, norm, steps, sampled, starts, bounds):
+    """Largest ratios (n, k) by ascent from the best samples; they grow with the radius."""
+    result = np.array(sampled)
+    before = None
+    for k, radius in enumerate(radii):
+        e = np.array(starts[:, k])
+        if before is not None:  # the last radius' best perturbation is still allowed
+            better = result[:, k - 1] > result[:, k]
+            e[better] = before[better]
+        # A start of length 0 has no ratio.
+        empty = _norms(e.reshape(len(e), -1), norm) == 0
+        e[empty] = radius / math.sqrt(x[0].size)
+        reach = np.full(len(x), radius * (1 - 1e-12))
+        arrays = (v.astype(view.dtype) for v in (x, e, reach))
+        before, ratio = (
+            np.asarray(v, np.float64) for v in view.climb(*arrays, np.asarray(steps, np.int32))
+        )
+        if bounds is not None:
+            before = np.clip(x + before, *bounds) - x
+            sizes = _norms(before.reshape(len(x), -1), norm)
+            moved = view.values((x + before).astype(view.dtype))[0].astype(np.float64)
+            base = view.values(x.astype(view.dtype))[0].astype(np.float64)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = np.where(sizes > 0, _norms(moved - base, norm) / sizes, 0.0)
+        result[:, k] = np.maximum(result[:, k], np.where(np.isfinite(ratio), ratio, 0.0))
+        if k:
+            result[:, k] = np.maximum(result[:, k], result[:, k - 1])
+    return result
+
+
+# --------------------------------------------------------------------------------- upper bounds
+
+
+class _Upper:
+    """Proven gains of F on balls, (n, k)."""
+
+    def __init__(self, view, norm, outputs, time_budget):
+        self.norm, self.outputs, self.network = norm, outputs, view.network
+        if self.network is None:
+            return
+        constants = lipschitz_constants(self.network)
+        bound = network_gain(self.network, constants, "auto", time_budget=time_budget)
+        self.gain, self.pairs = bound.gain_upper_bound, bound.pairs
+        self.logits = LogitsModel(self.network)
+        self.rows = _row_sum_gain(self.network) if norm != 2 else math.inf
+        try:
+            self.local = LocalGains(self.network) if norm == 2 else None
+        except UnsupportedLayerError:
+            self.local = None
+
+    def __call__(self, x, radii):
+        result = np.full((len(x), len(radii)), np.inf)
+        if self.network is None:
+            return result
+        cast = x.astype(np.float32)
+        logits = self.logits.predict(cast, len(x))
+        # Of the computed logits, and of the cast of x to float32.
+        errors = rounding_errors(
+            self.network, rounding.euclidean_norms_up(cast), self.network.logits
+        ) + self.gain * _norms((x - cast).reshape(len(x), -1), 2)
+        features, classes = x[0].size, logits.shape[1]
+        for i in range(len(x)):
+            centers = self.local.centers(x[i].astype(np.float32)) if self.local else None
+            for k, radius in enumerate(radii):
+                # An l∞ ball lies in the l2 ball that is √d larger.
+                wide = radius * (1.0 if self.norm == 2 else math.sqrt(features))
+                gain, pairs = self.gain, self._pairs(classes)
+                if centers is not None:
+                    own = self.local.pair_gains(centers, wide, np.eye(classes))
+                    gain = min(gain, float(np.linalg.norm(own)) * (1 + 1e-9))
+                slope = 1.0
+                if self.outputs == "softmax":
+                    slope = self._softmax_slope(logits[i], errors[i], pairs, wide)
+                bound = gain * slope
+                if self.norm != 2:
+                    # ‖J softmax‖_∞ = max 2p(1-p) is the same bound.
+                    bound = min(bound * math.sqrt(features), self.rows * slope)
+                result[i, k] = float(rounding.up(bound * (1 + 1e-12)))
+        return result
+
+    def _pairs(self, classes):
+        if self.pairs is not None:
+            return self.pairs
+        return np.full((classes, classes), self.gain * math.sqrt(2) * (1 + 1e-12))
+
+    @staticmethod
+    def _softmax_slope(logits, error, pairs, radius):
+        """Largest 2p(1-p) (softmax) or p(1-p) (sigmoid) on the ball."""
+        if len(logits) == 1:
+            margin = abs(float(logits[0])) - error - radius * float(pairs[0, 0])
+            top = 1 / (1 + math.exp(-max(margin, 0.0)))
+            return top * (1 - top) * (1 + 1e-9)
+        c = int(np.argmax(logits))
+        gaps = logits[c] - np.delete(logits, c) - 2 * error
+        gaps = gaps - radius * np.delete(pairs[c], c)
+        top = 1 / (1 + float(np.sum(np.exp(-np.clip(gaps, -50, 500)))))
+        return 0.5 if top <= 0.5 else min(0.5, 2 * top * (1 - top) * (1 + 1e-9) + 1e-15)
+
+
+def _row_sum_gain(network):
+    """l∞ gain: product of the largest absolute row sums of a dense chain, infinite otherwise."""
+    total = 1.0
+    if not network.is_chain:
+        return math.inf
+    for node in network.nodes:
+        if node.matrix is not None and len(node.output_shape) == 2:
+            total *= float(np.abs(node.matrix).sum(axis=0).max()) * (1 + 1e-9)
+        elif node.kind == "activation" and node.sector is not None:
+            total *= node.sector.magnitude
+        elif node.kind not in ("input", "identity", "reshape") or "linear" in node.kind:
+            return math.inf
+        if node.name == network.logits:
+            break
+    return total
+
+
+# ---------------------------------------------------------------------------------------- layers
+
+
+def _chain(model):
+    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+    inbound = [x for x in layers if len(x._inbound_nodes) != 1 or isinstance(x.input, list)]
+    if inbound or not layers:
+        raise UnsupportedLayerError(
+            "Proposition 1 concerns chains of layers. Received: model "
+            f"{model.name!r}, whose layer {inbound[0].name if inbound else None!r} is used several "
+            "times or reads several tensors."
+        )
+    return layers
+
+
+def _takes_training(layer):
+    return isinstance(layer, keras.Model) or layer._call_has_training_arg
+
+
+def _apply(layer, x):
+    extra = {"training": False} if not isinstance(layer, keras.Layer) or (
+        _takes_training(layer)) else {}  # fmt: skip
+    return ops.convert_to_numpy(layer(ops.convert_to_tensor(x), **extra))
+
+
+def _sampled_gain(function, x, radius, norm, directions, rng):
+    plain = not isinstance(function, keras.Layer)
+
+    def evaluate(z):
+        values = function(ops.convert_to_tensor(z)) if plain else _apply(function, z)
+        return ops.convert_to_numpy(values).reshape(len(x), -1).astype(np.float64)
+
+    base, largest = evaluate(x), 0.0
+    for _ in range(directions):
+        e = rng.standard_normal(x.shape)
+        e *= radius / _norms(e.reshape(len(x), -1), norm).reshape(len(x), *_ones(x))
+        moved = (x + e).astype(np.float32)
+        sizes = _norms((moved.astype(np.float64) - x).reshape(len(x), -1), norm)
+        largest = max(largest, float(np.max(_norms(evaluate(moved) - base, norm) / sizes)))
+    return largest
+
+
+def _norms(rows, norm):
+    if norm == 2:
+        return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return np.abs(rows).max(axis=1)
+
+
+def _ones(x):
+    return [1] * (x.ndim - 1)
+
+
+def _checked(norm, outputs, protocol, directions, steps):
+    if norm not in (2, math.inf):
+        raise ValueError(f"`norm` must be 2 or math.inf. Received: norm={norm!r}.")
+    if outputs not in OUTPUTS:
+        raise ValueError(f"`outputs` must be one of {OUTPUTS}. Received: outputs={outputs!r}.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"`protocol` must be one of {tuple(PROTOCOLS)}. Received: protocol={protocol!r}."
+        )
+    directions = PROTOCOLS[protocol] if directions is None else directions
+    if directions < 1 or steps < 0:
+        raise ValueError(
+            "`directions` must be at least 1 and `steps` at least 0. "
+            f"Received: directions={directions!r}, steps={steps!r}."
+        )
+    return (int(directions),)
+
+
+def _checked_points(model, x, radii: Sequence, norm):
+    x = np.asarray(x, dtype=np.float64)
+    radii = np.unique(np.asarray(radii, dtype=np.float64).ravel())
+    if not len(radii) or not np.all(np.isfinite(radii)) or radii[0] <= 0:
+        raise ValueError(f"`radii` must be positive, finite numbers. Received: {radii!r}.")
+    if x.ndim < 2 or not len(x) or not np.all(np.isfinite(x)):
+        raise ValueError(
+            f"`x` must hold finite points (n, …). Received: shape {x.shape}, or NaN or infinity."
+        )
+    if len(x) > 1:
+        flat = x.reshape(len(x), -1)
+        # Twice the distance to the first point is at least the diameter.
+        diameter = 2 * float(_norms(flat - flat[0], norm).max())
+        if diameter > 0 and radii[-1] > diameter:
+            raise ValueError(
+                f"A radius beyond the diameter of the points is not local. Received: radius "
+                f"{radii[-1]:g} with points at most {diameter:g} apart. Choose smaller radii."
+            )
+    return x, radii
