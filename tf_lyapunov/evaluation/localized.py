@@ -426,15 +426,16 @@ class _Upper:
         cast = x.astype(np.float32)
         logits = self.logits.predict(cast, len(x))
         # Of the computed logits, and of the cast of x to float32.
-        errors = rounding_errors(
+        moved = _norms((x - cast).reshape(len(x), -1), 2) * (1 + 1e-9)
+        errors = self.gain * moved + rounding_errors(
             self.network, rounding.euclidean_norms_up(cast), self.network.logits
-        ) + self.gain * _norms((x - cast).reshape(len(x), -1), 2)
+        )
         features, classes = x[0].size, logits.shape[1]
         for i in range(len(x)):
             centers = self.local.centers(x[i].astype(np.float32)) if self.local else None
             for k, radius in enumerate(radii):
                 # An l∞ ball lies in the l2 ball that is √d larger.
-                wide = radius * (1.0 if self.norm == 2 else math.sqrt(features))
+                wide = radius * (1.0 if self.norm == 2 else math.sqrt(features)) + moved[i]
                 gain, pairs = self.gain, self._pairs(classes)
                 if centers is not None:
                     own = self.local.pair_gains(centers, wide, np.eye(classes))
