@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov.callbacks import ClaimLost, LyapunovMonitor
+from tf_lyapunov.certification.layer_indices import layer_indices
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.projection import constrain
@@ -217,7 +218,14 @@ def test_float16_policies_are_monitored_on_the_float32_master():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"every": 0}, {"every": "step"}, {"on_violation": "panic"}, {"iterations": 0}],
+    [
+        {"every": 0},
+        {"every": "step"},
+        {"on_violation": "panic"},
+        {"iterations": 0},
+        {"indices_every": 0},
+        {"indices_every": 1},
+    ],
 )
 def test_bad_arguments_are_refused(arguments):
     with pytest.raises(ValueError):
@@ -228,3 +236,48 @@ def test_a_design_with_another_number_of_layers_is_refused():
     design = spectral_design(gain=2.0, sectors=[*SECTORS, Sector.linear()])
     with pytest.raises(ValueError, match="one budget per stage"):
         network().fit(X, Y, verbose=0, callbacks=[LyapunovMonitor(design)])
+
+
+def test_true_indices_are_measured_every_k_epochs_and_beat_those_of_the_norms(capsys):
+    design = spectral_design(Indices(0.4, -2.0), SECTORS)
+    model = constrain(network(), design)
+    monitor = LyapunovMonitor(design, indices_every=2)
+    history = model.fit(X, Y, epochs=3, verbose=0, callbacks=[monitor]).history
+    for name in ("hidden", "head"):
+        first, second, third = history[f"true_nu/{name}"]
+        assert first == second != third  # measured after the first and the third epoch
+        assert first >= history[f"nu/{name}"][0]
+        assert history[f"true_delta/{name}"][0] == history[f"delta/{name}"][0]
+    assert "true nu of" in capsys.readouterr().out.splitlines()[0]
+    resumed = LyapunovMonitor(design, verbose=0)
+    resumed.set_model(model)
+    resumed.set_state(monitor.get_state())
+    assert resumed.read().true_indices == monitor.readings[-1].true_indices
+
+
+def test_true_indices_are_those_of_the_layers_weights():
+    claims = [Indices(0.5, -0.4), Indices(0.5, -0.4)]
+    design = spectral_design(Indices(0.1, -2.0), SECTORS, layer_indices=claims)
+    model = constrain(network(), design)
+    monitor = LyapunovMonitor(design, verbose=0, indices_every=1)
+    model.fit(X, Y, verbose=0, callbacks=[monitor])
+    kernel = keras.ops.convert_to_numpy(model.get_layer("hidden").kernel).astype(float)
+    found = monitor.readings[-1].true_indices["hidden"]
+    expected = layer_indices(kernel, SECTORS[0], delta=found.delta).nu
+    assert found.nu == expected >= monitor.readings[-1].check.indices[0].nu
+    assert found.nu < layer_indices(0.5 * kernel, SECTORS[0], delta=found.delta).nu
+
+
+def test_the_amortised_enforcement_between_epochs_bounds_the_true_norm():
+    model = constrain(network(), [0.5, 0.5], guarantee="monitor", every=2)
+    kernel = model.get_layer("hidden").kernel
+    double = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: kernel.assign(2 * kernel)
+    )
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(sigma(model, "hidden"))
+    )
+    callbacks = [double, LyapunovMonitor(verbose=0), record]
+    model.fit(X, Y, batch_size=16, verbose=0, callbacks=callbacks)
+    assert max(seen[1::2]) <= 0.5 < min(seen[0::2])

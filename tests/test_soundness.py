@@ -39,33 +39,33 @@ def residual():
 
 def batch_normalized():
     x = inputs = keras.Input((8, 8, 1))
-    x = layers.Conv2D(6, 3, padding="same", use_bias=False)(x)
+    x = layers.Dense(24, use_bias=False)(layers.Flatten()(x))
     x = layers.ReLU()(layers.BatchNormalization()(x))
-    x = layers.MaxPooling2D(3, 2)(x)
-    return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+    return keras.Model(inputs, layers.Dense(10)(x))
 
 
 def convolutional():
     x = inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(8, 3, strides=2, padding="same", activation="elu")(x)
-    x = layers.AveragePooling2D(2)(layers.DepthwiseConv2D(3, padding="same")(x))
+    x = layers.DepthwiseConv2D(3, padding="same")(x)
     return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
 
 
-# name: (builder, gain of each stage or None for a plainly trained model)
+# name: (builder, gain of each stage or None for a plainly trained model, method of certification).
+# A product of convolutions is a loose bound: theirs is the closed form on the whole chain.
 MODELS = {
-    "mlp": (flat_mlp, 1.2),
-    "plain mlp": (flat_mlp, None),
-    "residual": (residual, 1.2),
-    "batch normalization": (batch_normalized, 1.5),
-    "plain batch normalization": (batch_normalized, None),
-    "convolutional": (convolutional, 1.5),
+    "mlp": (flat_mlp, 1.2, "composition"),
+    "plain mlp": (flat_mlp, None, "closed_form"),
+    "residual": (residual, 1.2, "composition"),
+    "batch normalization": (batch_normalized, 1.2, "composition"),
+    "plain batch normalization": (batch_normalized, None, "closed_form"),
+    "convolutional": (convolutional, 1.2, "closed_form"),
 }
 
 
 @functools.cache
 def trained(name, rate=0.01):
-    build, budget = MODELS[name]
+    build, budget, _ = MODELS[name]
     x, y = digits()
     keras.utils.set_random_seed(0)
     model = build()
@@ -79,7 +79,7 @@ def trained(name, rate=0.01):
     return model
 
 
-@pytest.mark.parametrize("name", [name for name, (_, budget) in MODELS.items() if budget])
+@pytest.mark.parametrize("name", [name for name, (_, budget, _) in MODELS.items() if budget])
 def test_after_training_at_a_large_rate_every_layers_true_norm_is_within_its_budget(name):
     model = trained(name, rate=0.1)
     budget = MODELS[name][1]
@@ -95,7 +95,7 @@ def test_after_training_at_a_large_rate_every_layers_true_norm_is_within_its_bud
 def certified_and_attacked(name):
     """Certificate, and what PGD finds just inside its radii."""
     model, (x, _) = trained(name), digits()
-    proof = tfl.certify(model, x)
+    proof = tfl.certify(model, x, method=MODELS[name][2])
     assert proof.radius.min() >= 0 and proof.radius.max() > 0
     inside = tfl.attacks.PGD(
         radius=tfl.L2(proof.radius * (1 - 1e-4)),
@@ -118,15 +118,11 @@ def test_a_hundred_thousand_attacks_break_no_certificate():
     assert runs >= WANTED
 
 
-# The certificates of stacks with pooling are looser: their attacks need more room.
-@pytest.mark.parametrize(
-    ("name", "factor"),
-    [("mlp", 2), ("residual", 2), ("convolutional", 4), ("batch normalization", 8)],
-)
-def test_the_same_attack_breaks_larger_radii(name, factor):
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_attack_breaks_twice_the_radii(name):
     """Else the attack would prove nothing."""
     model, (x, _) = trained(name), digits()
     radius = certified_and_attacked(name)[0].radius
-    outside = tfl.attacks.PGD(radius=tfl.L2(radius * factor), steps=20, batch_size=600)(model, x)
+    outside = tfl.attacks.PGD(radius=tfl.L2(2 * radius), steps=20, batch_size=600)(model, x)
     assert outside.success.any()
     assert np.all(outside.distance[outside.success] > radius[outside.success])

@@ -8,13 +8,18 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.certification import lipschitz_upper_bound
-from tf_lyapunov.certification.linear import BatchNormScale
+from tf_lyapunov.certification.layer_indices import layer_indices
+from tf_lyapunov.certification.linear import BatchNormScale, inference_value
 from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.certification.stages import stages as read_stages
 from tf_lyapunov.constraints import SpectralBound
+from tf_lyapunov.layers.base import refresh
 from tf_lyapunov.projection import constrained_variables, project
+from tf_lyapunov.spectral.arguments import count
+from tf_lyapunov.spectral.compilation import one_thread
 from tf_lyapunov.spectral.norms import norm_estimate
 from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
+from tf_lyapunov.theory.sectors import Indices
 
 ON_VIOLATION = ("warn", "stop", "raise", "ignore")
 
@@ -33,6 +38,8 @@ class Reading:
         budget: dict, layer name to budget (absent where unconstrained).
         check: `DesignCheck` of the upper bounds, or None without a design.
         gain_upper_bound: float, guaranteed l2 gain of the network's logits.
+        true_indices: dict, layer name to the `Indices` that its weights proved when
+            `indices_every` last measured them.
     """
 
     sigma: dict
@@ -40,6 +47,7 @@ class Reading:
     budget: dict
     check: object
     gain_upper_bound: float
+    true_indices: dict = dataclasses.field(default_factory=dict)
 
     @property
     def holds(self):
@@ -59,6 +67,8 @@ class Reading:
                 if indices is not None:
                     logs[f"delta/{name}"] = float(indices.delta)
                     logs[f"nu/{name}"] = float(indices.nu)
+        logs |= {f"true_delta/{name}": found.delta for name, found in self.true_indices.items()}
+        logs |= {f"true_nu/{name}": found.nu for name, found in self.true_indices.items()}
         return {name: float(value) for name, value in logs.items()}
 
 
@@ -68,7 +78,9 @@ class LyapunovMonitor(keras.callbacks.Callback):
     Each reading takes, per stage, a warm-started power iteration on the true map (an estimate from
     below, logged as `sigma/<layer>`) and the guaranteed bound (`sigma_upper_bound/<layer>`), and
     checks with the latter the design's cascade matrix. Logged beside: `budget/<layer>`,
-    `delta/<layer>`, `nu/<layer>` (implied indices), `cascade_margin`, `gain_upper_bound`.
+    `delta/<layer>`, `nu/<layer>` (indices implied by the norms), `cascade_margin`,
+    `gain_upper_bound`, and with `indices_every` the tighter `true_delta/<layer>` (the same δ when
+    measured) and `true_nu/<layer>`.
 
     It projects the constrained kernels before every evaluation, at the last step of every epoch
     (hence before callbacks that save at the end of an epoch), at the end of training, and every k
@@ -83,6 +95,11 @@ class LyapunovMonitor(keras.callbacks.Callback):
             when a reading no longer proves the claim.
         layers: names of the layers that the design is for, as given to `constrain`.
         iterations: power steps per reading.
+        indices_every: after the first epoch, and every so many epochs after it, `layer_indices`
+            finds, by a semidefinite program per layer, the largest ν that the weights prove for
+            the design's δ (its scaled δ where only gains are designed, as in `delta/<layer>`); in
+            between its last values are logged again. For stages of one kernel and an activation,
+            without normalization or pooling; others have no such entry.
         verbose: 1 prints one line per epoch, 0 nothing.
 
     Raises:
@@ -111,6 +128,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         on_violation="warn",
         layers=None,
         iterations=10,
+        indices_every=None,
         verbose=1,
     ):
         super().__init__()
@@ -127,8 +145,16 @@ class LyapunovMonitor(keras.callbacks.Callback):
             raise ValueError(
                 f"`iterations` must be a positive integer. Received: iterations={iterations!r}."
             )
+        if indices_every is not None:
+            indices_every = count("indices_every", indices_every)
+            if design is None:
+                raise ValueError(
+                    "`indices_every` needs a design, which says the δ of each layer. Received: "
+                    f"design=None, indices_every={indices_every}."
+                )
         self.design = design
         self.every = every
+        self.indices_every = indices_every
         self.on_violation = on_violation
         self.layers = layers
         self.iterations = int(iterations)
@@ -137,6 +163,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self._stages = None
         self._is_chain = True
         self._vectors = {}
+        self._true_indices = {}
         self._step = 0
         self._epoch_start = 0
         self._enforced_at = None
@@ -155,8 +182,10 @@ class LyapunovMonitor(keras.callbacks.Callback):
         # With `steps_per_execution` the hook is called once for several steps.
         before, self._step = self._step, self._epoch_start + batch + 1
         last = self.params.get("steps") == batch + 1
-        if last or (self._period and _crossed(before, self._step, self._period)):
+        if last:
             self._enforce()
+        elif self._period and _crossed(before, self._step, self._period):
+            self._bound_amortised()
         if self.every != "epoch" and _crossed(before, self._step, self.every):
             self._judge(self.read())
 
@@ -166,6 +195,10 @@ class LyapunovMonitor(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._enforce_once()
         reading = self.read()
+        if self.indices_every and epoch % self.indices_every == 0:
+            self._true_indices = self._measure_indices(reading.check.indices)
+            reading = dataclasses.replace(reading, true_indices=dict(self._true_indices))
+            self.readings[-1] = reading
         if logs is not None:
             logs.update(reading.logs())
         if self.verbose:
@@ -179,9 +212,16 @@ class LyapunovMonitor(keras.callbacks.Callback):
 
     def read(self):
         """Measures the model's stages now. Returns a `Reading` and appends it to `.readings`."""
+        with one_thread():
+            reading = self._read()
+        self.readings.append(reading)
+        return reading
+
+    def _read(self):
         if self._stages is None:
             self._read_structure()
         self._sync()
+        refresh(self.model)
         sigma, bound, budget = {}, {}, {}
         for stage in self._stages:
             fixed = stage.pre_gain * stage.post_gain
@@ -203,12 +243,11 @@ class LyapunovMonitor(keras.callbacks.Callback):
         check = None
         if self.design is not None:
             check = self.design.check(list(bound.values()), distances=self._distances())
-        reading = Reading(sigma, bound, budget, check, self._gain(bound, check))
-        self.readings.append(reading)
-        return reading
+        gain = self._gain(bound, check)
+        return Reading(sigma, bound, budget, check, gain, dict(self._true_indices))
 
     def summary(self, reading):
-        """One line: what is proved, the gain, and the stage closest to its budget."""
+        """One line: what is proved, the gain, and the stages closest to budget and indices."""
         ratios = {n: reading.sigma_upper_bound[n] / b for n, b in reading.budget.items() if b}
         parts = [f"gain ≤ {reading.gain_upper_bound:.4g}"]
         if reading.check is not None:
@@ -216,19 +255,29 @@ class LyapunovMonitor(keras.callbacks.Callback):
         if ratios:
             name = max(ratios, key=ratios.get)
             parts.append(f"tightest {name} at {100 * ratios[name]:.2f}% of its budget")
+        if reading.true_indices:
+            implied = dict(zip(reading.sigma, reading.check.indices, strict=True))
+            name, found = min(reading.true_indices.items(), key=lambda item: item[1].nu)
+            parts.append(f"true nu of {name} {found.nu:.3g} ({implied[name].nu:.3g} by its norm)")
         state = "claim proved" if reading.holds else "CLAIM NOT PROVED"
         return f"LyapunovMonitor: {state}; " + "; ".join(parts)
 
     # State for exact resumption.
 
     def get_state(self):
-        """Warm vectors and step counter, as a dict of arrays."""
-        return {"step": np.asarray(self._step), **{f"v/{k}": v for k, v in self._vectors.items()}}
+        """Warm vectors, step counter and the last indices, as a dict of arrays."""
+        found = self._true_indices.items()
+        indices = {f"indices/{k}": np.asarray([v.delta, v.nu]) for k, v in found}
+        vectors = {f"v/{k}": v for k, v in self._vectors.items()}
+        return {"step": np.asarray(self._step), **vectors, **indices}
 
     def set_state(self, state):
         """Restores what `get_state` returned."""
         self._step = int(state["step"])
         self._vectors = {k[2:]: np.asarray(v) for k, v in state.items() if k.startswith("v/")}
+        self._true_indices = {
+            k[8:]: Indices(*map(float, v)) for k, v in state.items() if k.startswith("indices/")
+        }
 
     # Private.
 
@@ -245,11 +294,37 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self._enforced_at = self._step
         self._sync()
         project(self.model)
+        self._warm_up()
+
+    def _bound_amortised(self):
+        """The guarantee of one step for the kernels that each step leaves to the monitor."""
+        self._sync()
         for variable in _amortised(self.model):
-            variable.constraint.warm_up(variable)
+            variable.assign(variable.constraint.enforce(ops.stop_gradient(variable.value)))
+        self._warm_up()
+
+    def _warm_up(self):
+        with one_thread():
+            for variable in _amortised(self.model):
+                variable.constraint.warm_up(variable)
+
+    def _measure_indices(self, implied):
+        """Layer name to the indices with the largest ν that Theorem 1 proves at the δ implied."""
+        found = {}
+        for stage, indices in zip(self._stages, implied or (), strict=False):
+            norms = (*stage.batch_norms, *stage.post_batch_norms)
+            bare = len(stage.maps) == 1 and not norms and stage.pre_gain * stage.post_gain == 1
+            if indices is None or not bare:
+                continue
+            kernel, linear_map = stage.maps[0]
+            kernel = inference_value(kernel, stage.layer.compute_dtype)
+            proof = layer_indices(kernel, stage.sector, delta=indices.delta, linear_map=linear_map)
+            found[stage.name] = proof.indices
+        return found
 
     def _read_structure(self):
-        network = read_network(self.model)
+        with one_thread():
+            network = read_network(self.model)
         self._is_chain = network.is_chain
         self._stages = _selected_stages(read_stages(network), self.layers, self.design)
 

@@ -47,5 +47,9 @@ class ModelFileError(ValueError):
     """A model file is truncated, corrupt, or holds code that is not allowed to run."""
 
 
+class ProofFileError(ValueError):
+    """A proof file is missing, truncated, corrupt, of another version, or no proof file."""
+
+
 class RunDirectoryError(ValueError):
     """A run directory cannot be written, or holds another run that must not be overwritten."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_lyapunov.certification.stages import stages as read_stages
 from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
+from tf_lyapunov.layers.base import refresh
 
 
 def constrain(model, design, layers=None, *, guarantee="step", every=100):
@@ -61,6 +62,8 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100):
 def project(model):
     """Enforces every spectral constraint of a model on its present weights.
 
+    It also refreshes the caches of the model's Lipschitz layers (`layers.base.refresh`).
+
     Args:
         model: built Keras model.
 
@@ -97,6 +100,7 @@ def project(model):
         projected.append((variable, value))
     for variable, value in projected:
         variable.assign(value)
+    refresh(model)
     return model
 
 

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tf_lyapunov.attacks import PGD
 from tf_lyapunov.certification import certify, read_network
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.chains import Chain, dense_tail
 from tf_lyapunov.certification.choice import METHODS, choose
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.theory.balls import L2
 from tf_lyapunov.theory.sectors import Sector
 
 TIGHTER = ("liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "auto")
@@ -169,7 +171,7 @@ def test_auto_says_what_it_chose_and_keeps_its_budget():
     wide = Chain((np.eye(2000),) * 4, (Sector(0, 1),) * 3)
     assert choose(wide, 60.0) == "closed_form"
     deep = Chain((np.eye(32),) * 80, (Sector(0, 1),) * 79)
-    assert choose(deep, 60.0) == "eclipse"
+    assert choose(deep, 60.0) == "lipsdp"  # linear in depth
 
 
 def test_models_without_a_dense_layer_before_the_logits():
@@ -188,3 +190,21 @@ def test_unknown_methods_and_budgets_are_refused():
         certify(model, data(model), method="seqlip")
     with pytest.raises(ValueError, match="`time_budget` must be a positive"):
         certify(model, data(model), method="auto", time_budget=0)
+
+
+def test_residual_blocks_are_bounded_as_wholes_and_no_attack_beats_them(tmp_path):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6,))
+    for _ in range(2):
+        branch = keras.layers.Dense(6)(keras.layers.Dense(8, activation="relu")(x))
+        x = keras.layers.Add()([x, branch])
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    points = np.random.default_rng(0).normal(size=(100, 6)).astype("float32")
+    composed, whole = certify(model, points), certify(model, points, method="lipsdp")
+    assert whole.gain_upper_bound < 0.8 * composed.gain_upper_bound
+    assert np.all(whole.radius >= composed.radius) and "Residual blocks" in whole.explain()
+    attack = PGD(radius=L2(whole.radius * (1 - 1e-4)), steps=20, loss="margin")
+    assert not attack(model, points).success.any()
+    with pytest.raises(ValueError, match="no multipliers of residual blocks"):
+        whole.save(tmp_path / "proof.npz")
+    composed.save(tmp_path / "proof.npz")

@@ -121,6 +121,25 @@ def test_entry_errors_of_any_layer_lower_nu():
     assert network_indices(unbounded, delta=0.5).verdict == "SOLVER_FAILED"
 
 
+@pytest.mark.filterwarnings("error")
+def test_hidden_units_that_no_weight_reaches_change_nothing():
+    chain = with_identity(4, sector=Sector(0.1, 1.0))
+    first, second, third = (np.array(w) for w in chain.weights)
+    padded = Chain(
+        (
+            np.vstack([first, np.zeros((2, 4))]),
+            np.hstack([second, np.ones((4, 2))]),
+            third,
+        ),
+        chain.sectors,
+    )
+    found, expected = network_indices(padded, delta=0.5), network_indices(chain, delta=0.5)
+    assert found.nu == pytest.approx(expected.nu, rel=1e-9)
+    assert np.isinf(found.multipliers).tolist() == [False] * 4 + [True] * 2 + [False] * 4
+    silent = Chain((0 * first, second, third), chain.sectors)
+    assert -1e-3 < network_indices(silent, delta=0.5).nu <= 0
+
+
 def test_a_failing_solver_proves_nothing(monkeypatch):
     from tf_lyapunov.certification import dissipativity as module
 

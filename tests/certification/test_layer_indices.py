@@ -167,10 +167,12 @@ def test_keras_layers_are_read_with_their_activation():
     layer = keras.layers.Dense(3, activation="leaky_relu")
     layer.build((None, 4))
     kernel = np.asarray(layer.kernel, dtype=np.float64)
-    expected = layer_indices(kernel, Sector.of("leaky_relu"), delta=0.3)
-    assert layer_indices(layer, delta=0.3).nu == expected.nu
+    expected = layer_indices(kernel, "leaky_relu", delta=0.3)
+    found = layer_indices(layer, delta=0.3)
+    assert found.nu == expected.nu and found.layer == layer.name and expected.layer == "kernel"
+    assert found.nu == layer_indices(kernel, Sector.of("leaky_relu"), delta=0.3).nu
     conv = keras.layers.Conv2D(2, 3, padding="same", activation="relu")
-    conv.build((None, 6, 6, 2))
+    conv.build((None, 4, 4, 2))
     assert layer_indices(conv, delta=0.3).verdict == "PROVED"
     separable = keras.layers.SeparableConv1D(2, 3)
     separable.build((None, 6, 2))
@@ -178,10 +180,81 @@ def test_keras_layers_are_read_with_their_activation():
         layer_indices(separable, Sector.linear(), delta=0.3)
 
 
-def test_what_a_claim_lacks_is_said():
-    found = layer_indices(np.eye(2), Sector(0.0, 1.0), delta=2.0)
+def test_lipschitz_layers_are_read_with_their_effective_kernel():
+    from tf_lyapunov.layers.almost_orthogonal import AlmostOrthogonalConv2D
+    from tf_lyapunov.layers.normalized import SpectralDense
+    from tf_lyapunov.layers.potential import ConvexPotentialDense
+
+    layer = SpectralDense(4, activation="relu", max_gain=0.7)
+    layer.build((None, 4))
+    x = np.random.default_rng(0).normal(size=(2, 500, 4)).astype("float32")
+    y = np.array([layer(part) for part in x], dtype=np.float64)
+    found = layer_indices(layer, delta=0.5)
+    assert found.verdict == "PROVED" and found.gain_upper_bound < 3.0
+    dx, dy = (x[0] - x[1]).astype(np.float64), y[0] - y[1]
+    supply = np.sum(dx * dy, 1) - 0.5 * np.sum(dy**2, 1) - found.nu * np.sum(dx**2, 1)
+    assert np.all(supply >= -1e-5 * np.sum(dx**2, 1))
+    assert layer_gain(layer) <= 0.7 * (1 + 1e-6)
+    conv = AlmostOrthogonalConv2D(2, 3, activation="relu")
+    conv.build((None, 4, 4, 2))
+    assert layer_indices(conv, delta=0.5).verdict == "PROVED"
+    potential = ConvexPotentialDense(4)
+    potential.build((None, 4))
+    with pytest.raises(UnsupportedLayerError, match="ConvexPotentialDense"):
+        layer_indices(potential, delta=0.5)
+
+
+def test_what_a_claim_lacks_is_said_with_the_layers_name():
+    layer = keras.layers.Dense(2, "relu", name="third", kernel_initializer="identity")
+    layer.build((None, 2))
+    found = layer_indices(layer, delta=2.0)
     assert found.shortfall(Indices(2.0, -2.0)) == 0.0
+    assert found.shortfall(Indices(1.0, -2.0)) == 0.0
     assert found.shortfall(Indices(2.0, -0.5)) == pytest.approx(-0.5 - found.nu)
+    text = found.explain(Indices(2.0, -0.5))
+    assert "'third'" in text and "misses by 0.5 in ν" in text
+    assert "holds" in found.explain(Indices(2.0, -2.0))
+    with pytest.raises(ValueError, match=r"`claim.delta` must be at most"):
+        found.shortfall(Indices(3.0, -9.0))
+    supply = {"q": -np.eye(2), "s": np.zeros((2, 2)), "r": 0.75 * np.eye(2)}
+    text = is_dissipative(layer, **supply).explain()
+    # (λ-1+t)(3/4+t) ≥ λ²/4 for some λ from t = 1/8 on.
+    assert "'third' is not proved" in text and "enlarged by 0.125I" in text
+    assert "holds with" in is_dissipative(layer, **{**supply, "r": 2 * np.eye(2)}).explain()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_delta_the_cone_is_about_the_smallest(seed):
+    rng = np.random.default_rng(seed)
+    weight = np.eye(4) + rng.normal(size=(4, 4)) / 4
+
+    def radius(found):
+        a, b = found.indices.slopes
+        return (b - a) / 2
+
+    best = layer_indices(weight.T, Sector(0.3, 1.0))
+    gain = layer_gain(weight.T, Sector(0.3, 1.0))
+    others = [
+        radius(layer_indices(weight.T, Sector(0.3, 1.0), delta=1 / (2 * c * gain)))
+        for c in np.linspace(0.05, 1.2, 24)
+    ]
+    assert best.verdict == "PROVED" and radius(best) < gain
+    assert min(others) - 0.05 * gain < radius(best) <= min(others) * (1 + 2e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_units_without_weights_and_extreme_sizes_are_no_exception():
+    weight = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [1e-9, 0.0]])
+    relu = Sector(0.0, 1.0)
+    whole = layer_indices(weight[:2].T, relu, delta=0.7)
+    with_dead = layer_indices(weight.T, relu, delta=0.7)
+    assert with_dead.verdict == "PROVED"
+    assert np.isinf(with_dead.multipliers).tolist() == [False, False, True, False]
+    assert with_dead.nu == pytest.approx(whole.nu, rel=1e-6)
+    assert -1e-6 <= layer_indices(np.zeros((2, 3)), relu, delta=0.7).nu <= 0.0
+    for power in (-500, 500):
+        scaled = layer_indices(np.ldexp(weight[:2].T, power), relu, delta=np.ldexp(0.7, -power))
+        assert scaled.nu == pytest.approx(np.ldexp(whole.nu, power), rel=1e-6)
 
 
 def test_a_failing_solver_leaves_the_norm_rule(monkeypatch):
@@ -190,7 +263,7 @@ def test_a_failing_solver_leaves_the_norm_rule(monkeypatch):
     def fails(*args, **kwargs):
         raise SolverFailure("no", "structured", "error")
 
-    monkeypatch.setattr(module, "solve", fails)
+    monkeypatch.setattr("tf_lyapunov.certification.dissipativity.solve", fails)
     found = module.layer_indices(np.eye(2), Sector(0.0, 1.0), delta=1.0)
     assert found.verdict == "SOLVER_FAILED" and found.method == "norm"
     assert found.nu == pytest.approx(-2.0)
@@ -204,8 +277,10 @@ def test_bad_arguments_are_refused_by_name():
         layer_indices(kernel, relu, delta=1.0, multiplier="full")
     with pytest.raises(ValueError, match="multiplier='scalar'"):
         layer_indices(kernel, relu, delta=1.0, multiplier="scalar")
-    with pytest.raises(TypeError, match="`sector` must be a `Sector`"):
-        layer_indices(kernel, "relu", delta=1.0)
+    with pytest.raises(TypeError, match="`sector` must be given with a kernel"):
+        layer_indices(kernel, delta=1.0)
+    with pytest.raises(UnsupportedLayerError, match="softmax"):
+        layer_indices(kernel, "softmax", delta=1.0)
     with pytest.raises(ValueError, match="input_shape=None"):
         layer_indices(
             np.ones((3, 2, 2)), relu, delta=1.0, linear_map=LinearMap("conv"), multiplier="diagonal"

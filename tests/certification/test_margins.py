@@ -277,3 +277,19 @@ def test_integer_images_are_certified_with_rescaling_inside():
     assert np.allclose(proof.radius, plain.radius, rtol=1e-4)
     with pytest.raises(ValueError, match="uint8"):
         certify(model, x + 0.5)
+
+
+def test_settings_that_backends_round_to_float32_are_in_the_allowance_of_float64():
+    """LeakyReLU(0.1) in float64 has slope float32(0.1), 1.5e-9 off: more than float64 rounds."""
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.LeakyReLU(negative_slope=0.1),
+            layers.Dense(3, kernel_initializer="identity"),
+        ]
+    )
+    x = np.array([[-3.0, -2.0, -1.0]])
+    proof = certify(model, x, precision="float64")
+    exact = 0.1
+    assert abs(proof.margins[0] - exact) <= 2 * proof.float_allowance < 1e-5
+    assert proof.radius[0] <= exact / np.sqrt(2)

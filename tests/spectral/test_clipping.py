@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_lyapunov.constraints import SpectralBound
-from tf_lyapunov.spectral.clipping import COEFFICIENT, soft_clip
+from tf_lyapunov.spectral.clipping import CUT, FAR, NEAR, REACHES, _Rounding, soft_clip
 
 U = np.finfo(np.float32).eps / 2
 
@@ -30,11 +30,16 @@ def refuse():
     raise AssertionError("the kernel is an ordinary one")
 
 
-def test_the_coefficient_is_the_maximum_that_the_guarantee_needs():
-    root = np.linspace(0.5, 2, 200_001)  # √x
-    needed = (1 - 1 / root) * root**-16.0
-    assert needed.max() <= COEFFICIENT * (1 + 1e-15)
-    assert needed.max() == pytest.approx(COEFFICIENT, rel=1e-9)
+@pytest.mark.parametrize("curve", REACHES)
+def test_no_singular_value_within_reach_leaves_the_ball_and_none_grows(curve):
+    x = np.linspace(0, curve.reach, 400_001)[1:]
+    degree = 2**curve.level
+    polynomial = np.polynomial.chebyshev.Chebyshev.basis(degree)(2 * x / CUT - 1)
+    factor = 1 - curve.a * (1 + polynomial)
+    after = np.abs(np.sqrt(x) * factor)
+    assert curve.top * (1 - 1e-6) <= after.max() <= curve.top < 1
+    assert np.max(np.abs(factor)) <= 1
+    assert np.min(factor[x <= CUT]) >= 1 - 2.001 * curve.a
 
 
 @settings(max_examples=60)
@@ -71,11 +76,41 @@ def test_small_singular_values_survive_where_scaling_shrinks_them():
     np.testing.assert_allclose(scaled, spectrum / 1.2, rtol=2e-2)
 
 
-def test_every_singular_value_follows_the_polynomial():
-    spectrum = np.array([1.15, 0.98, 0.9, 0.8])
+@pytest.mark.parametrize(("largest", "curve"), [(1.02, NEAR), (1.2, FAR)])
+def test_every_singular_value_follows_the_polynomial(largest, curve):
+    spectrum = np.array([largest, 0.98, 0.9, 0.8])
     kernel = matrix(spectrum, (9, 4))
-    expected = np.sort(spectrum * (1 - COEFFICIENT * spectrum**16))[::-1]
-    np.testing.assert_allclose(singular_values(soft_clip(kernel, 1.0, refuse)), expected, rtol=1e-3)
+    basis = np.polynomial.chebyshev.Chebyshev.basis(2**curve.level)
+    expected = spectrum * (1 - curve.a * (1 + basis(2 * spectrum**2 / CUT - 1)))
+    clipped = singular_values(soft_clip(kernel, 1.0, refuse))
+    np.testing.assert_allclose(clipped, np.sort(expected)[::-1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("curve", REACHES)
+def test_the_rounding_that_is_allowed_for_covers_the_rounding_that_happens(curve, axis):
+    shape = (300, 40) if axis == -2 else (40, 300)
+    spectrum = np.linspace(0.1, 0.99, 40) * np.sqrt(curve.reach)
+    kernel = matrix(spectrum, shape, seed=3)
+    exact = kernel.astype(np.float64)
+    left, sigma, right = np.linalg.svd(exact, full_matrices=False)
+    basis = np.polynomial.chebyshev.Chebyshev.basis(2**curve.level)
+    after = sigma * (1 - curve.a * (1 + basis(2 * sigma**2 / CUT - 1)))
+    rounding = _Rounding.of(kernel, kernel, axis)
+    allowed = rounding.excess(curve, float(sigma[0] ** 2), float(np.sum(sigma**2)))
+    clipped = keras.ops.convert_to_numpy(soft_clip(kernel, 1.0, refuse)).astype(np.float64)
+    error = np.linalg.norm(clipped - (left * after) @ right, 2)
+    assert 1e-4 * allowed < error <= allowed < 0.1
+
+
+def test_a_kernel_that_was_clipped_needs_no_clipping_for_a_while():
+    kernel = matrix(np.r_[np.full(6, 0.99), np.linspace(0.1, 0.9, 20)], (60, 26))
+    clipped = soft_clip(kernel, 1.0, refuse)
+    assert singular_values(clipped)[0] < 0.98
+    again = soft_clip(keras.ops.convert_to_numpy(clipped) * np.float32(1.002), 1.0, refuse)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(again), keras.ops.convert_to_numpy(clipped) * np.float32(1.002)
+    )
 
 
 def test_kernels_well_inside_keep_every_bit():

@@ -13,7 +13,15 @@ _layers = keras.layers
 ACTIVATION_LAYERS = (_layers.ReLU, _layers.LeakyReLU, _layers.ELU, _layers.PReLU)
 
 # Piecewise linear: one or two rounded operations. The others are library functions.
-_PIECEWISE = {"relu", "leaky_relu", "relu6", "linear", "hard_tanh", "soft_shrink"}
+_PIECEWISE = {
+    "relu",
+    "leaky_relu",
+    "relu6",
+    "linear",
+    "hard_tanh",
+    "soft_shrink",
+    "lipschitz_prelu",
+}
 # Units in the last place, relative to 1 + |input|, to which libraries evaluate tanh, erf, exp, …
 FUNCTION_ULPS = 16
 # Value at zero is read in float32, where it is accurate to a few units in the last place.
@@ -80,7 +88,7 @@ def elementwise_gain(name, sector, tensor, dtype, value_at_zero):
     if name in _PIECEWISE:
         error = rounding.gamma(4, unit)
         affine = Affine(magnitude, offset, error * max(magnitude, 1.0), error * (offset + root))
-        if name in ("relu", "leaky_relu", "relu6"):
+        if name in ("relu", "leaky_relu", "relu6", "lipschitz_prelu"):
             affine = Affine(magnitude, offset, error * magnitude, 0.0)
     else:
         error = FUNCTION_ULPS * unit

@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 from tf_lyapunov.certification.composition import Contribution, encode, numbered, table
+from tf_lyapunov.certification.proofs import load_certificate, save_proof
 from tf_lyapunov.writing import write_text
 
 FORMAT = "tf_lyapunov.certificate/1"
@@ -52,6 +53,9 @@ class Certificate:
     verdict: str
     float_allowance: float
     model_digest: str
+
+    # Set by `certify`, for proof files; no field, so that an edited copy carries none.
+    proof = None
 
     def __post_init__(self):
         for name, dtype in (
@@ -198,18 +202,37 @@ class Certificate:
             ) from error
 
     def save(self, path):
-        """Writes the certificate as JSON, through a temporary file: never half a file.
+        """Writes the certificate, through a temporary file: never half a file.
+
+        A name that ends in `.npz` makes a proof file: the claims, the inputs, the multipliers, and
+        digests of the weights, all of which `tf_lyapunov.verification.verify` (and
+        `tf-lyapunov verify`) re-checks from the model's weights alone. Its gains and radii are
+        rounded to the safe side by a part in 10⁶ at most, and radii of method `"local"` are the
+        global ones. Any other name makes JSON, a record that proves nothing.
 
         Args:
             path: file name; an existing file is replaced.
+
+        Raises:
+            ValueError: for a proof file, if the model has changed since, or the certificate was
+                loaded or edited.
+            UnsupportedLayerError: for a proof file, naming a layer the verifier does not know.
         """
-        write_text(path, self.to_json())
+        if str(path).endswith(".npz"):
+            save_proof(self, path)
+        else:
+            write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path):
-        """Certificate from a file written by `save`.
+        """Certificate from a file written by `save`, JSON or proof file, unchecked.
 
-        The file is not proof of itself: compare `model_digest`, or certify again.
+        The file is not proof of itself: verify it, compare `model_digest`, or certify again.
+
+        Raises:
+            ValueError: if the file is no certificate (`ProofFileError` for a proof file).
         """
+        if str(path).endswith(".npz"):
+            return load_certificate(path)
         with open(path, encoding="utf-8") as file:
             return cls.from_json(file.read())

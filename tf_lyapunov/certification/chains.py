@@ -6,9 +6,8 @@ import math
 import numpy as np
 
 from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.linear import BatchNormScale, inference_value
+from tf_lyapunov.certification.linear import BatchNormScale, inference_value, kernel_maps
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.spectral.reading import linear_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.sectors import Sector
@@ -186,8 +185,8 @@ def _merged(chain):
     return weights, sectors, errors
 
 
-def scaled_chain(chain):
-    """`ScaledChain` of a chain."""
+def normal_form(chain):
+    """`(weights, alphas, betas, errors)`, lists, with linear layers merged and |α| < β."""
     weights, sectors, errors = _merged(chain)
     alphas, betas = [], []
     for index, sector in enumerate(sectors):
@@ -199,6 +198,12 @@ def scaled_chain(chain):
             beta = -alpha * (1 + _WIDENING)
         alphas.append(min(alpha, beta * (1 - _WIDENING)))
         betas.append(beta)
+    return weights, alphas, betas, errors
+
+
+def scaled_chain(chain):
+    """`ScaledChain` of a chain."""
+    weights, alphas, betas, errors = normal_form(chain)
     if any(not np.any(w) and not np.any(e) for w, e in zip(weights, errors, strict=True)):
         return ScaledChain(tuple(weights), (), (), 0, tuple(errors), is_zero=True)
     exponent = 0
@@ -280,12 +285,7 @@ def dense_tail(network):
     nodes = {node.name: node for node in network.nodes}
     consumers = network.consumers()
     run, node = [], nodes[network.logits]
-    kinds = (*_LINEAR, "activation", "identity")
-    while node.kind in kinds or _keeps_order(node):
-        if len(node.inputs) != 1 or (node.kind == "activation" and node.sector is None):
-            break
-        if node.kind in _LINEAR and _matrix(node, nodes[node.inputs[0]]) is None:
-            break
+    while is_readable(node, nodes):
         if run and len(consumers[node.name]) > 1:
             break
         run.append(node)
@@ -299,10 +299,24 @@ def dense_tail(network):
             "This method needs logits made by a dense layer, without a function after it. "
             f"Received: node {network.logits!r}. Use method='composition'."
         )
+    return Tail(chain_of(run, nodes), run[0].inputs[0])
+
+
+def chain_of(run, nodes, size=None):
+    """`Chain` of a run of nodes; identities stand before and after functions at its ends.
+
+    Args:
+        run: list of `Node`, each reading the one before it, of which `is_readable` holds.
+        nodes: dict of all nodes by name.
+        size: entries of the signal that the run reads, needed if it starts with a function.
+    """
     weights, biases, sectors, slopes, names, errors = [], [], [], [], [], []
     pending, bounds = None, None
     for node in run:
         if node.kind == "activation":
+            if not weights:
+                weights, biases, errors = [np.eye(size)], [np.zeros(size)], [0.0]
+                names.append(f"before {node.name}")
             if pending is not None:  # two functions in a row: the chain rule on sectors
                 ends = [a * b for a in (pending.alpha, pending.beta)
                         for b in (node.sector.alpha, node.sector.beta)]  # fmt: skip
@@ -321,9 +335,26 @@ def dense_tail(network):
             names.append(node.name)
             is_exact = node.kind == "linear" and not node.batch_norms
             errors.append(0.0 if is_exact else 5 * UNIT * np.abs(matrix))
+    if pending is not None:
+        last = len(weights[-1])
+        weights, biases, errors = (
+            [*weights, np.eye(last)],
+            [*biases, np.zeros(last)],
+            [*errors, 0.0],
+        )
+        sectors, slopes = [*sectors, pending], [*slopes, bounds]
+        names.append(f"after {run[-1].name}")
     known = None if any(b is None for b in biases) else tuple(biases)
-    chain = Chain(tuple(weights), tuple(sectors), known, tuple(names), tuple(errors), tuple(slopes))
-    return Tail(chain, run[0].inputs[0])
+    return Chain(tuple(weights), tuple(sectors), known, tuple(names), tuple(errors), tuple(slopes))
+
+
+def is_readable(node, nodes):
+    """Whether a node can be part of a chain: a small matrix, a function, or the order."""
+    if node.kind not in (*_LINEAR, "activation", "identity") and not _keeps_order(node):
+        return False
+    if len(node.inputs) != 1 or (node.kind == "activation" and node.sector is None):
+        return False
+    return node.kind not in _LINEAR or _matrix(node, nodes[node.inputs[0]]) is not None
 
 
 def _keeps_order(node):
@@ -347,7 +378,7 @@ def _matrix(node, reads):
     shape = reads.output_shape
     if node.matrix is not None or None in shape[1:] or None in node.output_shape[1:]:
         return None
-    maps = linear_maps(layer, input_shape=shape)
+    maps = kernel_maps(layer, shape)
     entries = math.prod(shape[1:]) * math.prod(node.output_shape[1:])
     if len(maps) != 1 or node.batch_norms or entries > _MATERIALISED:
         return None

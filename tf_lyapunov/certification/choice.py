@@ -7,11 +7,14 @@ import time
 import numpy as np
 
 from tf_lyapunov.certification import rounding
+from tf_lyapunov.certification.blocks import with_blocks
 from tf_lyapunov.certification.chains import dense_tail, product_gain
+from tf_lyapunov.certification.composition import lipschitz_constants
 from tf_lyapunov.certification.dissipativity import network_indices
 from tf_lyapunov.certification.eclipse import closed_form, eclipse
 from tf_lyapunov.certification.liplt import liplt
 from tf_lyapunov.certification.lipsdp import check_size, estimated_cost, lipsdp
+from tf_lyapunov.certification.proofs import RESIDUAL, ChainProof
 from tf_lyapunov.errors import UnsupportedLayerError
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "local",
@@ -30,6 +33,7 @@ class NetworkGain:
         method: what found them.
         sentences: what was done, for `Certificate.assumptions`.
         seconds: wall time.
+        proof: `ChainProof` with what the bounds rest on, or None for the composition rule.
     """
 
     gain_upper_bound: float
@@ -37,6 +41,7 @@ class NetworkGain:
     method: str
     sentences: tuple
     seconds: float
+    proof: ChainProof | None = None
 
 
 def network_gain(network, constants, method, *, time_budget=60.0, solver="structured"):
@@ -60,34 +65,46 @@ def network_gain(network, constants, method, *, time_budget=60.0, solver="struct
         ValueError: if it is too large for the method.
     """
     begin = time.monotonic()
-    composed = constants[network.logits]
     if method == "composition":
-        return NetworkGain(composed, None, method, (), 0.0)
+        return NetworkGain(constants[network.logits], None, method, (), 0.0)
+    composed, text = constants, ""
+    if not network.is_chain:  # residual blocks, and what precedes the chain, as wholes
+        composed = lipschitz_constants(with_blocks(network, seconds=time_budget / 4))
+        if composed[network.logits] < constants[network.logits]:
+            text = (
+                f"{RESIDUAL}, by one matrix inequality each: gain "
+                f"{composed[network.logits]:.6g} of the composition against "
+                f"{constants[network.logits]:.6g}."
+            )
     try:
         tail = dense_tail(network)
     except UnsupportedLayerError:
         if method != "auto":
             raise
-        text = "Method: auto chose composition, since no dense layer makes the logits."
-        return NetworkGain(composed, None, method, (text,), time.monotonic() - begin)
-    chain, before = tail.chain, constants[tail.start]
+        sentences = ("Method: auto chose composition, since no dense layer makes the logits.", text)
+        elapsed = time.monotonic() - begin
+        kept = tuple(filter(None, sentences))
+        return NetworkGain(composed[network.logits], None, method, kept, elapsed)
+    chain, before = tail.chain, composed[tail.start]
     chosen = choose(chain, time_budget) if method in ("auto", "local") else method
     if chosen == "lipsdp":
         check_size(chain.widths)
-    sentences, failed = [], False
+    sentences, failed = [text] if text else [], False
+    indices = None
     if chosen == "dissipativity":
-        bound, text = _by_indices(chain, time_budget, solver)
+        bound, text, whole, indices = _by_indices(chain, time_budget, solver)
         sentences.append(text)
         pair_method = "closed_form"
     else:
-        bound = _bound(chain, chosen, time_budget, solver)
-        failed = bound.verdict == "SOLVER_FAILED"
+        whole = _bound(chain, chosen, time_budget, solver)
+        failed = whole.verdict == "SOLVER_FAILED"
         pair_method = chosen
-        bound = bound.gain_upper_bound
-    pairs, pair_text = _pairs(
+        bound = whole.gain_upper_bound
+    pairs, pair_text, found = _pairs(
         chain, pair_method, max(time_budget - (time.monotonic() - begin), 0.0), solver, bound
     )
-    total = min(composed, rounding.product_up(before, bound))
+    proof = ChainProof(tail.start, whole, found, indices, chain.sectors, chain.widths)
+    total = min(composed[network.logits], rounding.product_up(before, bound))
     if pairs is not None:
         pairs = np.where(pairs == 0, 0.0, rounding.up(before * pairs))
     name = chosen.replace("_", " ")
@@ -100,7 +117,7 @@ def network_gain(network, constants, method, *, time_budget=60.0, solver="struct
         f"for the product of norms{pair_text}; {elapsed:.2g} s. Multipliers were proved in float64."
         + (" The solver failed (SOLVER_FAILED); the closed form's bound stands." if failed else ""),
     )
-    return NetworkGain(total, pairs, method, tuple(sentences), elapsed)
+    return NetworkGain(total, pairs, method, tuple(sentences), elapsed, proof)
 
 
 def choose(chain, time_budget):
@@ -131,12 +148,12 @@ def _bound(chain, method, seconds, solver):
 
 
 def _pairs(chain, method, seconds, solver, whole):
-    """Gains of differences of logits, (K, K), and a phrase that says how they were found."""
+    """Gains of differences of logits, (K, K), how they were found, and the bounds by pair."""
     classes = chain.widths[-1]
     if classes > _CLASSES or chain.depth < 2:
-        return None, ""
+        return None, "", {}
     if classes == 1:
-        return np.full((1, 1), whole), ""
+        return np.full((1, 1), whole), "", {}
     count = classes * (classes - 1) // 2
     widths = (*chain.widths[:-1], 1)
     cost = {"lipsdp": estimated_cost(widths)[0], "eclipse": _eclipse_seconds(widths)}
@@ -145,7 +162,7 @@ def _pairs(chain, method, seconds, solver, whole):
         used = "closed_form"
     deadline = time.monotonic() + max(seconds, 5.0)
     cap = rounding.product_up(float(rounding.up(math.sqrt(2.0))), whole)
-    pairs = np.zeros((classes, classes))
+    pairs, bounds = np.zeros((classes, classes)), {}
     for i in range(classes):
         for j in range(i):
             row = np.zeros((1, classes))
@@ -153,21 +170,24 @@ def _pairs(chain, method, seconds, solver, whole):
             late = time.monotonic() > deadline
             part = chain.with_output(row)
             found = _bound(part, "closed_form" if late else used, seconds, solver)
+            bounds[i, j] = found
             pairs[i, j] = pairs[j, i] = min(cap, found.gain_upper_bound)
-    return pairs, f", and each of {count} pairs of logits by {used.replace('_', ' ')}"
+    return pairs, f", and each of {count} pairs of logits by {used.replace('_', ' ')}", bounds
 
 
 def _by_indices(chain, seconds, solver):
-    """Gain of the cone that the chain's indices prove, and a sentence about it."""
-    size = closed_form(chain).gain_upper_bound
+    """Gain of the cone that the chain's indices prove, a sentence, and what proves it."""
+    fallback = closed_form(chain)
+    size = fallback.gain_upper_bound
     if size == 0:
-        return 0.0, "The chain is constant: every (δ, ν) with ν ≤ 0 holds."
+        return 0.0, "The chain is constant: every (δ, ν) with ν ≤ 0 holds.", fallback, None
     found = network_indices(chain, delta=64.0 / size, solver=solver, seconds=max(seconds, 1.0))
     if found.verdict != "PROVED":
-        return size, "No indices were proved (SOLVER_FAILED); the closed form's bound stands."
+        text = "No indices were proved (SOLVER_FAILED); the closed form's bound stands."
+        return size, text, fallback, None
     text = (
         f"These {chain.depth} layers are IIFOFP(δ, ν) with δ = {found.delta:.6g}, "
         f"ν = {found.nu:.6g} (one multiplier block per layer), hence of gain at most "
         f"{found.gain_upper_bound:.6g}."
     )
-    return min(found.gain_upper_bound, size), text
+    return min(found.gain_upper_bound, size), text, fallback, found

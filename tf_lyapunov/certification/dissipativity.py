@@ -24,12 +24,12 @@ _LARGEST = 4000
 
 @dataclasses.dataclass(frozen=True)
 class NetworkIndices:
-    """Passivity indices that a network's weights prove.
+    """Passivity indices that weights prove.
 
     Attributes:
         delta: δ as asked for.
         nu: proven ν, rounded down; -inf if nothing was proved.
-        multipliers: Λ of all hidden units in a row.
+        multipliers: Λ of all hidden units in a row; inf for units that no weight reaches.
         verdict: `"PROVED"` or `"SOLVER_FAILED"`.
         seconds: wall time.
     """
@@ -48,7 +48,20 @@ class NetworkIndices:
     @property
     def gain_upper_bound(self):
         """Largest slope b of the cone; infinite for δ ≤ 0 or where nothing was proved."""
-        return self.indices.gain if self.verdict == "PROVED" else float("inf")
+        return self.indices.gain if np.isfinite(self.nu) else float("inf")
+
+    def shortfall(self, claim):
+        """How much of a claimed ν is not proved at this δ or below; 0 if the claim is proved.
+
+        Raises:
+            ValueError: if the claim's δ is larger, of which nothing is known here.
+        """
+        if claim.delta > self.delta:
+            raise ValueError(
+                f"`claim.delta` must be at most the δ that was asked for, {self.delta}. Received: "
+                f"claim={claim!r}. Search again with delta={claim.delta}."
+            )
+        return max(float(claim.nu) - self.nu, 0.0)
 
 
 def network_indices(model, sectors=None, *, delta, solver="structured", seconds=None):
@@ -94,39 +107,97 @@ def network_indices(model, sectors=None, *, delta, solver="structured", seconds=
             f"minutes and {1.8e-7 * total**2:.0f} GB. Received: widths {chain.widths}. Use "
             "`layer_indices` per layer and the cascade, or method='eclipse' for the gain."
         )
-    problem, error = _problem(chain, delta)
-    start = _start(problem, chain)
-    found = None
-    if start is not None:
-        scale = abs(start[0])
-        options = {"solver": solver, "scale": 1e-4 * scale, "seconds": seconds}
-        try:
-            result = solve(problem, start, **options)
-            errors = {"entry_error": _relative_error(chain), "constant_error": error}
-            found = verified_minimum(problem, result, start, **errors)
-        except SolverFailure:
-            pass
+    found = proven_indices(chain, delta, solver=solver, seconds=seconds)
     elapsed = time.monotonic() - begin
     if found is None:
         return NetworkIndices(delta, -np.inf, np.zeros(0), "SOLVER_FAILED", elapsed)
+    return NetworkIndices(delta, *found, "PROVED", elapsed)
+
+
+def proven_indices(chain, delta, *, solver="structured", tol=1e-8, seconds=None):
+    """`(ν, multipliers)` of `network_indices` for a `Chain`, proved, or None."""
+    chain, is_live = _live_units(chain)
+    problem, error = _problem(chain, delta)
+    start = _start(problem, chain)
+    if start is None:
+        return None
+    options = {"solver": solver, "tol": tol, "scale": 1e-4 * abs(start[0]), "seconds": seconds}
+    errors = {"entry_error": _relative_error(chain), "constant_error": error}
+    found = proven_minimum(problem, start, errors, **options)
+    if found is None:
+        return None
     nu = -found[0]
-    if delta > 0:
+    if delta > 0:  # beyond it the cone is empty, so that only rounding can lead there
         nu = min(nu, round_down(1 / (4 * Fraction(delta))))
-    return NetworkIndices(delta, nu, found[1], "PROVED", elapsed)
+    multipliers = np.full(len(is_live), np.inf)
+    multipliers[is_live] = found[1]
+    return nu, multipliers
+
+
+def _live_units(chain):
+    """The chain without hidden units that no weight reaches, and which of all units remain.
+
+    They are constant: the larger their multipliers the better, without an end.
+    """
+    weights, errors, kept = list(chain.weights), list(chain.errors), []
+    for layer in range(chain.depth - 1):
+        spread = np.broadcast_to(errors[layer], weights[layer].shape)
+        live = np.any((weights[layer] != 0) | (spread != 0), axis=1)
+        live[0] |= not np.any(live)  # a layer keeps one unit at least
+        kept.append(live)
+        weights[layer], weights[layer + 1] = weights[layer][live], weights[layer + 1][:, live]
+        errors[layer] = spread[live]
+        errors[layer + 1] = np.broadcast_to(
+            errors[layer + 1], (len(chain.weights[layer + 1]), len(live))
+        )[:, live]
+    return Chain(tuple(weights), chain.sectors, errors=tuple(errors)), np.concatenate(kept)
+
+
+def proven_minimum(problem, start, errors=None, **options):
+    """Smallest θ of a `MultiplierProblem` that could be proved, whatever the solver said.
+
+    Args:
+        problem: `MultiplierProblem`.
+        start: strictly feasible `(theta, multipliers)`.
+        errors: as for `sdp.verified_minimum`.
+        **options: of `sdp.solve`.
+
+    Returns:
+        `(theta, multipliers)`, or None.
+    """
+    try:
+        result = solve(problem, start, **options)
+    except SolverFailure:
+        return None
+    return verified_minimum(problem, result, start, **(errors or {}))
 
 
 def _whole_chain(model, sectors):
     if isinstance(model, (Chain, list, tuple)):
         return as_chain(model, sectors)
     network = model if isinstance(model, Network) else read_network(model)
+    return chain_from_input(network, "Network indices need")
+
+
+def chain_from_input(network, reader):
+    """The `Chain` of a network whose logits depend on its input through dense layers alone.
+
+    Args:
+        network: `Network`.
+        reader: the message's first words, e.g. `"method='local' needs"`.
+
+    Raises:
+        UnsupportedLayerError: naming the node in front of the dense layers.
+    """
     tail = dense_tail(network)
     node = network[tail.start]
     while node.kind == "identity" or type(node.layer).__name__ == "Flatten":
         node = network[node.inputs[0]]
     if node.kind != "input":
         raise UnsupportedLayerError(
-            "Network indices need dense layers (or small convolutions) and activations from the "
-            f"input to the logits. Received: node {node.name!r} of kind {node.kind!r} before them."
+            f"{reader} dense layers (or small convolutions) and activations from the input to the "
+            f"logits. Received: node {node.name!r} of kind {node.kind!r} before them. Use "
+            "method='auto' for gains and radii."
         )
     return tail.chain
 

@@ -5,12 +5,29 @@ import time
 
 import numpy as np
 
-from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.chains import error_norm, norm_up, product_gain, scaled_chain
-from tf_lyapunov.certification.interior import MultiplierProblem
-from tf_lyapunov.certification.multipliers import ChainBound, as_chain, proved
+from tf_lyapunov.certification import first_order, rounding
+from tf_lyapunov.certification.chains import (
+    ScaledChain,
+    error_norm,
+    norm_up,
+    product_gain,
+    scaled_chain,
+)
+from tf_lyapunov.certification.interior import MultiplierProblem, estimated_interior_cost
+from tf_lyapunov.certification.multipliers import (
+    ChainBound,
+    as_chain,
+    proved,
+    smallest_squared_gain,
+)
 from tf_lyapunov.certification.sdp import check_solver, solve
 from tf_lyapunov.errors import SolverFailure
+
+# Gap of a layer's first-order search above which the interior-point method is tried, within so many
+# seconds.
+_GAP, _PATIENCE = 1e-4, 10.0
+# Share of the way to the scalar's multipliers: the next layer needs a positive definite matrix.
+_INSIDE = 1e-7
 
 
 def closed_form(chain, sectors=None):
@@ -65,7 +82,7 @@ def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
     Args:
         chain: `Chain`, or weights (outputs, inputs) from the input on.
         sectors: one `Sector` per hidden layer where weights are given.
-        solver: see `sdp.solve`.
+        solver: `"structured"`, the first-order method of `first_order`; otherwise see `sdp.solve`.
         seconds: time budget; layers beyond it get the closed form's multipliers.
 
     Returns:
@@ -96,7 +113,8 @@ def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
         late = seconds is not None and time.monotonic() > begin + seconds
         if late:
             return _best_scalar(x, weight, after, alpha, beta)
-        return _best_diagonal(x, weight, after, alpha, beta, solver)
+        deadline = None if seconds is None else begin + seconds
+        return _best_diagonal(x, weight, after, alpha, beta, solver, deadline)
 
     try:
         found = _layer_by_layer(scaled, choose)
@@ -136,9 +154,7 @@ def _layer_by_layer(scaled, choose):
             lam = choose(x, weights[index], weights[index + 1], alpha, beta)
             found.append(lam)
             x = _next(x, weights[index], lam, alpha, beta)
-        factor = np.linalg.cholesky(x)
-        reach = np.linalg.solve(factor, weights[-1].T)
-        squared = np.linalg.norm(reach, 2) ** 2
+        squared = np.linalg.norm(_whitened(x, weights[-1]), 2) ** 2
     except np.linalg.LinAlgError:
         return None
     if not math.isfinite(squared) or squared == 0:
@@ -150,24 +166,29 @@ def _next(x, weight, lam, alpha, beta):
     """Schur complement that a layer leaves to the next one."""
     m, p = (alpha + beta) / 2, alpha * beta
     inner = x + p * weight.T @ (lam[:, None] * weight) if p else x
-    left = np.linalg.solve(np.linalg.cholesky((inner + inner.T) / 2), weight.T)
-    left = left * (m * lam)
+    left = _whitened((inner + inner.T) / 2, weight) * (m * lam)
     result = np.diag(lam) - left.T @ left
     return (result + result.T) / 2
 
 
+def _whitened(x, weight):
+    """L⁻¹Wᵀ for X = LLᵀ."""
+    from scipy.linalg import solve_triangular
+
+    return solve_triangular(np.linalg.cholesky(x), weight.T, lower=True, check_finite=False)
+
+
 def _best_scalar(x, weight, after, alpha, beta):
-    left = np.linalg.solve(np.linalg.cholesky(x), weight.T)
-    squared = np.linalg.norm(left, 2) ** 2
-    if squared == 0:
+    squared = np.linalg.norm(_whitened(x, weight), 2) ** 2
+    if squared == 0 or not math.isfinite(squared):
         raise np.linalg.LinAlgError("a layer is numerically zero")
     return np.full(len(weight), 2 / ((beta - alpha) * beta * squared))
 
 
-def _best_diagonal(x, weight, after, alpha, beta, solver):
+def _best_diagonal(x, weight, after, alpha, beta, solver, deadline):
     scalar = _best_scalar(x, weight, after, alpha, beta)
     # The input block enters only through K = W X⁻¹ Wᵀ: its square root stands for the weights.
-    left = np.linalg.solve(np.linalg.cholesky(x), weight.T)
+    left = _whitened(x, weight)
     root = np.linalg.qr(left, mode="r").T if left.shape[0] > left.shape[1] else left.T
     size, inputs = len(root), root.shape[1]
     width = inputs + size
@@ -175,12 +196,24 @@ def _best_diagonal(x, weight, after, alpha, beta, solver):
     root = root * math.sqrt(scalar[0])
     reached = _next(np.eye(inputs), root, np.ones(size), alpha, beta)
     try:
-        back = np.linalg.solve(np.linalg.cholesky(reached), after.T)
-        best = 1 / np.linalg.norm(back, 2) ** 2
+        best = 1 / np.linalg.norm(_whitened(reached, after), 2) ** 2
     except (np.linalg.LinAlgError, ZeroDivisionError):
         return scalar
     if not math.isfinite(best):
         return scalar
+    if solver == "structured":
+        after, best = math.sqrt(best) * after, 1.0
+        scaled = ScaledChain((root, after), (alpha,), (beta,), 0, (0.0, 0.0))
+        found = first_order.search(
+            scaled.weights, scaled.alphas, scaled.betas,
+            lambda lam: smallest_squared_gain(scaled, lam), deadline=deadline,
+        )  # fmt: skip
+        seconds, _ = estimated_interior_cost((inputs, size, size))
+        if found.gap <= _GAP or (math.isfinite(found.squared) and seconds > _PATIENCE):
+            lam = found.multipliers[0] / found.squared
+            return scalar * ((1 - _INSIDE) * lam + _INSIDE)
+        if seconds > _PATIENCE:
+            return scalar
     constant = np.zeros((width, width))
     constant[:inputs, :inputs] = np.eye(inputs)
     direction = np.zeros((width, width))
@@ -197,5 +230,4 @@ def _best_diagonal(x, weight, after, alpha, beta, solver):
         np.full(size, p),
     )
     result = solve(problem, (-0.5, np.ones(size)), solver=solver, tol=1e-7)
-    # A hair inside, so that the next layer starts from a positive definite matrix.
-    return scalar * ((1 - 1e-9) * result.multipliers + 1e-9)
+    return scalar * ((1 - _INSIDE) * result.multipliers + _INSIDE)

@@ -45,6 +45,7 @@ class Gain:
         sector: slope sector of an elementwise activation, else None.
         decision: name of a monotone or normalising output function (softmax, sigmoid, …) under
             which the largest output stays the largest, else None.
+        affine64: error model of an evaluation in float64, or None if the rule is to be asked again.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Gain:
     assumption: str | None = None
     sector: Sector | None = None
     decision: str | None = None
+    affine64: Affine | None = None
 
 
 def with_cast(affine, tensor, dtype, unit):

@@ -10,7 +10,7 @@ import math
 import keras
 import numpy as np
 
-from tf_lyapunov.certification import pooling, registry, rounding
+from tf_lyapunov.certification import lipschitz_layers, own_layers, pooling, registry, rounding
 from tf_lyapunov.certification.activations import (
     ACTIVATION_LAYERS,
     ZERO_SLACK,
@@ -18,9 +18,8 @@ from tf_lyapunov.certification.activations import (
     softmax_gain,
 )
 from tf_lyapunov.certification.gain import Affine, Gain, with_cast
-from tf_lyapunov.certification.linear import BatchNormScale, inference_value
+from tf_lyapunov.certification.linear import LINEAR_LAYERS, BatchNormScale, inference_value
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.spectral.reading import SUPPORTED as LINEAR_LAYERS
 
 _layers = keras.layers
 UNCHANGED_LAYERS = (
@@ -73,6 +72,8 @@ SUPPORTED_LAYERS = (
     _layers.RepeatVector,
     *RESHAPING_LAYERS,
     *UNCHANGED_LAYERS,
+    *lipschitz_layers.RULES,
+    *own_layers.RULES,
 )
 _PRODUCT = "a product of two inputs has no global Lipschitz constant"
 _VARIANCE = "it divides by statistics of its own input, which has no global Lipschitz constant"
@@ -115,7 +116,10 @@ def call_gain(call):
         rule = _LAYER_RULES.get(type(operation))
         if rule is None:
             refuse(operation)
-        if len(call.inputs) != 1 and type(operation) not in MERGING_LAYERS:
+        if len(call.inputs) != 1 and type(operation) not in (
+            *MERGING_LAYERS,
+            *own_layers.MERGING,
+        ):
             refuse(operation, "it is called on several tensors (a mask or a state)")
         return rule(call)
     # Not imported above: most models hold layers only.
@@ -375,4 +379,6 @@ _LAYER_RULES = {
     _layers.BatchNormalization: _batch_norm_rule,
     _layers.Rescaling: _rescaling_rule,
     _layers.Normalization: _normalization_rule,
+    **lipschitz_layers.RULES,
+    **own_layers.RULES,
 }

@@ -1,6 +1,7 @@
 """Passivity indices of one layer from its weights: Theorem 1 as a search, and its proof."""
 
 import dataclasses
+import functools
 import math
 import time
 from fractions import Fraction
@@ -8,15 +9,26 @@ from fractions import Fraction
 import numpy as np
 
 from tf_lyapunov.certification import rounding
+from tf_lyapunov.certification.chains import Chain
+from tf_lyapunov.certification.dissipativity import (
+    NetworkIndices,
+    proven_indices,
+    proven_minimum,
+)
 from tf_lyapunov.certification.interior import MultiplierProblem
-from tf_lyapunov.certification.linear import absolute_norm_upper_bound, inference_value
-from tf_lyapunov.certification.sdp import check_solver, solve, verified_minimum
-from tf_lyapunov.errors import SolverFailure, UnsupportedLayerError
+from tf_lyapunov.certification.linear import inference_value
+from tf_lyapunov.certification.sdp import check_solver
+from tf_lyapunov.certification.shift_invariant import (
+    concave_argmax,
+    identity_tap,
+    scalar_indices,
+)
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.spectral.reading import linear_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
-from tf_lyapunov.theory.operators import LinearMap, convolution_axes, convolution_matrix
+from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.rounding import round_down
-from tf_lyapunov.theory.sectors import Indices, Sector, finite_float
+from tf_lyapunov.theory.sectors import Sector, finite_float
 from tf_lyapunov.theory.spectra import smallest_eigenvalue
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
@@ -25,42 +37,54 @@ MULTIPLIERS = ("auto", "diagonal", "scalar", "norm")
 _DIAGONAL_SIZE = 1200
 # Newton steps that a solve takes.
 _STEPS = 60
-_GOLDEN = (math.sqrt(5) - 1) / 2
+# Golden sections in the search for the smallest cone: its center to 0.3% of the gain.
+_CONES = 12
+_WORDS = {
+    "diagonal": "Theorem 1 with one multiplier per output",
+    "scalar": "Theorem 1 with one multiplier for all outputs",
+    "norm": "rule (2.1) from the operator norm alone",
+    "linear": "the eigenvalues of the linear map",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerIndices:
+class LayerIndices(NetworkIndices):
     """Passivity indices that a layer's weights prove.
 
     Attributes:
-        delta: δ as asked for.
-        nu: a proven ν, rounded down; -inf if nothing was proved.
-        multipliers: Λ, (outputs,) or one number; empty for the norm rule.
-        method: `"diagonal"`, `"scalar"`, `"norm"` or `"linear"`.
+        delta: δ as asked for, or found.
+        nu: a proven ν, rounded down.
+        multipliers: Λ, (outputs,) or one number, inf for outputs without weights; empty for the
+            rules without multipliers.
         verdict: `"PROVED"`, or `"SOLVER_FAILED"` with ν from a coarser rule.
         seconds: wall time.
+        method: `"diagonal"`, `"scalar"`, `"norm"` or `"linear"`.
+        layer: name of the layer, `"kernel"` if weights were given.
     """
 
-    delta: float
-    nu: float
-    multipliers: np.ndarray = dataclasses.field(repr=False)
     method: str
-    verdict: str
-    seconds: float
+    layer: str
 
-    @property
-    def indices(self):
-        """`Indices(delta, nu)`."""
-        return Indices(self.delta, self.nu)
+    def explain(self, claim=None):
+        """Plain text: what is proved, how, and what a claim on the layer lacks.
 
-    @property
-    def gain_upper_bound(self):
-        """Largest slope b of the cone; infinite for δ ≤ 0."""
-        return self.indices.gain
-
-    def shortfall(self, claim):
-        """How much ν is missing for a claimed ν at this δ; 0 if the claim is proved."""
-        return max(float(claim.nu) - self.nu, 0.0)
+        Args:
+            claim: `Indices` with a δ of at most this one, or None.
+        """
+        lines = [
+            f"Layer {self.layer!r} is IIFOFP(δ, ν) with δ = {self.delta:.6g} and "
+            f"ν = {self.nu:.6g}, proved by {_WORDS[self.method]}."
+        ]
+        if self.delta > 0:
+            a, b = self.indices.slopes
+            lines.append(f"Its slopes lie in [{a:.6g}, {b:.6g}]; its gain is at most {b:.6g}.")
+        if self.verdict != "PROVED":
+            lines.append("The solver failed, so that a coarser rule stands in for it.")
+        missing = 0.0 if claim is None else self.shortfall(claim)
+        if claim is not None:
+            held = f"misses by {missing:.6g} in ν" if missing else "holds"
+            lines.append(f"The claim (δ, ν) = ({claim.delta:g}, {claim.nu:g}) {held}.")
+        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +96,31 @@ class SupplyVerdict:
         margin: largest t found with (matrix of Theorem 1) - tI ⪰ 0, proved; negative if Theorem 1
             does not hold by that much.
         multipliers: Λ that proves it, (outputs,).
+        layer: name of the layer, `"kernel"` if weights were given.
     """
 
     verdict: str
     margin: float
     multipliers: np.ndarray = dataclasses.field(repr=False)
+    layer: str = "kernel"
 
     def __bool__(self):
         return self.verdict == "PROVED"
 
+    def explain(self):
+        """Plain text: which layer, and by how much the matrix inequality holds or fails."""
+        if self.verdict == "SOLVER_FAILED":
+            return f"Layer {self.layer!r}: the solver failed, and nothing is proved."
+        if self:
+            return f"Layer {self.layer!r} is dissipative: Theorem 1 holds with {self.margin:.6g}I."
+        return (
+            f"Layer {self.layer!r} is not proved to be dissipative: Theorem 1 would hold with R "
+            f"and Q enlarged by {-self.margin:.6g}I."
+        )
+
 
 def layer_indices(
-    layer, sector=None, *, delta, linear_map=None, multiplier="auto", solver="structured"
+    layer, sector=None, *, delta=None, linear_map=None, multiplier="auto", solver="structured"
 ):
     """Largest ν for which Theorem 1 proves a layer IIFOFP(δ, ν), from its weights.
 
@@ -98,10 +135,12 @@ def layer_indices(
     so that real sizes take seconds. Every ν is proved in float64, whatever the solver said.
 
     Args:
-        layer: a built Keras layer with one kernel, or a kernel in Keras' layout, `(in, out)` if
-            dense.
-        sector: slopes of the activation; the layer's own if a layer is given.
-        delta: δ, any real number.
+        layer: a built Keras layer with one kernel, an affine layer of `tf_lyapunov.layers`, or a
+            kernel in Keras' layout, `(in, out)` if dense.
+        sector: slopes of the activation, a `Sector` or what `Sector.of` takes; the layer's own if
+            a layer is given.
+        delta: δ, any real number; None for the δ > 0 whose cone ‖Δy - cΔu‖ ≤ r‖Δu‖ has about the
+            smallest radius r.
         linear_map: geometry of a kernel that is not dense.
         multiplier: `"diagonal"`, `"scalar"` (convolutions that keep their shape), `"norm"` (rule
             (2.1), from σ alone), or `"auto"`.
@@ -112,49 +151,72 @@ def layer_indices(
 
     Raises:
         ValueError: if the size is unknown, or the multiplier does not fit the layer.
-        UnsupportedLayerError: for a layer without a linear map.
+        UnsupportedLayerError: for a layer without a linear map, or an unknown activation.
 
     Example:
 
     >>> found = layer_indices(np.eye(3), Sector(0.5, 1.0), delta=1.0)
     >>> -1e-6 < found.nu <= 0.0  # slopes in [0.5, 1] lie in the cone of slopes [0, 1] and no less
     True
+    >>> a, b = layer_indices(np.eye(3), Sector(0.5, 1.0)).indices.slopes  # the smallest cone
+    >>> round(a, 2), round(b, 2)
+    (0.5, 1.0)
 
     Reference: Aquino et al., Theorem 1; sound form with the proof of equation (2.1) for norms.
     """
     begin = time.monotonic()
-    delta = finite_float("delta", delta)
     if multiplier not in MULTIPLIERS:
         raise ValueError(
             f"`multiplier` must be one of {MULTIPLIERS}. Received: multiplier={multiplier!r}."
         )
     check_solver(solver)
-    kernel, linear_map, sector = _read(layer, sector, linear_map)
-    tap = _identity_tap(kernel, linear_map)
+    read = _Layer.read(layer, sector, linear_map)
+    if delta is None:
+        delta = _delta_of_smallest_cone(read, multiplier, solver)
+    else:
+        delta = finite_float("delta", delta)
+    nu, lam, method, verdict = _largest_nu(read, delta, multiplier, solver)
+    if delta > 0:  # beyond it the cone is empty, so that only rounding can lead there
+        nu = min(nu, round_down(1 / (4 * Fraction(delta))))
+    seconds = time.monotonic() - begin
+    return LayerIndices(delta, nu, np.atleast_1d(lam), verdict, seconds, method, read.name)
+
+
+def _largest_nu(read, delta, multiplier, solver, tol=1e-8):
+    """`(ν, Λ, method, verdict)`."""
     if multiplier == "auto":
-        multiplier = _fitting(kernel, linear_map, tap)
-    if multiplier == "scalar" and tap is None:
+        multiplier = read.fitting
+    if multiplier == "scalar" and read.tap is None:
         raise ValueError(
             "`multiplier='scalar'` needs a convolution of stride 1 with padding 'same' and as many "
             "channels out as in. Received: another map. Use 'diagonal' or 'norm'."
         )
-    verdict, found, name = "PROVED", None, multiplier
-    if multiplier == "scalar" and sector.alpha < sector.beta:
-        found = _scalar(kernel, linear_map, sector, delta, tap)
-    elif multiplier in ("diagonal", "scalar"):
-        weight = _matrix(kernel, linear_map)
-        if sector.alpha == sector.beta:
-            found, name = (_linear(weight, sector.alpha, delta), np.zeros(0)), "linear"
+    if multiplier != "norm":
+        found, method = None, multiplier
+        if read.sector.alpha == read.sector.beta or not np.any(read.kernel):
+            found, method = (_linear(read.matrix(), read.sector.alpha, delta), ()), "linear"
+        elif multiplier == "scalar":
+            found = scalar_indices(read.kernel, read.linear_map, read.sector, delta, read.tap)
         else:
-            found = _diagonal(weight, sector, delta, solver)
-    if multiplier != "norm" and found is None:
-        verdict = "SOLVER_FAILED"
-    if found is None:
-        found, name = (_from_norm(kernel, linear_map, sector, delta), np.zeros(0)), "norm"
-    nu = found[0]
-    if delta > 0:  # beyond it the cone is empty, so that only rounding can lead there
-        nu = min(nu, round_down(1 / (4 * Fraction(delta))))
-    return LayerIndices(delta, nu, np.atleast_1d(found[1]), name, verdict, time.monotonic() - begin)
+            found = _diagonal(read.matrix(), read.sector, delta, solver=solver, tol=tol)
+        if found is not None:
+            return *found, method, "PROVED"
+    verdict = "PROVED" if multiplier == "norm" else "SOLVER_FAILED"
+    # ν = -(δr² + r), equation (2.1), for δ ≥ 0; -r for smaller δ.
+    r = Fraction(read.norm)
+    return round_down(-(Fraction(max(delta, 0.0)) * r * r + r)), (), "norm", verdict
+
+
+def _delta_of_smallest_cone(read, multiplier, solver):
+    """δ = 1/(2c): the gain of y - cu is convex in c, and its bound r² = c² - 2cν with it."""
+    size = read.norm or 1.0
+
+    def squared_radius(c):
+        return c * c - 2 * c * _largest_nu(read, 1 / (2 * c), multiplier, solver, 1e-4)[0]
+
+    # c beyond the gain only widens the cone; c = 0 is the limit of δ to infinity.
+    best = concave_argmax(lambda c: -squared_radius(c), 1e-3 * size, size, _CONES)
+    return 1 / (2 * best)
 
 
 def indices_frontier(
@@ -204,16 +266,14 @@ def layer_gain(layer, sector=None, *, linear_map=None, solver="structured"):
     >>> round(layer_gain(np.array([[3.0, 4.0]]), Sector(0.0, 1.0)), 6)
     5.0
     """
-    from tf_lyapunov.certification.chains import Chain
     from tf_lyapunov.certification.lipsdp import lipsdp
 
-    kernel, linear_map, sector = _read(layer, sector, linear_map)
-    norm = rounding.product_up(norm_upper_bound(kernel, linear_map).value, sector.magnitude)
-    if _fitting(kernel, linear_map, None) != "diagonal":
-        return norm
-    weight = _matrix(kernel, linear_map)
-    chain = Chain((weight, np.eye(len(weight))), (sector,))
-    return min(norm, lipsdp(chain, solver=solver).gain_upper_bound)
+    read = _Layer.read(layer, sector, linear_map)
+    if read.fitting != "diagonal":
+        return read.norm
+    weight = read.matrix()
+    chain = Chain((weight, np.eye(len(weight))), (read.sector,))
+    return min(read.norm, lipsdp(chain, solver=solver).gain_upper_bound)
 
 
 def is_dissipative(layer, sector=None, *, q, s, r, linear_map=None, solver="structured"):
@@ -245,8 +305,8 @@ def is_dissipative(layer, sector=None, *, q, s, r, linear_map=None, solver="stru
     Reference: Aquino et al., Theorem 1, as published.
     """
     check_solver(solver)
-    kernel, linear_map, sector = _read(layer, sector, linear_map)
-    weight = _matrix(kernel, linear_map)
+    read = _Layer.read(layer, sector, linear_map)
+    weight, sector = read.matrix(), read.sector
     outputs, inputs = weight.shape
     parts = {}
     shapes = {"q": (outputs, outputs), "s": (outputs, inputs), "r": (inputs, inputs)}
@@ -260,143 +320,133 @@ def is_dissipative(layer, sector=None, *, q, s, r, linear_map=None, solver="stru
             )
         parts[name] = value
     constant = np.block([[parts["r"], parts["s"].T], [parts["s"], parts["q"]]])
-    problem = _problem(weight, sector, constant, np.eye(inputs + outputs))
-    start = np.ones(outputs)
-    matrix = problem.matrix(0.0, start)
-    scale = float(np.linalg.norm(matrix, 2)) or 1.0
-    interior = (2 * scale, start)
-    try:
-        result = solve(problem, interior, solver=solver, tol=1e-7, scale=scale)
-    except SolverFailure:
-        return SupplyVerdict("SOLVER_FAILED", -2 * scale, start)
-    proved = verified_minimum(problem, result, interior)
+    columns = np.hstack([weight, np.zeros((outputs, outputs))])
+    rows, start = inputs + np.arange(outputs), np.ones(outputs)
+    m, p = np.full(outputs, sector.m), np.full(outputs, sector.p)
+    problem = MultiplierProblem(constant, np.eye(inputs + outputs), rows, columns, m, p)
+    scale = float(np.linalg.norm(problem.matrix(0.0, start), 2)) or 1.0
+    proved = proven_minimum(problem, (2 * scale, start), solver=solver, tol=1e-7, scale=scale)
     if proved is None:
-        return SupplyVerdict("SOLVER_FAILED", -2 * scale, start)
+        return SupplyVerdict("SOLVER_FAILED", -2 * scale, start, read.name)
     # θ ≤ 0 proves M(0) ⪰ 0 as well, since J = I.
-    return SupplyVerdict("PROVED" if proved[0] <= 0 else "NOT_PROVED", -proved[0], proved[1])
+    verdict = "PROVED" if proved[0] <= 0 else "NOT_PROVED"
+    return SupplyVerdict(verdict, -proved[0], proved[1], read.name)
 
 
 # Reading ----------------------------------------------------------------------------------------
 
 
-def _read(layer, sector, linear_map):
-    """Kernel in float64, its map and the sector."""
-    if hasattr(layer, "get_config"):
-        maps = linear_maps(layer)
-        if len(maps) != 1:
-            raise UnsupportedLayerError(
-                "Indices are of layers with one linear map. "
-                f"Received: {layer.name!r} of type {type(layer).__name__} with {len(maps)}. "
-                "Pass its kernels one by one."
-            )
-        variable, linear_map = maps[0]
-        kernel = inference_value(variable, layer.compute_dtype)
-        sector = Sector.of(layer.activation) if sector is None else sector
-    else:
-        kernel = np.asarray(layer, dtype=np.float64)
-        linear_map = linear_map or LinearMap("dense")
-        if linear_map.kind == "dense" and kernel.ndim != 2:
-            raise ValueError(
-                "A dense kernel must have the shape (in, out). Received: shape "
-                f"{kernel.shape}. Pass `linear_map` for a convolution."
-            )
-    if not isinstance(sector, Sector):
-        raise TypeError(
-            f"`sector` must be a `Sector`. Received: sector={sector!r}. "
-            "Use `Sector.of('relu')` for an activation."
-        )
-    if kernel.size == 0 or not np.all(np.isfinite(kernel)):
-        raise ValueError(f"A kernel must be finite. Received: shape {kernel.shape}, or NaN.")
-    if linear_map.kind == "dense":
-        linear_map = LinearMap("dense", (kernel.shape[0],))
-    return kernel, linear_map, sector
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A layer as read: its kernel in float64, geometry, slopes and name."""
 
+    kernel: np.ndarray
+    linear_map: LinearMap
+    sector: Sector
+    name: str
 
-def _sizes(kernel, linear_map):
-    """`(outputs, inputs)` of the flattened map, or None if the size is unknown."""
-    if linear_map.input_shape is None:
-        return None
-    return math.prod(linear_map.output_shape(kernel.shape)), math.prod(linear_map.input_shape)
+    @classmethod
+    def read(cls, layer, sector, linear_map):
+        name = "kernel"
+        if hasattr(layer, "get_config"):
+            kernel, linear_map = _kernel(layer)
+            sector, name = layer.activation if sector is None else sector, layer.name
+        else:
+            kernel = np.asarray(layer, dtype=np.float64)
+            linear_map = linear_map or LinearMap("dense")
+            if linear_map.kind == "dense" and kernel.ndim != 2:
+                raise ValueError(
+                    "A dense kernel must have the shape (in, out). Received: shape "
+                    f"{kernel.shape}. Pass `linear_map` for a convolution."
+                )
+            if sector is None:
+                raise TypeError(
+                    "`sector` must be given with a kernel. Received: sector=None. Use "
+                    "`Sector.of('relu')` for an activation, `Sector.linear()` for none."
+                )
+        if kernel.size == 0 or not np.all(np.isfinite(kernel)):
+            raise ValueError(f"A kernel must be finite. Received: shape {kernel.shape}, or NaN.")
+        if linear_map.kind == "dense":
+            linear_map = LinearMap("dense", (kernel.shape[0],))
+        return cls(kernel, linear_map, Sector.of(sector), name)
 
-
-def _fitting(kernel, linear_map, tap):
-    sizes = _sizes(kernel, linear_map)
-    if sizes is not None and sum(sizes) <= _DIAGONAL_SIZE:
-        return "diagonal"
-    return "scalar" if tap is not None else "norm"
-
-
-def _matrix(kernel, linear_map):
-    sizes = _sizes(kernel, linear_map)
-    if sizes is None:
-        raise ValueError(
-            "A convolution needs a known input size here. Received: input_shape=None. "
-            "Pass `linear_map` with `input_shape`, or use multiplier='scalar' or 'norm'."
-        )
-    if sum(sizes) > 4 * _DIAGONAL_SIZE:
-        raise ValueError(
-            f"A multiplier per unit for {sizes[0]} outputs and {sizes[1]} inputs would take about "
-            f"{8e-11 * sum(sizes) ** 3 / 60 * _STEPS:.0f} minutes and "
-            f"{2e-7 * sum(sizes) ** 2:.0f} GB. "
-            "Use multiplier='scalar' or 'norm'."
-        )
-    if linear_map.kind == "dense":
-        return np.ascontiguousarray(kernel.T)
-    return convolution_matrix(kernel, linear_map).toarray()
-
-
-def _identity_tap(kernel, linear_map):
-    """Index of the kernel tap that copies the input, or None if the map changes its shape."""
-    if linear_map.kind not in ("conv", "depthwise") or linear_map.padding != "same":
-        return None
-    known = dataclasses.replace(linear_map)
-    rank = linear_map.rank(kernel.shape)
-    if linear_map.input_shape is None:
-        size = tuple((k - 1) * 8 + 1 for k in kernel.shape[:rank])
-        channels = kernel.shape[-2] * (linear_map.groups if linear_map.kind == "conv" else 1)
-        known = dataclasses.replace(linear_map, input_shape=(*size, channels))
-    if known.output_shape(kernel.shape) != known.input_shape:
-        return None
-    taps = []
-    for axis in convolution_axes(kernel.shape, known):
-        if axis.stride != 1 or axis.left % axis.dilation:
+    @property
+    def sizes(self):
+        """`(outputs, inputs)` of the flattened map, or None if the size is unknown."""
+        shape = self.linear_map.input_shape
+        if shape is None:
             return None
-        taps.append(axis.left // axis.dilation)
-    return tuple(taps)
+        return math.prod(self.linear_map.output_shape(self.kernel.shape)), math.prod(shape)
+
+    @functools.cached_property
+    def tap(self):
+        """Index of the tap that copies the input, or None if the map changes its shape."""
+        return identity_tap(self.kernel, self.linear_map)
+
+    @property
+    def fitting(self):
+        """The multiplier that is tightest among those that take about a minute at most."""
+        if self.sizes is not None and sum(self.sizes) <= _DIAGONAL_SIZE:
+            return "diagonal"
+        return "scalar" if self.tap is not None else "norm"
+
+    @functools.cached_property
+    def norm(self):
+        """σ·max(|α|, |β|), rounded up: the gain of the layer."""
+        norm = norm_upper_bound(self.kernel, self.linear_map).value
+        return rounding.product_up(norm, self.sector.magnitude)
+
+    def matrix(self):
+        """W, float64 (outputs, inputs)."""
+        sizes = self.sizes
+        if sizes is None:
+            raise ValueError(
+                "A convolution needs a known input size here. Received: input_shape=None. "
+                "Pass `linear_map` with `input_shape`, or use multiplier='scalar' or 'norm'."
+            )
+        if sum(sizes) > 4 * _DIAGONAL_SIZE:
+            raise ValueError(
+                f"A multiplier per unit for layer {self.name!r} with {sizes[0]} outputs and "
+                f"{sizes[1]} inputs would take about "
+                f"{8e-11 * sum(sizes) ** 3 / 60 * _STEPS:.0f} minutes and "
+                f"{2e-7 * sum(sizes) ** 2:.0f} GB. Use multiplier='scalar' or 'norm'."
+            )
+        if self.linear_map.kind == "dense":
+            return np.ascontiguousarray(self.kernel.T)
+        return convolution_matrix(self.kernel, self.linear_map).toarray()
+
+
+def _kernel(layer):
+    """The kernel of a Keras layer or of one of `tf_lyapunov.layers`, with its geometry."""
+    from tf_lyapunov.layers.linear import LipschitzConv, LipschitzDense
+
+    call = type(layer).call
+    if layer.built and call in (LipschitzDense.call, LipschitzConv.call):
+        is_dense = call is LipschitzDense.call
+        linear_map = LinearMap("dense") if is_dense else layer.linear_map
+        return layer.effective_values()["kernel"], linear_map
+    maps = linear_maps(layer)
+    if len(maps) != 1:
+        raise UnsupportedLayerError(
+            "Indices are of layers with one linear map. Received: "
+            f"{layer.name!r} of type {type(layer).__name__} with {len(maps)}. "
+            "Pass its kernels one by one."
+        )
+    variable, linear_map = maps[0]
+    return inference_value(variable, layer.compute_dtype), linear_map
 
 
 # Searches ---------------------------------------------------------------------------------------
 
 
-def _problem(weight, sector, constant, direction):
-    outputs, inputs = weight.shape
-    columns = np.hstack([weight, np.zeros((outputs, outputs))])
-    rows = inputs + np.arange(outputs)
-    m, p = np.full(outputs, sector.m), np.full(outputs, sector.p)
-    return MultiplierProblem(constant, direction, rows, columns, m, p)
-
-
-def _diagonal(weight, sector, delta, solver):
-    """`(ν, Λ)`, proved, or None."""
-    outputs, inputs = weight.shape
-    constant = np.zeros((inputs + outputs,) * 2)
-    constant[inputs:, inputs:] = -delta * np.eye(outputs)
-    constant[inputs:, :inputs] = np.eye(outputs, inputs) / 2
-    constant[:inputs, inputs:] = np.eye(inputs, outputs) / 2
-    direction = np.zeros_like(constant)
-    direction[:inputs, :inputs] = np.eye(inputs)
-    problem = _problem(weight, sector, constant, direction)
-    size = max(float(np.linalg.norm(weight, 2)) * sector.magnitude, 1e-100)
-    lam = max(2 * delta, 0.0) + 1 / size
-    top = np.eye(outputs, inputs) / 2 - sector.m * lam * weight
-    need = top.T @ top / (lam - delta) - sector.p * lam * weight.T @ weight
-    start = (1.1 * float(np.linalg.eigvalsh(need)[-1]) + 0.1 * size, np.full(outputs, lam))
-    try:
-        result = solve(problem, start, solver=solver, scale=1e-2 * size)
-    except SolverFailure:
-        return None
-    proved = verified_minimum(problem, result, start)
-    return None if proved is None else (-proved[0], proved[1])
+def _diagonal(weight, sector, delta, **options):
+    """`(ν, Λ)`, proved, or None: the network whose last layer is the identity."""
+    size = float(np.linalg.norm(weight, 2)) * sector.magnitude
+    # In units of the output in which the gain is about one; powers of two are exact.
+    unit = 2.0 ** round(math.log2(size)) if size else 1.0
+    chain = Chain((weight / unit, np.eye(len(weight))), (sector,))
+    found = proven_indices(chain, delta * unit, **options)
+    return None if found is None else (found[0] * unit, found[1] / unit)
 
 
 def _linear(weight, slope, delta):
@@ -418,70 +468,3 @@ def _from_norm(kernel, linear_map, sector, delta):
     gain = rounding.product_up(norm_upper_bound(kernel, linear_map).value, sector.magnitude)
     r = Fraction(gain)
     return round_down(-(Fraction(max(delta, 0.0)) * r * r + r))
-
-
-def _scalar(kernel, linear_map, sector, delta, tap):
-    """Best λ for Λ = λI by golden section, concave in λ; `(ν, λ)`, proved, or None."""
-    size = norm_upper_bound(kernel, linear_map).value * sector.magnitude
-    if size == 0:
-        return None
-    floor = max(delta, 0.0)
-    sizes = _sizes(kernel, linear_map)
-    # Steering only: at real sizes by the bound for all sizes, which is cheaper.
-    is_small = sizes is not None and max(sizes) <= 400
-    coarse = linear_map if is_small else dataclasses.replace(linear_map, input_shape=None)
-
-    def nu(log_excess, geometry=coarse):
-        lam = floor + math.exp(log_excess) / size
-        return _nu_of_scalar(kernel, geometry, sector, delta, lam, size, tap), lam
-
-    low, high = math.log(1e-4 * (1 + floor * size)), math.log(1e4 * (1 + floor * size))
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_left, at_right = nu(left)[0], nu(right)[0]
-    for _ in range(18):
-        if at_left > at_right:
-            high, right, at_right = right, left, at_left
-            left = high - _GOLDEN * (high - low)
-            at_left = nu(left)[0]
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + _GOLDEN * (high - low)
-            at_right = nu(right)[0]
-    value, lam = nu((low + high) / 2, linear_map)
-    return None if value == -math.inf else (value, lam)
-
-
-def _nu_of_scalar(kernel, linear_map, sector, delta, lam, sigma, tap):
-    """Proven ν for Λ = λI, rounded down; -inf if this λ proves nothing.
-
-    With a = pλ - m²λ²/(λ-δ), b = mλ/(2(λ-δ)) and any c, d, the condition
-    aTᵀT + b(T + Tᵀ) - (ν + 1/(4(λ-δ)))I ⪰ 0 follows from
-
-        ν ≤ d² - 1/(4(λ-δ)) - ‖cT - dI‖² - max(0, -(a + c²))σ² - 2|b - cd|σ.
-    """
-    lam_exact, delta_exact = Fraction(lam), Fraction(delta)
-    excess = lam_exact - delta_exact
-    alpha, beta = Fraction(sector.alpha), Fraction(sector.beta)
-    m, p = (alpha + beta) / 2, alpha * beta
-    if excess <= 0 or lam < 0:
-        return -math.inf
-    a, b = p * lam_exact - m**2 * lam_exact**2 / excess, m * lam_exact / (2 * excess)
-    if a >= 0:
-        return -math.inf
-    c = math.sqrt(float(-a))
-    if not 0 < c < math.inf:
-        return -math.inf
-    d = float(b) / c
-    shifted = c * kernel
-    if linear_map.kind == "conv":
-        index = np.arange(kernel.shape[-1])
-        shifted[(*tap, index % kernel.shape[-2], index)] -= d
-    else:
-        shifted[(*tap, slice(None), 0)] -= d
-    norm = norm_upper_bound(shifted, linear_map).value
-    rounded = 3 * UNIT * (c * absolute_norm_upper_bound(kernel, linear_map) + abs(d))
-    norm = Fraction(rounding.sum_up(norm, rounded * (1 + 1e-6)))
-    sigma = Fraction(sigma) * Fraction(1 + 2.0**-40) / Fraction(sector.magnitude or 1.0)
-    c, d = Fraction(c), Fraction(d)
-    drift = max(Fraction(0), -(a + c * c)) * sigma**2 + 2 * abs(b - c * d) * sigma
-    return round_down(d * d - 1 / (4 * excess) - norm**2 - drift)

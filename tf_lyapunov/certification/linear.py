@@ -9,8 +9,27 @@ import numpy as np
 from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.gain import Affine
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.layers import almost_orthogonal, bjorck, normalized, orthogonal
 from tf_lyapunov.spectral.reading import SUPPORTED, linear_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap
+
+# Layers of this library that apply one kernel, computed from their raw variables.
+OWN_DENSE = (
+    almost_orthogonal.AlmostOrthogonalDense,
+    bjorck.BjorckDense,
+    normalized.FrobeniusDense,
+    normalized.NormalizedDense,
+    normalized.SpectralDense,
+    orthogonal.CayleyDense,
+)
+OWN_CONVOLUTIONS = (
+    almost_orthogonal.AlmostOrthogonalConv1D,
+    almost_orthogonal.AlmostOrthogonalConv2D,
+    normalized.SpectralConv1D,
+    normalized.SpectralConv2D,
+)
+LINEAR_LAYERS = (*SUPPORTED, *OWN_DENSE, *OWN_CONVOLUTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +54,54 @@ class LinearGain:
 
 
 def is_linear(layer):
-    """Whether the layer is exactly one of Keras' dense or convolution classes."""
-    return type(layer) in SUPPORTED
+    """Whether the layer is exactly one of Keras' or of our dense or convolution classes."""
+    return type(layer) in LINEAR_LAYERS
+
+
+def kernel_maps(layer, input_shape=None):
+    """Variables that inference reads kernels from, with the geometry of their maps.
+
+    As `spectral.reading.linear_maps`; for a layer of this library its cache of effective weights,
+    brought up to date.
+
+    Args:
+        layer: a built layer for which `is_linear` holds.
+        input_shape: shape of its input with the batch axis.
+
+    Returns:
+        List of `(variable, LinearMap)`.
+
+    Raises:
+        ValueError: if the effective weights are not finite.
+    """
+    if type(layer) not in (*OWN_DENSE, *OWN_CONVOLUTIONS):
+        return linear_maps(layer, input_shape=input_shape)
+    finite_values(layer)  # refreshes the cache
+    (variable,) = layer._cache
+    if type(layer) in OWN_DENSE:
+        return [(variable, LinearMap("dense", (int(variable.shape[0]),)))]
+    if input_shape is None:
+        return [(variable, layer.linear_map)]
+    return [(variable, layer._map(input_shape))]
+
+
+def finite_values(layer):
+    """`effective_values()` of a layer of this library, refused where one is not finite."""
+    values = layer.effective_values()
+    if not all(np.all(np.isfinite(v)) for v in values.values()):
+        raise ValueError(
+            f"Weights must be finite. Received: NaN or infinity in the effective weights of layer "
+            f"{layer.name!r}. The model has diverged; no certificate of it exists."
+        )
+    return values
 
 
 def inference_value(variable, dtype):
     """A variable as a layer of this compute dtype uses it, in float64."""
     value = keras.ops.cast(keras.ops.convert_to_tensor(variable), dtype)
-    return np.asarray(keras.ops.convert_to_numpy(value)).astype(np.float64)
+    # A vector: NumPy cannot read a bfloat16 scalar of TensorFlow.
+    entries = np.asarray(keras.ops.convert_to_numpy(keras.ops.reshape(value, (-1,))))
+    return entries.astype(np.float64).reshape(tuple(value.shape))
 
 
 def channel_axis(layer, rank):
@@ -72,7 +131,7 @@ def linear_gains(layer, tensor, output, batch_norm=None):
             "Merge the adapter into the kernel first."
         )
     dtype = layer.compute_dtype
-    maps = linear_maps(layer, input_shape=tensor.shape)
+    maps = kernel_maps(layer, tensor.shape)
     gains = []
     for i, (variable, linear_map) in enumerate(maps):
         last = i == len(maps) - 1
@@ -84,7 +143,7 @@ def linear_gains(layer, tensor, output, batch_norm=None):
             )
         absolute = absolute_norm_upper_bound(kernel, linear_map)
         terms = _terms(kernel.shape, linear_map)
-        bias = _bias_norm(layer, output, dtype) if last else 0.0
+        bias = bias_norm(layer, output, dtype) if last else 0.0
         bound = norm_upper_bound(kernel, linear_map)
         own = (bound.value, absolute, bias, terms, dtype, tensor if i == 0 else None)
         value, matrix, folded = bound.value, None, ""
@@ -112,21 +171,34 @@ def linear_gains(layer, tensor, output, batch_norm=None):
 
 def _affine(gain, absolute, bias, terms, dtype, tensor, value, batch_norm, output):
     """Error model of one map, followed by a batch normalization that is computed on its own."""
-    u = rounding.unit_roundoff(dtype)
-    operands = rounding.operand_roundoff() if dtype == "float32" else 0.0
-    products = 2 * operands + operands**2
-    accumulation = rounding.gamma(terms + 2, u)
-    slope = rounding.product_up(accumulation * (1 + products) + products, absolute)
-    if tensor is not None and tensor.dtype != dtype:
-        slope += u * gain * (1 + accumulation)  # the layer casts its input first
-    constant = rounding.product_up(accumulation, bias)
-    affine = Affine(gain, bias, slope, constant)
+    affine = map_affine(gain, absolute, bias, terms, dtype)
+    if tensor is not None and tensor.dtype != dtype:  # the layer casts its input first
+        u = rounding.unit_roundoff(dtype)
+        extra = u * gain * (1 + rounding.gamma(terms + 2, u))
+        affine = dataclasses.replace(affine, slope=affine.slope + extra)
     if batch_norm is None:
         return affine
     return dataclasses.replace(affine.then(batch_norm.affine(output)), gain=value)
 
 
-def _bias_norm(layer, output, dtype):
+def map_affine(gain, absolute, bias, terms, dtype):
+    """Error model of x ↦ Wx + b as computed: products summed in any order.
+
+    Args:
+        gain: bound on ‖W‖.
+        absolute: bound on the norm of |W|, or of a matrix with larger entries.
+        bias: ‖b‖.
+        terms: products per output entry.
+        dtype: of the arithmetic.
+    """
+    accumulation = rounding.gamma(terms + 2, rounding.unit_roundoff(dtype))
+    operands = rounding.operand_roundoff() if dtype == "float32" else 0.0
+    products = 2 * operands + operands**2
+    slope = rounding.product_up(accumulation * (1 + products) + products, absolute)
+    return Affine(gain, bias, slope, rounding.product_up(accumulation, bias))
+
+
+def bias_norm(layer, output, dtype):
     """Norm of the bias repeated over all output positions; inf where their number is unknown."""
     if getattr(layer, "bias", None) is None:
         return 0.0

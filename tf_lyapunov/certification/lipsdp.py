@@ -5,22 +5,26 @@ import time
 
 import numpy as np
 
+from tf_lyapunov.certification import first_order
 from tf_lyapunov.certification.chains import scaled_chain
 from tf_lyapunov.certification.eclipse import closed_form, closed_form_multipliers, trivial_bound
-from tf_lyapunov.certification.interior import MultiplierProblem
+from tf_lyapunov.certification.interior import MultiplierProblem, estimated_interior_cost
 from tf_lyapunov.certification.multipliers import as_chain, proved, smallest_squared_gain
 from tf_lyapunov.certification.sdp import check_solver, solve
 from tf_lyapunov.errors import SolverFailure
 
 VARIANTS = ("neuron", "layer")
-# Newton steps that a solve takes, and flops per second that they reach on one modest core.
-_STEPS = 60
-_FLOPS = 1e10
+# Flops per second on one modest core, and seconds that a step takes per layer beside them.
+_FLOPS, _OVERHEAD = 1e10, 2e-4
+# Evaluations of (8.1) that a search and its proof take, and flops of one per cubed width.
+_EVALUATIONS, _CUBES = 6, 4
 # Memory above which no attempt is made, in bytes.
 _MEMORY = 8e9
+# Seconds that the interior-point method may add where no budget is given.
+_PATIENCE = 20.0
 
 
-def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", seconds=None, tol=1e-8):
+def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", seconds=None, tol=1e-6):
     """Smallest gain bound that diagonal multipliers can prove for a dense chain.
 
         minimise ρ over Λ_1, …, Λ_{n-1} ≥ 0 diagonal  subject to  (8.1) ⪰ 0;   gain ≤ √ρ.
@@ -33,7 +37,9 @@ def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", second
         chain: `Chain`, or weights (outputs, inputs) from the input on.
         sectors: one `Sector` per hidden layer where weights are given.
         variant: `"neuron"`, or `"layer"` with one number per layer, which is faster and looser.
-        solver: `"structured"` (no other package needed), `"clarabel"`, `"scs"`, `"mosek"`.
+        solver: `"structured"`, the method of `first_order`, and the interior-point method where it
+            leaves a gap and the size allows; `"interior"` alone; or `"clarabel"`, `"scs"`,
+            `"mosek"` through cvxpy.
         seconds: time budget; the search is cut short and what it has is proved.
         tol: relative accuracy of ρ asked from the solver.
 
@@ -66,27 +72,42 @@ def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", second
     if trivial is not None:
         return trivial
     check_size(scaled.widths)
+    deadline = None if seconds is None else begin + seconds
     fallback = closed_form(chain)
-    found = None
+    found, least = None, 0.0
     try:
-        found = _search(scaled, variant, solver, seconds, tol)
+        found, least = _search(scaled, variant, solver, deadline, tol)
     except SolverFailure:
         pass
-    elapsed = time.monotonic() - begin
-    return proved(chain, scaled, found, method, solver=solver, seconds=elapsed, fallback=fallback)
+    return proved(
+        chain,
+        scaled,
+        found,
+        method,
+        solver=solver,
+        seconds=time.monotonic() - begin,
+        fallback=fallback,
+        least=scaled.gain(least),
+    )
 
 
 def estimated_cost(widths):
-    """`(seconds, bytes)` that the structured solver needs, roughly.
+    """`(seconds, bytes)` that `lipsdp` with solver='structured' needs, roughly, on one core.
 
     Args:
         widths: signal sizes from the input to the output.
     """
-    first = min(widths[0], widths[1]) if len(widths) > 2 else widths[0]
-    units = float(sum(widths[1:-1]))
-    size = first + units
-    flops = 3 * size**3 + 4 * units * size**2 + 4 * units**2 * size + 30 * units**2
-    return 0.02 + _STEPS * flops / _FLOPS, 8 * (8 * size**2 + 14 * units**2)
+    sizes = [float(w) for w in widths]
+    if len(sizes) > 2:
+        sizes[0], sizes[-1] = min(sizes[0], sizes[1]), min(sizes[-1], sizes[-2])
+    weights = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    squares = sum(w**2 for w in sizes[:-1])
+    # Deep chains take more steps and columns, as measured.
+    steps, columns = 300 + 20 * len(sizes), 8 + len(sizes) / 2
+    flops = 8 * steps * columns * weights
+    flops += _EVALUATIONS * _CUBES * sum(w**3 for w in sizes[:-1])
+    seconds = 0.02 + _OVERHEAD * steps * len(sizes) + flops / _FLOPS
+    return seconds, 8 * 8 * (squares + weights)
 
 
 def check_size(widths):
@@ -95,8 +116,8 @@ def check_size(widths):
     if memory > _MEMORY:
         raise ValueError(
             f"LipSDP with {sum(widths[1:-1])} hidden units would take about {seconds / 60:.0f} "
-            f"minutes and {memory / 1e9:.0f} GB. Received: widths {tuple(widths)}. Use "
-            "method='eclipse' (a program per layer) or its closed form, linear in depth."
+            f"minutes and {memory / 1e9:.0f} GB, as would method='eclipse'. Received: widths "
+            f"{tuple(widths)}. Use method='composition', which needs the layers' norms only."
         )
 
 
@@ -128,21 +149,40 @@ def split(scaled, multipliers):
     return np.split(np.asarray(multipliers), np.cumsum(scaled.widths[1:-1])[:-1])
 
 
-def _search(scaled, variant, solver, seconds, tol):
-    problem = lipsdp_problem(scaled, variant)
+def _search(scaled, variant, solver, deadline, tol):
+    """Candidate multipliers, or None, and the value of (8.2), or 0."""
+
+    def reach(multipliers):
+        return smallest_squared_gain(scaled, multipliers)
+
+    tied, first, found, least = variant == "layer", math.inf, None, 0.0
     start = closed_form_multipliers(scaled)
-    if start is None:
-        return None
-    squared = smallest_squared_gain(scaled, [1.01 * lam for lam in start])
+    if solver == "structured":
+        candidate = first_order.search(
+            scaled.weights, scaled.alphas, scaled.betas, reach, tied=tied, tol=tol,
+            deadline=deadline,
+        )  # fmt: skip
+        first, least = candidate.squared, candidate.value
+        found = candidate.multipliers if math.isfinite(first) else start
+        left = _PATIENCE if deadline is None else deadline - time.monotonic()
+        seconds, memory = estimated_interior_cost(scaled.widths)
+        if candidate.gap <= tol or seconds > left or memory > _MEMORY:
+            return found, least
+    squared = math.inf if start is None else reach([1.01 * lam for lam in start])
     if not math.isfinite(squared):
-        return None
-    flat = 2 * np.concatenate(start)
-    result = solve(
-        problem,
-        (2.2 * squared, flat),
-        solver=solver,
-        blocks=scaled.widths[:-1],
-        tol=tol,
-        seconds=seconds,
-    )
-    return split(scaled, result.multipliers)
+        return found, least
+    try:
+        result = solve(
+            lipsdp_problem(scaled, variant),
+            (2.2 * squared, 2 * np.concatenate(start)),
+            solver=solver,
+            blocks=scaled.widths[:-1],
+            tol=min(tol, 1e-8),
+            seconds=None if deadline is None else max(deadline - time.monotonic(), 0.0),
+        )
+    except SolverFailure:
+        if found is None:
+            raise
+        return found, least
+    second = split(scaled, result.multipliers)
+    return (second if found is None or reach(second) < first else found), least

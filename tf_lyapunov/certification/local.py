@@ -5,7 +5,8 @@ import contextlib
 import numpy as np
 
 from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.chains import dense_tail, gram_factor
+from tf_lyapunov.certification.chains import gram_factor
+from tf_lyapunov.certification.dissipativity import chain_from_input
 from tf_lyapunov.errors import UnsupportedLayerError
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
@@ -35,17 +36,7 @@ class LocalGains:
     """
 
     def __init__(self, network):
-        tail = dense_tail(network)
-        node = network[tail.start]
-        while node.kind == "identity" or type(node.layer).__name__ == "Flatten":
-            node = network[node.inputs[0]]
-        if node.kind != "input":
-            raise UnsupportedLayerError(
-                "method='local' needs dense layers (or small convolutions) and activations from "
-                f"the input to the logits. Received: node {node.name!r} of kind {node.kind!r} "
-                "before them. Use method='auto'."
-            )
-        chain = tail.chain
+        chain = chain_from_input(network, "method='local' needs")
         if chain.depth < 2 or chain.biases is None or chain.slopes[0] is None:
             raise UnsupportedLayerError(
                 "method='local' needs hidden layers with ReLU or leaky ReLU, without folded batch "

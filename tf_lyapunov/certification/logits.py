@@ -1,14 +1,59 @@
 """Evaluates the logits of a network in batches, from arrays, PyDatasets or tf.data."""
 
+import dataclasses
+import math
+
 import keras
 import numpy as np
 
 from tf_lyapunov.certification.graph import Tensor, is_graph
-from tf_lyapunov.certification.linear import inference_value
+from tf_lyapunov.certification.linear import BatchNormScale, inference_value
+from tf_lyapunov.certification.lipschitz_layers import fix_as_used, float64_config
+from tf_lyapunov.certification.own_layers import RULES as OWN_ACTIVATIONS
 from tf_lyapunov.certification.registry import registered_gain
 from tf_lyapunov.certification.rounding import UNIT_ROUNDOFF
+from tf_lyapunov.layers.base import LipschitzLayer
 
 PRECISIONS = ("auto", "model", "float64")
+# Activations without a constant that float32 would round.
+_EXACT = ("relu", "relu6", "tanh", "sigmoid", "log_sigmoid", "softplus", "softsign", "silu")
+
+
+def with_rounded_settings(network):
+    """The network with error models of a float64 evaluation that include its float32 settings.
+
+    Backends round numbers in layers' settings (slopes of LeakyReLU, bounds of ReLU, Rescaling,
+    epsilon of batch normalizations, constants of GELU) to float32 whatever the layer's dtype:
+    relative to the operation's output, and to the numbers themselves, by one unit each.
+    """
+    extra = 2 * UNIT_ROUNDOFF["float32"]
+    nodes = []
+    for node in network.nodes:
+        name = node.method.split(",")[0]
+        capped = getattr(node.layer, "max_value", None)
+        norms = [n for n in (*node.batch_norms, node.layer) if _is_norm(n)]
+        is_rounded = node.kind == "scaling" or norms or (
+            node.kind == "activation" and (name not in _EXACT or capped is not None)
+        )  # fmt: skip
+        if is_rounded:
+            size = math.prod(n or math.inf for n in node.output_shape[1:])
+            shift = math.sqrt(size) * float(capped or 0.0)
+            for norm in norms:
+                bound = BatchNormScale.of(norm).shift_bound
+                shift += float(np.max(bound, initial=0.0)) * math.sqrt(size)
+            own = node.affine64
+            affine = dataclasses.replace(
+                own,
+                slope=own.slope + extra * max(own.gain, 1.0),
+                constant=own.constant + extra * (own.offset + shift),
+            )
+            node = dataclasses.replace(node, affine64=affine)
+        nodes.append(node)
+    return dataclasses.replace(network, nodes=tuple(nodes))
+
+
+def _is_norm(layer):
+    return type(layer) is keras.layers.BatchNormalization
 
 
 class LogitsModel:
@@ -104,8 +149,12 @@ class LogitsModel:
             for key, value in layer.get_config().items()
             if not key.endswith(("regularizer", "constraint", "initializer"))
         }
+        if isinstance(layer, LipschitzLayer) and self.precision == "float64":
+            config = float64_config(layer)
         if without_activation:
             config["activation"] = None
+        elif type(getattr(layer, "activation", None)) in OWN_ACTIVATIONS:
+            pass
         elif isinstance(getattr(layer, "activation", None), keras.Layer):
             # It holds a dtype of its own, which a copy of the outer layer would keep.
             raise ValueError(
@@ -123,6 +172,8 @@ class LogitsModel:
                 mine.assign(inference_value(weight, dtype))
         if type(layer) is keras.layers.Normalization:
             copy.finalize_state()
+        if isinstance(layer, LipschitzLayer) and self.precision == "float64":
+            fix_as_used(copy, layer)
         return copy
 
 

@@ -13,13 +13,16 @@ from tf_lyapunov.certification.composition import (
 )
 from tf_lyapunov.certification.graph import is_graph
 from tf_lyapunov.certification.local import LocalGains, local_radii
-from tf_lyapunov.certification.logits import PRECISIONS, LogitsModel, batches
+from tf_lyapunov.certification.logits import PRECISIONS, LogitsModel, batches, with_rounded_settings
 from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.certification.proofs import Proof, kept_inputs
 
 # Float64 entries held at once in blocks of inputs × classes, and of input entries.
 _BLOCK = 2**22
 # Loss of median radius to the model's own rounding that is not worth an evaluation in float64.
 _AFFORDABLE_LOSS = 0.05
+# Inputs that decide whether it is worth one.
+_SAMPLE = 256
 _SQRT2_UP = float(rounding.up(np.sqrt(2.0)))
 
 
@@ -104,7 +107,7 @@ def certify(
     for inputs, labels in batches(x, y):
         if network is None:
             shape = _input_shape(model, inputs)
-            network = read_network(model, [shape])
+            network = with_rounded_settings(read_network(model, [shape]))
             constants = lipschitz_constants(network)
             local = LocalGains(network) if method == "local" else None
         cast, norms, moved = _checked_inputs(inputs, network.graph.inputs[0])
@@ -115,7 +118,7 @@ def certify(
             logits = logits_model.predict(cast, size)
         _check_logits(logits, network)
         errors = rounding_errors(network, norms, network.logits, logits_model.precision)
-        parts.append((logits, errors, moved, norms, labels, cast if local else None))
+        parts.append((logits, errors, moved, norms, labels, cast if local else None, inputs))
     logits, errors, moved, norms = (np.concatenate([p[i] for p in parts]) for i in range(4))
     given = [p[4] for p in parts]
     if any(g is None for g in given) and not all(g is None for g in given):
@@ -128,7 +131,7 @@ def certify(
     gain = bound.gain_upper_bound
     head = _head(network, constants)
     radius, margins = certified_radii(logits, labels, gain, errors, head, bound.pairs)
-    sentences = list(bound.sentences)
+    sentences, overall = list(bound.sentences), radius
     if local is not None:
         cast = np.concatenate([p[5] for p in parts])
         wider = local_radii(local, cast, logits, labels, errors, radius)
@@ -138,8 +141,10 @@ def certify(
         )
         radius = wider
     # Radii are about the cast input; the given one lies `moved` away from it.
-    radius = np.where(moved > 0, np.maximum(rounding.down(radius - moved), 0.0), radius)
-    return Certificate(
+    radius, overall = (
+        np.where(moved > 0, np.maximum(rounding.down(r - moved), 0.0), r) for r in (radius, overall)
+    )
+    certificate = Certificate(
         radius=radius,
         predictions=predictions,
         labels=labels,
@@ -154,27 +159,33 @@ def certify(
         float_allowance=float(np.max(errors)),
         model_digest=network.digest(),
     )
+    proof = Proof(network, bound.proof, kept_inputs([p[6] for p in parts]), overall)
+    object.__setattr__(certificate, "proof", proof)
+    return certificate
 
 
 def _first_logits(network, constants, x, norms, size, precision):
-    """How to compute the logits, chosen by the first batch, and its logits."""
+    """How to compute the logits, chosen by a sample of the first batch, and its logits."""
     own = None
     if network.graph.traced or precision != "float64":
         own = LogitsModel(network)
-        logits = own.predict(x, size)
+        sample = slice(None)
+        if precision == "auto" and len(x) >= 4 * _SAMPLE:
+            sample = slice(None, None, len(x) // _SAMPLE)  # else most are computed twice
+        logits = own.predict(x[sample], size)
         _check_logits(logits, network)
         if network.graph.traced:
-            _check_trace(logits[:8], x[:8], network)
+            _check_trace(logits[:8], x[sample][:8], network)
         if precision == "model" or (
-            precision == "auto" and _is_affordable(network, constants, logits, norms)
+            precision == "auto" and _is_affordable(network, constants, logits, norms[sample])
         ):
-            return own, logits
+            return own, logits if len(logits) == len(x) else own.predict(x, size)
     try:
         exact = LogitsModel(network, "float64")
     except ValueError:  # the backend or a layer has no float64
         if precision == "float64":
             raise
-        return own, logits
+        return own, logits if len(logits) == len(x) else own.predict(x, size)
     return exact, exact.predict(x, size)
 
 

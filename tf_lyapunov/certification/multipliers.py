@@ -19,9 +19,8 @@ from tf_lyapunov.certification.chains import Chain, ScaledChain, product_gain
 from tf_lyapunov.certification.sdp import verified_block_semidefinite
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
-# Growth per layer tried to move multipliers off the boundary, and then the excess of ρ.
-_GROWTHS = (0.0, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-_EXCESSES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+# Largest growth per layer that is tried to move multipliers off the boundary.
+_MOST_GROWTH = 2e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +29,16 @@ class ChainBound:
 
     Attributes:
         gain_upper_bound: float, proved; infinite if nothing was.
-        method: `"lipsdp"`, `"lipsdp-layer"`, `"eclipse"`, `"closed form"`, `"liplt"`, `"product"`.
+        method: `"lipsdp"`, `"lipsdp-layer"`, `"eclipse"`, `"closed form"`, `"liplt"`, `"product"`,
+            `"residual"`.
         verdict: `"PROVED"`, or `"SOLVER_FAILED"`: the search failed and `gain_upper_bound` is the
             best proven fallback, named by `method`.
         multipliers: Λ_l of the scaled chain, one array per hidden layer; empty without any.
         scaled: the `ScaledChain` that they refer to, or None.
         solver: name, or `""`.
         seconds: wall time.
+        least: value below which no multipliers of this kind prove a bound, as computed by the dual
+            (8.2); 0 where it was not.
     """
 
     gain_upper_bound: float
@@ -46,6 +48,7 @@ class ChainBound:
     scaled: ScaledChain | None = dataclasses.field(default=None, repr=False)
     solver: str = ""
     seconds: float = 0.0
+    least: float = 0.0
 
 
 def as_chain(chain, sectors=None):
@@ -55,8 +58,14 @@ def as_chain(chain, sectors=None):
     return Chain(tuple(chain), tuple(sectors or ()))
 
 
-def blocks(scaled, multipliers, squared):
+def blocks(scaled, multipliers, squared, *, with_errors=True):
     """Diagonal and lower blocks of (8.1), from the output to the input, with their errors.
+
+    Args:
+        scaled: `ScaledChain`.
+        multipliers: one array per hidden layer.
+        squared: ρ.
+        with_errors: without it the errors are zeros, for steering.
 
     Returns:
         `(diagonal, lower, diagonal_errors, lower_errors)` for `verified_block_semidefinite`.
@@ -74,9 +83,10 @@ def blocks(scaled, multipliers, squared):
         own = multipliers[layer - 1] if layer else np.full(width, squared)
         block, error = np.zeros((width, width)), np.zeros((width, width))
         if p != 0:
-            size = np.abs(after)
             product = after.T @ (lam * after)
             block = p * (product + product.T) / 2
+        if p != 0 and with_errors:
+            size = np.abs(after)
             error = rounding.gamma(count + 8, UNIT) * (size.T @ (lam * size))
             if np.any(spread):
                 cross = (lam * size).T @ np.broadcast_to(spread, after.shape)
@@ -98,18 +108,22 @@ def blocks(scaled, multipliers, squared):
 
 def smallest_squared_gain(scaled, multipliers):
     """Smallest ρ for which (8.1) holds with these multipliers, as computed; inf if none does."""
-    diagonal, lower, _, _ = blocks(scaled, multipliers, 0.0)
+    from scipy.linalg import solve_triangular
+
+    diagonal, lower, _, _ = blocks(scaled, multipliers, 0.0, with_errors=False)
     reached = None
     for index, block in enumerate(diagonal):
         if reached is not None:
             block = block - reached
+        if not np.all(np.isfinite(block)):
+            return math.inf
         if index == len(lower):
             return max(float(np.linalg.eigvalsh(-block)[-1]), 0.0)
         try:
             factor = np.linalg.cholesky(block)
         except np.linalg.LinAlgError:
             return math.inf
-        left = np.linalg.solve(factor, lower[index].T)
+        left = solve_triangular(factor, lower[index].T, lower=True, check_finite=False)
         reached = left.T @ left
     return math.inf
 
@@ -129,21 +143,22 @@ def certified_squared_gain(scaled, multipliers):
         return math.inf, ()
     # A zero multiplier would leave a zero on the diagonal; any positive one is as valid.
     floored = [np.maximum(lam, 1e-14 * max(float(lam.max()), 1e-290)) for lam in multipliers]
-    for growth in _GROWTHS:
+    # About the margin that a proof of this size needs; less than it is tried in vain.
+    finest = 4 * UNIT * max(scaled.widths[:-1]) ** 2
+    growth, excess = 0.0, 10 * finest
+    while growth <= _MOST_GROWTH:
         lam = [v * (1 + growth) ** (depth - 1 - k) for k, v in enumerate(floored)]
         squared = smallest_squared_gain(scaled, lam)
-        if not np.isfinite(squared):
-            continue
-        for excess in _EXCESSES:
-            if excess > 10 * max(growth, 1e-12):
-                break
+        if np.isfinite(squared):
             trial = squared * (1 + excess) + 1e-280
             if verified_block_semidefinite(*blocks(scaled, lam, trial)):
                 return trial, tuple(lam)
+        growth = 10 * growth or finest
+        excess = 10 * growth
     return math.inf, ()
 
 
-def proved(chain, scaled, multipliers, method, *, solver="", seconds=0.0, fallback=None):
+def proved(chain, scaled, multipliers, method, *, solver="", seconds=0.0, fallback=None, least=0.0):
     """`ChainBound` of these multipliers, or of a better or only proven fallback.
 
     Args:
@@ -151,6 +166,7 @@ def proved(chain, scaled, multipliers, method, *, solver="", seconds=0.0, fallba
         multipliers: candidates, or None if the search failed.
         method: name.
         fallback: a proven `ChainBound`; the product of norms if None.
+        solver, seconds, least: see `ChainBound`.
     """
     if fallback is None:
         fallback = ChainBound(product_gain(chain), "product")
@@ -163,6 +179,6 @@ def proved(chain, scaled, multipliers, method, *, solver="", seconds=0.0, fallba
     if gain > fallback.gain_upper_bound:
         # Equal up to the solver's accuracy, or a search that was cut short.
         return dataclasses.replace(
-            fallback, method=method, verdict=fallback.verdict, solver=solver, seconds=seconds
+            fallback, method=method, solver=solver, seconds=seconds, least=least
         )
-    return ChainBound(gain, method, "PROVED", kept, scaled, solver, seconds)
+    return ChainBound(gain, method, "PROVED", kept, scaled, solver, seconds, least)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.certification import gains, rounding
-from tf_lyapunov.certification.activations import activation_gain, activation_name
+from tf_lyapunov.certification.activations import activation_name
 from tf_lyapunov.certification.gain import Affine
 from tf_lyapunov.certification.graph import Graph, Tensor, read_graph
 from tf_lyapunov.certification.linear import (
@@ -21,6 +21,7 @@ from tf_lyapunov.certification.linear import (
     is_linear,
     linear_gains,
 )
+from tf_lyapunov.certification.lipschitz_layers import fused_gain
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -32,7 +33,8 @@ class Node:
         name: unique; the layer's name, with the path of nested models and a suffix for the parts
             of a layer (`"dense/relu"`).
         kind: `"input"`, `"linear"`, `"activation"`, `"batch normalization"`, `"pooling"`,
-            `"merge"`, `"reshape"`, `"scaling"`, `"softmax"`, `"identity"` or `"declared"`.
+            `"merge"`, `"reshape"`, `"scaling"`, `"softmax"`, `"identity"`, `"lipschitz"` (a layer
+            with several maps or one without a kernel, bounded as a whole) or `"declared"`.
         layer: the Keras layer or operation, None for inputs.
         call: name of the layer call that the node is a part of.
         inputs: names of the nodes it reads.
@@ -181,9 +183,12 @@ def read_network(model, input_shapes=None):
             new = _linear_nodes(call, inputs, fold, cache)
         else:
             gain = gains.call_gain(call)
-            with rounding.float64_evaluation():
-                # A user's own layer keeps its precision.
-                gain64 = gain if gain.assumption else gains.call_gain(call)
+            if gain.affine64 is not None:
+                gain64 = dataclasses.replace(gain, affine=gain.affine64)
+            else:
+                with rounding.float64_evaluation():
+                    # A user's own layer keeps its precision.
+                    gain64 = gain if gain.assumption else gains.call_gain(call)
             new = [_node(call, inputs, gain, gain64)]
         nodes.extend(new)
         last[call.name] = new[-1].name
@@ -246,11 +251,10 @@ def _linear_nodes(call, inputs, fold, cache):
         nodes.append(node)
         inputs = (node.name,)
     tensor = dataclasses.replace(output, dtype=layer.compute_dtype)
-    activated = (layer.activation, tensor, layer.compute_dtype, layer)
-    activation = activation_gain(*activated)
+    activation = fused_gain(layer, tensor)
     if activation is not None:
         with rounding.float64_evaluation():
-            activation64 = activation_gain(*activated)
+            activation64 = fused_gain(layer, tensor)
         name = f"{call.name}/{activation_name(layer.activation)}"
         held = layer.activation if isinstance(layer.activation, keras.Layer) else layer
         nodes.append(_node(call, inputs, activation, activation64, name, held))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.certification.rounding import UNIT_ROUNDOFF, down, product_up, sqrt_up, up
+from tf_lyapunov.layers.pooling import window_sum_bound
 
 _layers = keras.layers
 MAX_POOLING = (_layers.MaxPooling1D, _layers.MaxPooling2D, _layers.MaxPooling3D)
@@ -98,6 +99,35 @@ def average_pooling_gain(pool_size, strides, padding, sizes):
             gains.append(0.0)  # no window fits: the layer's output is empty
         else:
             gains.append(max(map(_norm_up, _averaging_matrices(n, q, s, padding))))
+    return product_up(*gains)
+
+
+def window_sum_gain(pool_size, strides, padding, sizes):
+    """Gain of the sum over windows, with zeros around: product of the norms along the axes.
+
+    Args:
+        pool_size, strides: integers q, s per axis.
+        padding: `"valid"` or `"same"`.
+        sizes: spatial sizes, None where unknown (the largest norm over all sizes).
+
+    Returns:
+        float, rounded up.
+
+    Example:
+
+    >>> round(window_sum_gain((3,), (2,), "valid", (5,)) ** 2, 9)
+    4.0
+    """
+    gains = []
+    for q, s, n in zip(pool_size, strides, sizes, strict=True):
+        if n is None:
+            gains.append(float(up(window_sum_bound((q,), (s,)))))
+            continue
+        cells = _cells(n, q, s, padding)
+        matrix = np.zeros((len(cells), n))
+        rows, inside = np.arange(len(cells))[:, None], (cells >= 0) & (cells < n)
+        np.add.at(matrix, (np.broadcast_to(rows, cells.shape)[inside], cells[inside]), 1.0)
+        gains.append(_norm_up(matrix))
     return product_up(*gains)
 
 

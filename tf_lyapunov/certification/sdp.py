@@ -14,7 +14,9 @@ from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.interior import MultiplierProblem, minimise
 from tf_lyapunov.errors import SolverFailure
 
-SOLVERS = ("structured", "clarabel", "scs", "mosek")
+SOLVERS = ("structured", "interior", "clarabel", "scs", "mosek")
+# Ours, of NumPy and SciPy alone.
+_OWN = ("structured", "interior")
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Norms below are sums of fewer than 10⁷ rounded terms.
 _NORM_SLACK = 1 + 1e-8
@@ -50,14 +52,14 @@ def check_solver(solver):
     """
     if solver not in SOLVERS:
         raise ValueError(f"`solver` must be one of {SOLVERS}. Received: solver={solver!r}.")
-    if solver == "structured":
+    if solver in _OWN:
         return
     try:
         import cvxpy
     except ImportError:
         raise ImportError(
             f"The solver {solver!r} needs cvxpy. Install it with `pip install 'tf_lyapunov[sdp]'`, "
-            "or use solver='structured', which needs NumPy alone."
+            "or use solver='structured', which needs no other package."
         ) from None
     if solver.upper() not in cvxpy.installed_solvers():
         raise ImportError(
@@ -75,8 +77,8 @@ def solve(
     Args:
         problem: `MultiplierProblem`.
         start: strictly feasible `(theta, multipliers)`; needed by `"structured"`.
-        solver: `"structured"` (NumPy, exploits the multipliers' rank two), or `"clarabel"`,
-            `"scs"`, `"mosek"` through cvxpy.
+        solver: `"structured"` or `"interior"` (NumPy, exploits the multipliers' rank two), or
+            `"clarabel"`, `"scs"`, `"mosek"` through cvxpy.
         blocks: sizes of diagonal blocks if M is block tridiagonal: cvxpy then gets one cone per
             pair of neighbours instead of one of size T (exact, by chordal decomposition).
         tol: accuracy asked for, relative to max(|θ|, scale).
@@ -92,7 +94,7 @@ def solve(
     """
     check_solver(solver)
     begin = time.monotonic()
-    if solver != "structured":
+    if solver not in _OWN:
         return _solve_with_cvxpy(problem, solver, blocks, tol, seconds)
     if start is None:
         raise ValueError("`start` must be a strictly feasible point for solver='structured'.")
@@ -200,6 +202,8 @@ def verified_block_semidefinite(diagonal, lower=(), diagonal_errors=None, lower_
 
     Reference: Rump, Verification of positive definiteness (BIT 2006), with an explicit residual.
     """
+    from scipy.linalg import solve_triangular
+
     if not all(np.all(np.isfinite(block)) for block in (*diagonal, *lower)):
         return False
     if any(np.any(np.diag(block) <= 0) for block in diagonal):
@@ -230,7 +234,9 @@ def verified_block_semidefinite(diagonal, lower=(), diagonal_errors=None, lower_
         shifted = block - shift * np.eye(size)
         left, target = None, shifted
         if k:
-            left = np.linalg.solve(previous, below[k - 1].T).T
+            left = solve_triangular(previous, below[k - 1].T, lower=True, check_finite=False).T
+            if not np.all(np.isfinite(left)):
+                return False
             target = shifted - left @ left.T
         try:
             factor = np.linalg.cholesky((target + target.T) / 2)

@@ -7,9 +7,9 @@ before them, so that every stage's gain is (linear gain)·(largest slope)·(post
 import dataclasses
 
 from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.linear import BatchNormScale
+from tf_lyapunov.certification.linear import BatchNormScale, kernel_maps
 from tf_lyapunov.certification.network import Network, read_network
-from tf_lyapunov.spectral.reading import linear_maps
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -90,7 +90,7 @@ def stages(model, input_shapes=None):
         pre_gain = 1.0
         if not found and network.is_chain:
             before = network.nodes[1 : network.nodes.index(first)]
-            pre_gain = rounding.product_up(*(n.gain_upper_bound for n in before))
+            pre_gain = rounding.product_up(*map(_lasting_gain, before))
         found.append(_stage(first, node, after, pre_gain, nodes))
     return tuple(found)
 
@@ -124,14 +124,28 @@ def _stage(first, last, after, pre_gain, nodes):
     rest = [n for n in after if n not in norms and n not in activations[:1]]
     shape = nodes[first.inputs[0]].output_shape
     layer = first.layer
-    held = linear_maps(layer, input_shape=shape)
+    held = kernel_maps(layer, shape)
     return Stage(
         name=first.call,
         layer=layer,
         maps=tuple(held),
         sector=activations[0].sector if activations else Sector.linear(),
-        post_gain=rounding.product_up(*(n.gain_upper_bound for n in rest)) if rest else 1.0,
+        post_gain=rounding.product_up(*map(_lasting_gain, rest)) if rest else 1.0,
         batch_norms=last.batch_norms,
         post_batch_norms=tuple(n.layer for n in norms),
         pre_gain=pre_gain,
     )
+
+
+def _lasting_gain(node):
+    """Gain of a node that stays true when the weights of a layer of this library change."""
+    if node.kind != "lipschitz":
+        return node.gain_upper_bound
+    if not getattr(node.layer, "guaranteed", True):
+        raise UnsupportedLayerError(
+            "A stage needs layers whose gain is bounded while they are trained. Received: layer "
+            f"{node.name!r} of type {type(node.layer).__name__} with norm={node.layer.norm!r}. "
+            "Use norm='bound' and a step of at most 1, or certify the model as it is."
+        )
+    promised = rounding.product_up(node.layer.max_gain, node.layer.rounding_inflation)
+    return max(node.gain_upper_bound, promised)

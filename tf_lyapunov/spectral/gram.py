@@ -76,6 +76,12 @@ def product(a, b, axis=-1):
     return total
 
 
+def trace(x):
+    """Sum of the diagonal over the last two axes (`ops.trace` makes three passes over x)."""
+    side = x.shape[-1]
+    return ops.sum(ops.reshape(x, (*x.shape[:-2], side * side))[..., :: side + 1], axis=-1)
+
+
 def product_terms(length):
     """Index n of the γ_n that bounds the rounding of `product` over `length` terms."""
     return _pieces(length)[1]
@@ -103,17 +109,32 @@ def _double_and_square(y, paired, identity):
     if not paired:
         return product(y, y, axis=-2) - identity
     turned = _transposed(y)
-    symmetric = y + turned
-    return 0.5 * product(symmetric, symmetric) - product(turned, y) - identity
+    return 0.5 * _squared(y + turned) - _squared(turned) - identity
 
 
-def _chebyshev_upper_bound(gram, c, squarings, paired):
-    """The right side of (1), with all rounding added, as the largest over leading axes."""
+def _squared(x):
+    """`x @ x`, in pieces; a batched product need not transpose what it does not cut."""
+    return ops.matmul(x, x) if _pieces(x.shape[-1])[0] == 1 else product(x, _transposed(x))
+
+
+def chebyshev(gram, c, squarings, *, paired=False):
+    """`[2T_1(X), 2T_2(X), 2T_4(X), …]` as computed, and the right side of (1) with their rounding.
+
+    Args:
+        gram: `(..., n, n)`, see `eigenvalue_upper_bound`.
+        c: positive scalar of (1), X = 2G/c - I.
+        squarings: k in (1).
+        paired: see `eigenvalue_upper_bound`.
+
+    Returns:
+        `(powers, bound)`: k + 1 matrices like `gram`, and a scalar ≥ ‖G‖₂, the largest over
+        leading axes; infinite if the last matrix overflows.
+    """
     side, u = gram.shape[-1], unit_roundoff(gram.dtype)
     identity = 2.0 * np.eye(side, dtype=keras.backend.standardize_dtype(gram.dtype))
-    y = gram * (4.0 / c) - identity
+    powers = [gram * (4.0 / c) - identity]
     for _ in range(squarings):
-        y = _double_and_square(y, paired, identity)
+        powers.append(_double_and_square(powers[-1], paired, identity))
     # ‖E‖_F ≤ a·‖Y‖_F² + 2u√n ≤ a·n·‖Y‖₂² + 2u√n, where a gathers the products (γ of their
     # length; for (2): twice the first, once the second) and the subtractions.
     terms = product_terms(side)
@@ -125,14 +146,14 @@ def _chebyshev_upper_bound(gram, c, squarings, paired):
         )
     shift = 2 + 2 * u * math.sqrt(side)
     # Scaled by 2^-40, y up to 1e31 may be squared; what underflows is below 2^-23 per entry.
-    squared = ops.max(sum_of_squares(y * DOWN))
+    squared = ops.max(sum_of_squares(powers[-1] * DOWN))
     norm = ops.sqrt(squared) * ((1 + gamma(2 * side + 8, u)) / DOWN) + side * 2.0**-22
     for _ in range(squarings):
         norm = ops.sqrt((norm + shift) * ((1 + 8 * u) / (1 - growth)))
     # G = (c/4)(Y₀ + 2I) up to 3u per entry, so up to 3u√n·‖G‖₂ in norm.
     bound = c / 4 * (norm + 2) * ((1 + 8 * u) / (1 - 4 * u * math.sqrt(side)))
     # A c far below λ_max overflows: (1) then says nothing, and the caller's other bound stands.
-    return ops.where(squared < 1e36, bound, np.inf)
+    return powers, ops.where(squared < 1e36, bound, np.inf)
 
 
 def _looseness(side, squarings):
@@ -170,7 +191,7 @@ def eigenvalue_upper_bound(gram, trace, *, paired=False, near=None, squarings=No
         # A c below λ_max costs little, one above it costs its distance: come from below.
         guess = floor
         for coarse_levels, retreat in COARSE:
-            coarse = _chebyshev_upper_bound(gram, guess, coarse_levels, paired)
+            coarse = chebyshev(gram, guess, coarse_levels, paired=paired)[1]
             guess = ops.maximum(ops.minimum(coarse, frobenius) / retreat, floor)
         levels = FREE_SQUARINGS if squarings is None else squarings
     else:
@@ -178,7 +199,7 @@ def eigenvalue_upper_bound(gram, trace, *, paired=False, near=None, squarings=No
         # Kernels with λ_max ≤ near/φ are shown to be below `near`.
         guess = near / _looseness(side, levels)
     c = ops.minimum(ops.maximum(guess, floor), ceiling)
-    return ops.minimum(_chebyshev_upper_bound(gram, c, levels, paired), frobenius)
+    return ops.minimum(chebyshev(gram, c, levels, paired=paired)[1], frobenius)
 
 
 def dense_norm_upper_bound(kernel, *, near=None, squarings=None):
@@ -219,10 +240,10 @@ def dense_bounds(kernel, *, near=None, squarings=None):
     with full_precision():
         axis = -2 if kernel.shape[0] >= kernel.shape[1] else -1
         gram = product(kernel, kernel, axis)
-        trace = ops.trace(gram)
-        bounds = _dense_bounds(kernel, axis, gram, trace, near, squarings)
+        total = trace(gram)
+        bounds = _dense_bounds(kernel, axis, gram, total, near, squarings)
         low, high = SAFE_TRACE
-        safe = ops.logical_and(trace > low, trace < high)
+        safe = ops.logical_and(total > low, total < high)
         return ops.cond(
             safe,
             lambda: bounds,
@@ -235,7 +256,7 @@ def _scaled_dense_bounds(kernel, axis, near, squarings):
     scale, kernel = unit_entries(kernel)
     gram = product(kernel, kernel, axis)
     near = None if near is None else near / scale
-    sigma, frobenius = _dense_bounds(kernel, axis, gram, ops.trace(gram), near, squarings)
+    sigma, frobenius = _dense_bounds(kernel, axis, gram, trace(gram), near, squarings)
     # Scaling rounds every entry by 2u: ‖ΔW‖₂ ≤ 2u‖W‖_F.
     u = unit_roundoff(kernel.dtype)
     return scale * (sigma + 4 * u * frobenius), scale * frobenius * (1 + 8 * u)
@@ -323,13 +344,13 @@ def paired_bounds(plus, minus, twisted, *, near=None, squarings=None):
         gram = product(plus, minus, axis) + product(twisted, twisted, axis)
     else:
         gram = product(plus, plus, axis)
-    trace = ops.trace(gram, axis1=-2, axis2=-1)
+    total = trace(gram)
     side, terms = gram.shape[-1], product_terms(plus.shape[axis])
     # ‖ΔG‖_F ≤ γ(‖R+J‖‖R-J‖ + 2‖J‖²) ≤ 3γ·trace, as ‖R+J‖‖R-J‖ ≤ ‖R‖² + ‖J‖².
     error = (3 if paired else 1) * gamma(terms + 1, u)
-    trace = trace * ((1 + 2 * gamma(side, u)) / (1 - error))
+    total = total * ((1 + 2 * gamma(side, u)) / (1 - error))
     near = None if near is None else ops.cast(near, plus.dtype) ** 2
-    top = eigenvalue_upper_bound(gram, trace, paired=paired, near=near, squarings=squarings)
-    largest = ops.max(trace)
+    top = eigenvalue_upper_bound(gram, total, paired=paired, near=near, squarings=squarings)
+    largest = ops.max(total)
     top = (top + error * largest) * (1 + 8 * u)
-    return ops.where(ops.sum(trace) < np.inf, top, np.nan), largest
+    return ops.where(ops.sum(total) < np.inf, top, np.nan), largest

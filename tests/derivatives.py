@@ -1,0 +1,59 @@
+"""Derivatives on every backend, and the largest amplification that a search finds."""
+
+import keras
+import numpy as np
+
+
+def gradient(function, x):
+    """Gradient, float64, of a scalar function of one array."""
+    x = keras.ops.convert_to_tensor(x)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = function(x)
+        found = tape.gradient(value, x)
+    elif backend == "jax":
+        import jax
+
+        found = jax.grad(function)(x)
+    elif backend == "torch":
+        x = x.detach().clone().requires_grad_(True)
+        function(x).backward()
+        found = x.grad
+    return np.asarray(keras.ops.convert_to_numpy(found), dtype=np.float64)
+
+
+def numerical_gradient(function, x, step):
+    """Central differences of a scalar function of a float64 array."""
+    x = np.asarray(x, dtype=np.float64)
+    found = np.zeros(x.size)
+    for i in range(x.size):
+        moved = np.zeros(x.size)
+        moved[i] = step
+        moved = moved.reshape(x.shape)
+        found[i] = (function(x + moved) - function(x - moved)) / (2 * step)
+    return found.reshape(x.shape)
+
+
+def amplification(function, shape, *, distance=0.5, scale=1.0, starts=16, steps=40, seed=0):
+    """Largest ‖f(u) - f(v)‖/‖u - v‖ over pairs at `distance`: sampled, then by gradient ascent."""
+    ops, rng = keras.ops, np.random.default_rng(seed)
+    axes = tuple(range(1, len(shape) + 1))
+    pairs = rng.normal(size=(starts, 2, *shape)).astype("float32") * scale
+    best = 0.0
+
+    def changes(pair):
+        u, e = pair[:, 0], pair[:, 1]
+        e = e * (distance / ops.sqrt(ops.sum(ops.square(e), axis=axes, keepdims=True)))
+        moved = ops.reshape(function(u + e) - function(u), (starts, -1))
+        return ops.sqrt(ops.sum(ops.square(moved), axis=-1) + 1e-30) / distance
+
+    for _ in range(steps):
+        best = max(best, float(np.max(keras.ops.convert_to_numpy(changes(pairs)))))
+        slope = gradient(lambda p: ops.sum(ops.log(changes(p))), pairs)
+        size = np.sqrt(np.sum(slope**2, axis=(*(1 + np.array(axes)),), keepdims=True))
+        pairs = pairs + (0.1 * scale * slope / np.maximum(size, 1e-12)).astype("float32")
+    return best

@@ -1,0 +1,185 @@
+"""Metrics of certified robustness: their equations, the constants they measure, and safe sides."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tf_lyapunov.certification import certify, lipschitz_upper_bound
+from tf_lyapunov.metrics import CertifiedAccuracy, ProvableAverageRobustness
+
+UNIT = 2.0**-24
+LOGITS = hnp.arrays(np.float32, (6, 4), elements=st.floats(-10, 10, width=32))
+LABELS = hnp.arrays(np.int64, (6,), elements=st.integers(0, 3))
+
+
+def value(metric):
+    return float(keras.ops.convert_to_numpy(metric.result()))
+
+
+def radii(logits, labels, gain):
+    rows = np.arange(len(labels))
+    others = logits.astype(np.float64).copy()
+    others[rows, labels] = -np.inf
+    return (logits[rows, labels].astype(float) - others.max(axis=1)) / (math.sqrt(2) * gain)
+
+
+@settings(max_examples=30)
+@given(LOGITS, LABELS, st.floats(0.1, 10.0), st.floats(0.0, 3.0))
+def test_certified_accuracy_counts_radii_above_the_threshold(logits, labels, gain, radius):
+    metric = CertifiedAccuracy(radius, gain=gain)
+    metric.update_state(labels, logits)
+    exact = radii(logits, labels, gain)
+    slack = 32 * UNIT * (radius + np.abs(logits).max() / gain)
+    assert np.mean(exact > radius + slack) <= value(metric) + 1e-6
+    assert value(metric) <= np.mean(exact > radius) + 1e-6  # never more than is true
+
+
+@settings(max_examples=30)
+@given(LOGITS, LABELS, st.floats(0.1, 10.0), st.booleans())
+def test_average_robustness_is_the_mean_radius(logits, labels, gain, signed):
+    metric = ProvableAverageRobustness(gain=gain, signed=signed)
+    metric.update_state(labels, logits)
+    exact = radii(logits, labels, gain)
+    expected = np.mean(exact if signed else np.maximum(exact, 0))
+    assert value(metric) == pytest.approx(expected, rel=64 * UNIT, abs=64 * UNIT * 10 / gain)
+
+
+def test_batches_and_sample_weights_add_up():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(10, 3)).astype("float32"), rng.integers(0, 3, 10)
+    weights = rng.uniform(0, 2, 10).astype("float32")
+    for metric in (CertifiedAccuracy(0.2, 1.0), ProvableAverageRobustness(1.0)):
+        for part in (slice(0, 4), slice(4, 10)):
+            metric.update_state(labels[part], logits[part], sample_weight=weights[part])
+        exact = radii(logits, labels, 1.0)
+        single = exact > 0.2 if isinstance(metric, CertifiedAccuracy) else np.maximum(exact, 0)
+        assert value(metric) == pytest.approx(np.average(single, weights=weights), rel=1e-5)
+        metric.reset_state()
+        assert value(metric) == 0
+
+
+def test_one_logit_decides_by_its_sign():
+    logits = np.array([[2.0], [-3.0], [1.0], [0.5]], "float32")
+    for labels in (np.array([1, 0, 0, 1]), np.array([[1], [-1], [-1], [1]])):
+        metric = CertifiedAccuracy(0.9, gain=2.0)
+        metric.update_state(labels, logits)
+        assert value(metric) == 0.5
+        average = ProvableAverageRobustness(gain=2.0)
+        average.update_state(labels, logits)
+        assert value(average) == pytest.approx((1.0 + 1.5 + 0.25) / 4, rel=1e-5)
+
+
+def test_labels_may_be_one_hot():
+    logits, labels = np.eye(3, dtype="float32"), np.array([0, 1, 1])
+    metrics = [CertifiedAccuracy(0.5, gain=1.0) for _ in range(3)]
+    metrics[0].update_state(labels, logits)
+    metrics[1].update_state(np.eye(3)[labels], logits)
+    metrics[2].update_state(labels[:, None], logits)
+    assert [value(m) for m in metrics] == pytest.approx([2 / 3] * 3)
+
+
+def test_overflow_and_nan_certify_nothing():
+    logits = np.array([[np.inf, 0.0], [np.nan, 0.0], [np.inf, -np.inf], [9.0, 0.0]], "float32")
+    metric, average = CertifiedAccuracy(0.1, gain=1.0), ProvableAverageRobustness(gain=1.0)
+    for m in (metric, average):
+        m.update_state(np.zeros(4, "int64"), logits)
+    assert value(metric) == 0.25
+    assert value(average) == pytest.approx(9 / math.sqrt(2) / 4, rel=1e-5)
+
+
+def test_without_a_constant_nothing_is_certified():
+    metric, average = CertifiedAccuracy(1e-6), ProvableAverageRobustness()
+    for m in (metric, average):
+        m.update_state(np.array([0]), np.array([[1e6, 0.0]]))
+        assert value(m) == 0
+        m.reset_state()
+        m.update_state(np.array([0]), np.array([[1e6, 0.0]]))
+        assert value(m) == 0
+    metric.bind(lambda: 1.0).reset_state()
+    metric.update_state(np.array([0]), np.array([[1e6, 0.0]]))
+    assert value(metric) == 1
+
+
+def classifier(final=None):
+    return keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3, activation=final)]
+    )
+
+
+def data(n=64):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, n)
+    return (rng.normal(size=(n, 6)) + 2 * np.eye(3, 6)[y]).astype("float32"), y
+
+
+def test_evaluate_measures_the_constant_of_the_present_weights():
+    model = classifier()
+    x, y = data()
+    metrics = [CertifiedAccuracy(0.1, model), ProvableAverageRobustness(model)]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=metrics)
+    model.fit(x, y, epochs=3, verbose=0, validation_data=(x, y))
+    for factor in (1.0, 3.0):
+        for weight in model.weights:
+            weight.assign(keras.ops.convert_to_numpy(weight) * factor)
+        gain = lipschitz_upper_bound(model).gain_upper_bound
+        exact = radii(model.predict(x, verbose=0), y, gain)
+        scores = model.evaluate(x, y, verbose=0, return_dict=True)
+        assert scores["certified_accuracy_0.1"] == pytest.approx(np.mean(exact > 0.1), abs=1e-6)
+        average = np.mean(np.maximum(exact, 0))
+        assert scores["provable_average_robustness"] == pytest.approx(average, rel=1e-4)
+        measured = float(keras.ops.convert_to_numpy(metrics[0].gain))
+        assert gain <= measured <= gain * (1 + 2**-22)
+    assert 0 < np.mean(exact > 0.1) <= certify(model, x, y).certified_accuracy(0.1) + 1e-9
+
+
+def test_validation_in_fit_is_that_of_the_weights_at_the_end_of_the_epoch():
+    model = classifier()
+    x, y = data()
+    model.compile("adam", "mse", metrics=[CertifiedAccuracy(0.01, model)])
+    history = model.fit(x, np.eye(3)[y], epochs=2, verbose=0, validation_data=(x, np.eye(3)[y]))
+    exact = radii(model.predict(x, verbose=0), y, lipschitz_upper_bound(model).gain_upper_bound)
+    found = history.history["val_certified_accuracy_0.01"][-1]
+    assert found == pytest.approx(np.mean(exact > 0.01), abs=1e-6)
+
+
+def test_the_constant_is_that_of_the_outputs_not_of_the_logits():
+    model = classifier("softmax")
+    metric = CertifiedAccuracy(0.1, model)
+    metric.reset_state()
+    expected = lipschitz_upper_bound(model, outputs="model").gain_upper_bound
+    assert float(keras.ops.convert_to_numpy(metric.gain)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_metric_survives_saving_and_asks_for_its_model_again(tmp_path):
+    model = classifier()
+    x, y = data()
+    model.compile(
+        "sgd", "mse", metrics=[CertifiedAccuracy(0.1, model), ProvableAverageRobustness(2.0)]
+    )
+    model.fit(x, np.eye(3)[y], verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    scores = again.evaluate(x, np.eye(3)[y], verbose=0, return_dict=True)
+    assert scores["certified_accuracy_0.1"] == 0
+    assert scores["provable_average_robustness"] > 0
+    bound = CertifiedAccuracy.from_config(CertifiedAccuracy(0.1, model).get_config()).bind(again)
+    bound.reset_state()
+    assert math.isfinite(float(keras.ops.convert_to_numpy(bound.gain)))
+
+
+def test_bad_arguments_are_refused():
+    for bad in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="`radius`"):
+            CertifiedAccuracy(bad)
+        with pytest.raises(ValueError, match="`gain`"):
+            ProvableAverageRobustness(bad)
+    with pytest.raises(TypeError, match="`gain`"):
+        CertifiedAccuracy(0.1, "model")
+    with pytest.raises(ValueError, match="Lipschitz constant"):
+        CertifiedAccuracy(0.1, lambda: math.nan).reset_state()

@@ -1,0 +1,301 @@
+"""Certificates as proof files, which `tf_lyapunov.verification` re-checks from weights alone."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+
+from tf_lyapunov.certification import rounding
+from tf_lyapunov.errors import ProofFileError
+from tf_lyapunov.verification import archive, inequalities
+from tf_lyapunov.verification.checking import (
+    Claim,
+    Evidence,
+    derive,
+    evaluate,
+    objections,
+    pack,
+    radii,
+)
+from tf_lyapunov.verification.inequalities import Multipliers
+
+# Bytes of inputs that a certificate keeps, so that its radii can be re-checked.
+LARGEST_INPUTS = 2**28
+# Growth of multipliers and gains tried until the verifier's own rounding fits.
+_GROWTHS = (1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
+# A claim may be weaker than its certificate by this share, no more.
+_LARGEST_LOSS = 1e-4
+# How the sentence about residual blocks begins.
+RESIDUAL = "Residual blocks were bounded as wholes"
+_ARRAYS = ("radius", "predictions", "labels", "margins")
+_LOCAL = (
+    "The radii are those of the global gains. Those from slopes on the ball around each input "
+    "(method='local') cannot be re-checked from a proof file and were left out of it."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChainProof:
+    """How the gain of the dense chain before the logits was found.
+
+    Attributes:
+        start: name of the node that the chain reads.
+        whole: `ChainBound` of all logits, or None.
+        pairs: dict (i, j), i > j -> `ChainBound` of f_i - f_j.
+        indices: `NetworkIndices`, or None.
+        sectors: of the chain's hidden layers, as `indices` counts them.
+        widths: of the chain.
+    """
+
+    start: str
+    whole: object = None
+    pairs: dict = dataclasses.field(default_factory=dict)
+    indices: object = None
+    sectors: tuple = ()
+    widths: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Proof:
+    """What a certificate keeps for its proof file.
+
+    Attributes:
+        network: `Network`, with the model.
+        chain: `ChainProof`, or None for the composition rule.
+        inputs: as given to `certify`, or None if they are too large to keep.
+        radius: float64 (n,), by the global gains.
+    """
+
+    network: object
+    chain: ChainProof | None
+    inputs: np.ndarray | None
+    radius: np.ndarray
+
+
+def save_proof(certificate, path):
+    """Writes a certificate's proof file; see `Certificate.save`.
+
+    The claims in the file are those that the verifier derives, so that they are weaker than the
+    certificate's by a part in 10⁴ at most (typically 10⁻⁹); it is run here once.
+
+    Raises:
+        ValueError: if the certificate carries no proof, the model has changed, or the verifier
+            cannot confirm the certificate.
+        UnsupportedLayerError: naming a layer that the verifier does not know.
+    """
+    from tf_lyapunov.verification.reading import read
+
+    proof = certificate.proof
+    if proof is None:
+        raise ValueError(
+            "A proof file needs the certificate that `certify` returned. Received: an edited or "
+            "loaded certificate, without its proof. Certify again, or copy the file."
+        )
+    if proof.inputs is None:
+        raise ValueError(
+            f"A proof file holds the inputs, up to {LARGEST_INPUTS // 2**20} MB of them. Received: "
+            "a certificate of more. Certify them in parts, or save as .json."
+        )
+    if proof.network.digest() != certificate.model_digest:
+        raise ValueError(
+            "The model's weights have changed since it was certified. "
+            f"Received: model {proof.network.model.name!r}. Certify it again."
+        )
+    if any(text.startswith(RESIDUAL) for text in certificate.assumptions):
+        raise ValueError(
+            "A proof file holds no multipliers of residual blocks yet. Received: "
+            f"method={certificate.method!r} for a model with residual blocks. Certify with "
+            "method='composition', or save as .json."
+        )
+    network = read(proof.network.model, proof.network.graph.inputs[0].shape[1:])
+    evidence = _evidence(network, proof.chain)
+    derived = derive(network, evidence)
+    logits, errors = evaluate(network, proof.inputs)
+    derived_radius = radii(logits, errors, certificate.labels, derived.pairs)
+    weaker = dataclasses.replace(
+        certificate,
+        radius=np.minimum(proof.radius, derived_radius),
+        gain_upper_bound=max(certificate.gain_upper_bound, derived.gain),
+        contributions=tuple(
+            dataclasses.replace(
+                row,
+                gain_upper_bound=max(row.gain_upper_bound, derived.own.get(row.name, math.inf)),
+                lipschitz_upper_bound=max(
+                    row.lipschitz_upper_bound, derived.reach.get(row.name, math.inf)
+                ),
+            )
+            for row in certificate.contributions
+        ),
+        verdict="PROVED" if np.any(np.minimum(proof.radius, derived_radius) > 0) else "NOT_PROVED",
+    )
+    notes = ()
+    if certificate.method == "local":
+        notes = (_LOCAL,)
+        kept = [s for s in certificate.assumptions if not s.startswith("Slopes on the ball")]
+        weaker = dataclasses.replace(weaker, assumptions=(*kept, _LOCAL))
+    claim = _claim(weaker, proof.inputs)
+    found, _ = objections(network, derived, claim)
+    loss = derived.gain / certificate.gain_upper_bound if certificate.gain_upper_bound else 1.0
+    if loss > 1 + _LARGEST_LOSS:
+        found.append(
+            f"The verifier proves a gain of {derived.gain!r}, the certificate "
+            f"{certificate.gain_upper_bound!r}."
+        )
+    # Radii near zero are differences of nearly equal numbers.
+    small = 1e-6 * float(np.median(proof.radius[np.isfinite(proof.radius)], axis=0)) if np.any(
+        np.isfinite(proof.radius)) else 0.0  # fmt: skip
+    if np.any(weaker.radius < proof.radius * (1 - _LARGEST_LOSS) - small):
+        found.append("The verifier proves smaller radii.")
+    if found:
+        raise ValueError(
+            "The verifier could not confirm this certificate, so no proof file was written. "
+            f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
+        )
+    fields = json.loads(weaker.to_json())
+    fields = {key: value for key, value in fields.items() if key not in _ARRAYS}
+    archive.write(path, *pack(network, evidence, claim, fields, notes))
+
+
+def load_certificate(path):
+    """The certificate that a proof file claims, unchecked; it carries no proof itself."""
+    from tf_lyapunov.certification.certificate import Certificate
+
+    header, arrays = archive.read(path)
+    try:
+        fields = {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}
+        return Certificate.from_json(json.dumps(fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProofFileError(
+            f"The proof file is refused: it is incomplete ({error}). Received: {path}."
+        ) from error
+
+
+def kept_inputs(parts):
+    """Copy of the batches of inputs in one array, or None if they are too large."""
+    if sum(part.nbytes for part in parts) > LARGEST_INPUTS:
+        return None
+    parts = [p if p.dtype.kind in "iufb" else p.astype(np.float32) for p in parts]  # bfloat16
+    joined = np.concatenate(parts)
+    joined.setflags(write=False)
+    return joined
+
+
+def _claim(certificate, inputs):
+    return Claim(
+        **{name: getattr(certificate, name) for name in _ARRAYS},
+        inputs=inputs,
+        float_allowance=certificate.float_allowance,
+        gain_upper_bound=certificate.gain_upper_bound,
+        table=tuple(
+            (row.name, row.gain_upper_bound, row.lipschitz_upper_bound)
+            for row in certificate.contributions
+        ),
+        verdict=certificate.verdict,
+    )
+
+
+# Evidence ---------------------------------------------------------------------------------------
+
+
+def _evidence(network, chain_proof):
+    """`Evidence` that the verifier accepts, from what was found here."""
+    if chain_proof is None:
+        return Evidence()
+    chain = network.chain(chain_proof.start)
+    narrow = inequalities.narrow_input(chain)
+    methods, whole, indices = ["product"], None, None
+    bound = chain_proof.whole
+    if bound is not None and bound.method == "liplt":
+        methods.append("liplt")
+    if bound is not None and bound.multipliers:
+        whole = _accepted(narrow, bound, chain)
+    if chain_proof.indices is not None:
+        indices = _accepted_indices(chain, chain_proof)
+    pairs = {}
+    for pair, found in chain_proof.pairs.items():
+        if found.multipliers:
+            part = chain.output_difference(*pair)
+            pairs[pair] = _accepted(narrow.output_difference(*pair), found, part)
+    return Evidence(chain_proof.start, tuple(methods), whole, indices, pairs)
+
+
+def _accepted(narrow, bound, chain):
+    """`Multipliers` of a `ChainBound` in the verifier's units, grown until it accepts them."""
+    start = _unscaled(chain, bound)
+    depth = len(start.values)
+    for growth in _GROWTHS:
+        grown = Multipliers(
+            start.squared * (1 + growth) ** (depth + 1),
+            tuple(v * (1 + growth) ** (depth - k) for k, v in enumerate(start.values)),
+            start.sectors,
+        )
+        if inequalities.proves_gain(narrow, grown):
+            return grown
+    reason = inequalities.refusal(narrow, start) or "they are too close to the boundary"
+    raise ValueError(
+        "The verifier could not confirm the multipliers of this certificate, so no proof file was "
+        f"written: {reason}. Received: gain {bound.gain_upper_bound!r} by {bound.method}. "
+        "Save it as .json."
+    )
+
+
+def _unscaled(chain, bound):
+    """Multipliers of a `ScaledChain` for the chain itself: a congruence by powers of two.
+
+    With W_l = 2^{e_l}W'_l the form (8.1) of the scaled chain is that of the chain for
+    Λ_l = 4^{e_{l+1} + … + e_n}·Λ'_l.
+    """
+    scaled = bound.scaled
+    powers = [
+        round(math.log2(np.linalg.norm(mine) / np.linalg.norm(theirs)))
+        for mine, theirs in zip(chain.weights, scaled.weights, strict=True)
+    ]
+    ahead = np.cumsum(powers[::-1])[::-1][1:]
+    values = tuple(
+        np.ldexp(lam, 2 * int(power)) for lam, power in zip(bound.multipliers, ahead, strict=True)
+    )
+    sectors = []
+    for (low, high), alpha, beta in zip(chain.slopes, scaled.alphas, scaled.betas, strict=True):
+        if -low > high:  # φ and the next layer had changed sign together
+            alpha, beta = -beta, -alpha
+        sectors.append((min(alpha, low), max(beta, high)))
+    squared = float(rounding.up(bound.gain_upper_bound**2))
+    return Multipliers(squared, values, tuple(sectors))
+
+
+def _accepted_indices(chain, chain_proof):
+    """(δ, ν, `Multipliers`) with ν lowered until the verifier accepts them.
+
+    Linear layers, which the verifier multiplies into the next, need no multipliers: their terms
+    vanish where their output is what they say.
+    """
+    found = chain_proof.indices
+    ends = np.cumsum(chain_proof.widths[1:-1])[:-1]
+    values, sectors = [], []
+    for lam, sector in zip(
+        np.split(np.asarray(found.multipliers), ends), chain_proof.sectors, strict=True
+    ):
+        if (sector.alpha, sector.beta) != (1.0, 1.0):
+            # As `network_indices` widened it, where the slopes nearly coincide.
+            width = max(sector.magnitude, 1e-100) * 2.0**-16
+            values.append(lam)
+            sectors.append((min(sector.alpha, sector.beta - width), sector.beta))
+    sectors = [
+        (min(a, low), max(b, high))
+        for (a, b), (low, high) in zip(sectors, chain.slopes, strict=True)
+    ]
+    size = abs(found.nu) + 1 / found.delta
+    for growth in _GROWTHS:
+        grown = Multipliers(
+            0.0,
+            tuple(v * (1 + growth) ** (len(values) - k) for k, v in enumerate(values)),
+            tuple(sectors),
+        )
+        nu = found.nu - growth * size
+        if inequalities.proves_indices(chain, found.delta, nu, grown):
+            return found.delta, nu, grown
+    raise ValueError(
+        "The verifier could not confirm the multipliers of these indices, so no proof file was "
+        f"written. Received: delta={found.delta!r}, nu={found.nu!r}. Save it as .json."
+    )

@@ -1,0 +1,92 @@
+"""Layers whose Lipschitz constant is bounded by construction, at every value of their weights."""
+
+from tf_lyapunov.layers.activations import (
+    FullSort,
+    GroupSort,
+    Householder,
+    LipschitzPReLU,
+    MaxMin,
+    TwoSidedReLU,
+)
+from tf_lyapunov.layers.almost_orthogonal import (
+    AlmostOrthogonalConv1D,
+    AlmostOrthogonalConv2D,
+    AlmostOrthogonalDense,
+)
+from tf_lyapunov.layers.base import LipschitzLayer, refresh
+from tf_lyapunov.layers.bjorck import BjorckDense
+from tf_lyapunov.layers.centering import BatchCentering
+from tf_lyapunov.layers.normalized import (
+    FrobeniusDense,
+    NormalizedDense,
+    SpectralConv1D,
+    SpectralConv2D,
+    SpectralDense,
+)
+from tf_lyapunov.layers.orthogonal import CayleyConv2D, CayleyDense
+from tf_lyapunov.layers.pooling import (
+    GlobalL2NormPooling2D,
+    L2NormPooling2D,
+    LpPooling2D,
+    ScaledAveragePooling2D,
+    ScaledGlobalAveragePooling2D,
+)
+from tf_lyapunov.layers.potential import (
+    ConvexPotentialConv1D,
+    ConvexPotentialConv2D,
+    ConvexPotentialDense,
+)
+from tf_lyapunov.layers.residual import ConvexCombination
+from tf_lyapunov.layers.resizing import (
+    ChannelPadding,
+    InvertibleDownSampling,
+    InvertibleUpSampling,
+    Truncate,
+)
+from tf_lyapunov.layers.response import LocalResponseNormalization
+from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
+from tf_lyapunov.layers.sdp import SDPLipschitzConv1D, SDPLipschitzConv2D, SDPLipschitzDense
+from tf_lyapunov.layers.skew import SkewOrthogonalConv2D
+
+__all__ = [
+    "AlmostOrthogonalConv1D",
+    "AlmostOrthogonalConv2D",
+    "AlmostOrthogonalDense",
+    "BatchCentering",
+    "BjorckDense",
+    "CayleyConv2D",
+    "CayleyDense",
+    "ChannelPadding",
+    "ConvexCombination",
+    "ConvexPotentialConv1D",
+    "ConvexPotentialConv2D",
+    "ConvexPotentialDense",
+    "FrobeniusDense",
+    "FullSort",
+    "GlobalL2NormPooling2D",
+    "GroupSort",
+    "Householder",
+    "InvertibleDownSampling",
+    "InvertibleUpSampling",
+    "L2NormPooling2D",
+    "LipschitzLayer",
+    "LipschitzPReLU",
+    "LocalResponseNormalization",
+    "LpPooling2D",
+    "MaxMin",
+    "NormalizedDense",
+    "SDPLipschitzConv1D",
+    "SDPLipschitzConv2D",
+    "SDPLipschitzDense",
+    "SandwichConv2D",
+    "SandwichDense",
+    "ScaledAveragePooling2D",
+    "ScaledGlobalAveragePooling2D",
+    "SkewOrthogonalConv2D",
+    "SpectralConv1D",
+    "SpectralConv2D",
+    "SpectralDense",
+    "Truncate",
+    "TwoSidedReLU",
+    "refresh",
+]

@@ -1,0 +1,455 @@
+"""Orthogonal parametrisations in `keras.ops`, each followed by a proven bound of its excess.
+
+In floating point no parametrisation is orthogonal to the last bit, and none of them may count on
+a backward stable solver. What is returned here has a norm of at most 1 in exact arithmetic: it is
+divided by a bound that is computed from the result itself, or that holds for the last step
+whatever came before.
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from tf_lyapunov.spectral.gram import (
+    dense_norm_upper_bound,
+    product,
+    product_terms,
+    sum_of_squares,
+)
+from tf_lyapunov.spectral.norms import norm_estimate
+from tf_lyapunov.spectral.precision import full_precision, gamma, unit_roundoff, work_dtype
+
+# Cayley's A is at most this squared: I + A is then far from singular in float32.
+LARGEST_NORM = 512.0
+# Power steps behind the guess that makes the bound of a raw kernel tight.
+STEERING_STEPS = 4
+
+
+def contraction_factor(real, imag=None):
+    """Factors s ≤ 1 with ‖s·Q‖ ≤ 1 for each of a batch of nearly semi-unitary matrices.
+
+        s = (1 + ‖QᴴQ - I‖_F + γ·‖Q‖_F²)^(-1/2),   rounded down                            (1)
+
+    γ bounds the rounding of forming QᴴQ. Holds for every Q; s is close to 1 where the columns are
+    nearly orthonormal. The rounding of the product s·Q is provided for.
+
+    Args:
+        real: `(..., n, m)`, n ≥ m.
+        imag: imaginary parts of the same shape, or `None`.
+
+    Returns:
+        Tensor `(..., 1, 1)` of the type of `real`, without a gradient; NaN where Q is not finite.
+
+    Example:
+
+    >>> import numpy as np
+    >>> s = float(contraction_factor(np.eye(3, dtype="float32"))[0, 0])
+    >>> 0.99999 < s < 1.0
+    True
+    """
+    given = real.dtype
+    dtype = work_dtype(real)
+    real = ops.stop_gradient(ops.cast(real, dtype))
+    stacked = real
+    if imag is not None:
+        imag = ops.stop_gradient(ops.cast(imag, dtype))
+        stacked = ops.concatenate([real, imag], axis=-2)
+    side, terms = stacked.shape[-1], product_terms(stacked.shape[-2])
+    # The factor is rounded to `given`, and so is its product with Q.
+    u, stored = unit_roundoff(dtype), max(unit_roundoff(dtype), unit_roundoff(given))
+    with full_precision():
+        gram = product(stacked, stacked, axis=-2)
+        trace = ops.trace(gram, axis1=-2, axis2=-1) * (1 + 2 * gamma(terms + side, u))
+        squares = sum_of_squares(gram - ops.eye(side, dtype=dtype))
+        if imag is not None:
+            turned = ops.concatenate([imag, -real], axis=-2)
+            squares = squares + sum_of_squares(product(stacked, turned, axis=-2))
+    residual = ops.sqrt(squares) * (1 + gamma(2 * side + 12, u))
+    # |ΔG| ≤ γ|S|ᵀ|S| for the real and for the imaginary part, so √2·γ‖S‖_F² together; squares
+    # below the smallest float are lost, at most 1e-18 per entry.
+    forming = (1 if imag is None else 1.5) * gamma(terms, u) * trace + 1e-17 * side
+    squared = (1 + residual + forming) * (1 + 8 * u)
+    margin = 8 * u + 3 * stored * math.sqrt(side)
+    return ops.cast((1 - margin) / ops.sqrt(squared), given)[..., None, None]
+
+
+def cayley(real, imag=None):
+    """Contractions with nearly orthonormal columns that the matrices [U; V] stand for.
+
+        Q = s·[ 2(I+A)⁻¹ - I ; -2V(I+A)⁻¹ ],   A = U - Uᴴ + VᴴV,   s from (1)
+
+    ‖Q‖ ≤ 1 exactly as stored; QᴴQ = I up to rounding. A matrix with ‖[U; V]‖_F > 512 is scaled to
+    that norm first: in float32, I + A would be singular for much larger ones. A complex matrix
+    R + iJ is inverted as the real block matrix [[R, -J], [J, R]], which all backends and compilers
+    can.
+
+    Args:
+        real: `(..., n, m)` real parts, n ≥ m, float32 or float64.
+        imag: imaginary parts, or `None` for real matrices.
+
+    Returns:
+        Q, or `(real, imag)` of Q, of the same shapes and type. NaN if the input is not finite.
+
+    Raises:
+        ValueError: if there are fewer rows than columns.
+
+    Example:
+
+    >>> import numpy as np
+    >>> q = np.asarray(cayley(np.array([[0.0, 3.0], [1.0, 0.0], [2.0, 2.0]], "float32")))
+    >>> bool(np.allclose(q.T @ q, np.eye(2), atol=1e-5))
+    True
+
+    Reference: Trockman and Kolter (2021), section 3; sound form (division by the excess).
+    """
+    real = ops.convert_to_tensor(real)
+    side, shape = real.shape[-1], tuple(real.shape)
+    if shape[-2] < side:
+        raise ValueError(
+            "A Cayley transform needs a matrix with at least as many rows as columns. "
+            f"Received: shape={shape}."
+        )
+    u = unit_roundoff(real.dtype)
+    if side * u >= 0.1:
+        raise ValueError(f"The type {real.dtype} is too coarse for a matrix of shape {shape}.")
+    eye = ops.eye(side, dtype=real.dtype)
+    if imag is not None:
+        imag = ops.convert_to_tensor(imag)
+    real, imag, finite = _limited(real, imag)
+    with full_precision():
+        if imag is None:
+            inverse = _resolvent(*_split(real, side))
+            q = ops.concatenate(
+                [2 * inverse - eye, -2 * ops.matmul(real[..., side:, :], inverse)], axis=-2
+            )
+            return q * (contraction_factor(q) * finite)
+        inverse_real, inverse_imag = _complex_resolvent(real, imag, side)
+        low_real, low_imag = real[..., side:, :], imag[..., side:, :]
+        products = (
+            ops.matmul(low_real, inverse_real) - ops.matmul(low_imag, inverse_imag),
+            ops.matmul(low_real, inverse_imag) + ops.matmul(low_imag, inverse_real),
+        )
+    q_real = ops.concatenate([2 * inverse_real - eye, -2 * products[0]], axis=-2)
+    q_imag = ops.concatenate([2 * inverse_imag, -2 * products[1]], axis=-2)
+    factor = contraction_factor(q_real, q_imag) * finite
+    return q_real * factor, q_imag * factor
+
+
+def _limited(real, imag):
+    """Matrices of ‖·‖_F ≤ `LARGEST_NORM`, finite; and 1 per matrix, or NaN where it was not."""
+    parts = [real] if imag is None else [real, imag]
+    sizes = [ops.max(ops.abs(ops.stop_gradient(p)), axis=(-2, -1), keepdims=True) for p in parts]
+    sums = [ops.sum(ops.stop_gradient(p), axis=(-2, -1), keepdims=True) for p in parts]
+    # A maximum may pass over NaN; a sum of finite entries may overflow, which is as bad.
+    finite = ops.isfinite(sum(sizes) + sum(sums))
+    parts = [ops.where(finite, p, ops.zeros_like(p)) for p in parts]
+    largest = ops.where(finite, ops.maximum(sum(sizes), 1e-30), ops.ones_like(sizes[0]))
+    units = [ops.stop_gradient(p) / largest for p in parts]
+    squares = sum(ops.sum(ops.square(p), axis=(-2, -1), keepdims=True) for p in units)
+    shrink = ops.minimum(1.0, LARGEST_NORM / (largest * ops.sqrt(ops.maximum(squares, 1e-30))))
+    parts = [p * shrink for p in parts]
+    mark = ops.where(finite, ops.ones_like(largest), np.nan * ops.ones_like(largest))
+    return parts[0], None if imag is None else parts[1], mark
+
+
+def _split(matrix, side):
+    return matrix[..., :side, :], matrix[..., side:, :]
+
+
+def _turn(matrix):
+    return ops.swapaxes(matrix, -1, -2)
+
+
+def _resolvent(top, bottom):
+    """(I + U - Uᵀ + VᵀV)⁻¹ of real U, V."""
+    eye = ops.broadcast_to(ops.eye(top.shape[-1], dtype=top.dtype), top.shape)
+    return ops.solve(eye + top - _turn(top) + ops.matmul(_turn(bottom), bottom), eye)
+
+
+def _complex_resolvent(real, imag, side):
+    """Real and imaginary parts of (I + U - Uᴴ + VᴴV)⁻¹."""
+    (top, low), (top_imag, low_imag) = _split(real, side), _split(imag, side)
+    # VᴴV = (RᵀR + JᵀJ) + i(RᵀJ - JᵀR)
+    cross = ops.matmul(_turn(low), low_imag)
+    skew = top - _turn(top) + ops.matmul(_turn(low), low) + ops.matmul(_turn(low_imag), low_imag)
+    skew_imag = top_imag + _turn(top_imag) + cross - _turn(cross)
+    diagonal = skew + ops.eye(side, dtype=real.dtype)
+    block = ops.concatenate(
+        [
+            ops.concatenate([diagonal, -skew_imag], axis=-1),
+            ops.concatenate([skew_imag, diagonal], axis=-1),
+        ],
+        axis=-2,
+    )
+    target = np.eye(2 * side, side)
+    target = ops.broadcast_to(ops.cast(target, real.dtype), (*block.shape[:-1], side))
+    solution = ops.solve(block, target)
+    return _split(solution, side)
+
+
+def bjorck_excess(shape, dtype):
+    """How far a Björck-Bowie step as computed can exceed the norm 1 for matrices of this shape.
+
+        e = r·(1 + e)³,   r = ½m(γ_n' + γ_m') + 6u√m                                       (2)
+
+    If ‖W‖ ≤ 1 + e then the exact step has norm ≤ 1 (σ(3-σ²)/2 ≤ 1 for σ ≤ 2) and the computed one
+    ≤ 1 + e: with ‖W‖_F² ≤ m(1+e)², forming WᵀW errs by γ_n'‖W‖_F², its product with W by
+    γ_m'‖W‖_F‖WᵀW‖_F, both halved, and the rest by 6u‖W‖_F. γ' are those of `gram.product`.
+
+    Args:
+        shape: of the matrix; n is the larger and m the smaller side.
+        dtype: type of the arithmetic.
+
+    Returns:
+        float e < 0.2.
+
+    Raises:
+        ValueError: if the matrix is too large for this type, so that (2) has no small solution.
+
+    Example:
+
+    >>> bjorck_excess((784, 256), "float32") < 0.005
+    True
+    """
+    n, m, u = max(shape), min(shape), unit_roundoff(dtype)
+    gammas = gamma(product_terms(n), u) + gamma(product_terms(m), u)
+    first = 0.5 * m * gammas + 6 * u * math.sqrt(m)
+    if first > 0.1:
+        raise ValueError(
+            f"A matrix is too large to be orthogonalised in {dtype}. Received: shape={shape}. "
+            "Use a float64 kernel."
+        )
+    excess = first
+    for _ in range(60):  # increases to the fixed point; contracts by 0.45 or less a step
+        excess = first * (1 + excess) ** 3
+    return excess * (1 + 1e-9)
+
+
+def bjorck(kernel, iterations):
+    """Contraction close to the nearest matrix with orthonormal columns (or rows).
+
+        W ← W/bound(W), then W ← W(3I - WᵀW)/2 a few times, then W/(1 + e)                 (3)
+
+    The norm of the result, as stored, is at most 1 for every number of steps, converged or not:
+    a step maps singular values in [0, 1] into [0, 1], and e of (2) bounds the rounding of the
+    last one. The singular values approach 1 - e from below.
+
+    Args:
+        kernel: `(a, b)` tensor, float32 or float64.
+        iterations: steps, at least 1.
+
+    Returns:
+        Tensor of the same shape and type; 0 for 0, NaN if the kernel is not finite.
+
+    Example:
+
+    >>> import numpy as np
+    >>> q = np.asarray(bjorck(np.diag([1.0, 0.5]).astype("float32"), 10))
+    >>> bool(np.allclose(q, np.eye(2), atol=1e-5))
+    True
+
+    Reference: Björck and Bowie (1971), order 1; sound form.
+    """
+    kernel = ops.convert_to_tensor(kernel)
+    given, dtype = kernel.dtype, work_dtype(kernel)
+    # Scaling does not change the polar factor: no gradient is lost.
+    frozen = ops.stop_gradient(kernel)
+    near, _ = norm_estimate(frozen, iterations=STEERING_STEPS)
+    sigma = dense_norm_upper_bound(frozen, near=ops.where(near > 0, near, ops.ones_like(near)))
+    w = ops.cast(kernel, dtype)
+    w = w / ops.where(sigma > 0, sigma, ops.ones_like(sigma))
+    tall = w.shape[0] >= w.shape[1]
+    with full_precision():
+        for _ in range(iterations):
+            gram = product(w, w, axis=-2 if tall else -1)
+            if tall:
+                w = 1.5 * w - 0.5 * product(w, gram, axis=-1)
+            else:
+                w = 1.5 * w - 0.5 * product(gram, w, axis=-2)
+    u = max(unit_roundoff(dtype), unit_roundoff(given))
+    margin = 4 * u * math.sqrt(min(w.shape))
+    return ops.cast(w * ((1 - margin) / (1 + bjorck_excess(w.shape, dtype))), given)
+
+
+def skew_kernel(kernel):
+    """Skew part of a convolution kernel: the filter whose map is minus its own adjoint.
+
+        L[t] = ½(M[t] - M[k-1-t]ᵀ)                                                        (4)
+
+    The adjoint of y[i] = Σ_t K[t]ᵀx[i + t - p], p = (k-1)/2 with k odd, has the kernel K[k-1-t]ᵀ.
+    On the infinite grid L is therefore skew, and its zero-padded "same" map P L P* of an image is
+    too, because (P L P*)* = P L* P*. In floating point L[t] = -L[k-1-t]ᵀ holds bit for bit.
+
+    Args:
+        kernel: `(*k, channels, channels)`, k odd on every spatial axis.
+
+    Returns:
+        Tensor of the same shape.
+
+    Raises:
+        ValueError: if a spatial side is even or the channels differ.
+
+    Example:
+
+    >>> import numpy as np
+    >>> kernel = np.arange(3.0).reshape(3, 1, 1)
+    >>> [float(v) for v in np.asarray(skew_kernel(kernel))[:, 0, 0]]
+    [-1.0, 0.0, 1.0]
+
+    Reference: Singla and Feizi (2021), Theorem 2; as published.
+    """
+    kernel = ops.convert_to_tensor(kernel)
+    shape = tuple(kernel.shape)
+    if any(k % 2 == 0 for k in shape[:-2]) or shape[-1] != shape[-2]:
+        raise ValueError(
+            "A skew filter needs odd spatial sides and as many input as output channels. "
+            f"Received: shape={shape}."
+        )
+    flipped = ops.flip(kernel, axis=tuple(range(len(shape) - 2)))
+    return 0.5 * (kernel - ops.swapaxes(flipped, -1, -2))
+
+
+def exponential_action(x, apply, terms):
+    """Taylor polynomial of the exponential of a linear map, applied to a signal.
+
+        y = Σ_{k<n} Aᵏx/k!
+
+    Args:
+        x: tensor.
+        apply: function of a tensor, x ↦ A x.
+        terms: n, positive integer.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Example:
+
+    >>> float(exponential_action(np.float32(1.0), lambda x: x, 3))
+    2.5
+    """
+    total = power = x
+    for k in range(1, terms):
+        power = apply(power) * (1.0 / k)
+        total = total + power
+    return total
+
+
+def fourier_bases(sizes):
+    """Real matrices of the unitary two-dimensional Fourier transform of real images.
+
+    With w the second axis, f = 0…⌊W/2⌋ its frequencies, and c_f = 1 where f is its own conjugate
+    (0, and W/2 for even W), else 2:
+
+        wide:  √(c_f/W)·cos(2πwf/W), -√(c_f/W)·sin(2πwf/W)   (W, ⌊W/2⌋+1)
+        tall:  cos(2πhg/H)/√H, sin(2πhg/H)/√H                (H, H)
+
+    The transform T built of them keeps norms (Parseval, each pair of conjugate frequencies
+    counted once), so that T*·diag(Q)·T has a norm of at most max ‖Q(f)‖ for *any* blocks Q.
+
+    Args:
+        sizes: `(H, W)`.
+
+    Returns:
+        Four float64 arrays.
+
+    Example:
+
+    >>> cosine, sine, *_ = fourier_bases((1, 3))
+    >>> bool(np.allclose(cosine @ cosine.T + sine @ sine.T, np.eye(3)))
+    True
+    """
+    high, wide = sizes
+    f = np.arange(wide // 2 + 1)
+    weight = np.sqrt(np.where((f == 0) | (2 * f == wide), 1.0, 2.0) / wide)
+    turn = 2 * np.pi * (np.outer(np.arange(wide), f) % wide) / wide
+    other = 2 * np.pi * (np.outer(np.arange(high), np.arange(high)) % high) / high
+    scale = 1 / math.sqrt(high)
+    return (
+        weight * np.cos(turn),
+        -weight * np.sin(turn),
+        scale * np.cos(other),
+        scale * np.sin(other),
+    )
+
+
+def block_fourier(x, block, bases):
+    """Linear map of images that is one complex matrix per frequency: y = T*·diag(Q)·T x.
+
+    Args:
+        x: `(n, H, W, a)`.
+        block: `(H·(⌊W/2⌋+1), 2a, 2b)` real: `[[R, J], [-J, R]]` for Q = R + iJ, ŷ = x̂·Q.
+        bases: see `fourier_bases`, as tensors or arrays of the type of `x`.
+
+    Returns:
+        Tensor `(n, H, W, b)`.
+
+    Example: the identity at every frequency is the identity.
+
+    >>> x = np.arange(6, dtype="float32").reshape(1, 2, 3, 1)
+    >>> bases = [b.astype("float32") for b in fourier_bases((2, 3))]
+    >>> block = np.broadcast_to(np.eye(2, dtype="float32"), (4, 2, 2))
+    >>> bool(np.allclose(np.asarray(block_fourier(x, block, bases)), x, atol=1e-6))
+    True
+    """
+    wide_cos, wide_sin, tall_cos, tall_sin = bases
+    sides = (tall_cos.shape[0], wide_cos.shape[1])
+    real = ops.einsum("nhwa,wf->fnha", x, wide_cos)
+    imag = ops.einsum("nhwa,wf->fnha", x, wide_sin)
+    # (real + i·imag)(cos - i·sin) along the other axis
+    signal = ops.concatenate(
+        [
+            ops.einsum("fnha,hg->gfna", real, tall_cos)
+            + ops.einsum("fnha,hg->gfna", imag, tall_sin),
+            ops.einsum("fnha,hg->gfna", imag, tall_cos)
+            - ops.einsum("fnha,hg->gfna", real, tall_sin),
+        ],
+        axis=-1,
+    )
+    signal = ops.reshape(signal, (sides[0] * sides[1], -1, block.shape[-2]))
+    signal = ops.matmul(signal, block)
+    width = block.shape[-1] // 2
+    signal = ops.reshape(signal, (*sides, -1, 2 * width))
+    real, imag = signal[..., :width], signal[..., width:]
+    back_real = ops.einsum("gfnb,gh->fnhb", real, tall_cos) - ops.einsum(
+        "gfnb,gh->fnhb", imag, tall_sin
+    )
+    back_imag = ops.einsum("gfnb,gh->fnhb", imag, tall_cos) + ops.einsum(
+        "gfnb,gh->fnhb", real, tall_sin
+    )
+    return ops.einsum("fnhb,wf->nhwb", back_real, wide_cos) + ops.einsum(
+        "fnhb,wf->nhwb", back_imag, wide_sin
+    )
+
+
+def circular_symbol(kernel, sizes):
+    """Matrices of a circular convolution at the frequencies of `fourier_bases`.
+
+        K̂(θ) = Σ_t K[t]·exp(iθ·(t - ⌊k/2⌋)),   θ = 2π(g/H, f/W)
+
+    Args:
+        kernel: `(k₁, k₂, a, b)` tensor, of any size beside the image (it wraps around).
+        sizes: `(H, W)`.
+
+    Returns:
+        `(real, imag)`, each `(H·(⌊W/2⌋+1), a, b)`.
+
+    Example:
+
+    >>> real, imag = circular_symbol(np.ones((1, 1, 1, 1), "float32"), (2, 2))
+    >>> tuple(real.shape), float(real[0, 0, 0]), float(imag[0, 0, 0])
+    ((4, 1, 1), 1.0, 0.0)
+    """
+    kernel = ops.convert_to_tensor(kernel)
+    (high, wide), (tall, broad, a, b) = sizes, kernel.shape
+    g, f = np.meshgrid(np.arange(high) / high, np.arange(wide // 2 + 1) / wide, indexing="ij")
+    t, s = np.meshgrid(np.arange(tall) - tall // 2, np.arange(broad) - broad // 2, indexing="ij")
+    turns = np.outer(g.ravel(), t.ravel()) + np.outer(f.ravel(), s.ravel())
+    angle = 2 * np.pi * (turns % 1.0)
+    taps = ops.reshape(kernel, (tall * broad, a * b))
+    with full_precision():
+        parts = [
+            ops.reshape(ops.matmul(ops.cast(wave, kernel.dtype), taps), (len(angle), a, b))
+            for wave in (np.cos(angle), np.sin(angle))
+        ]
+    return tuple(parts)

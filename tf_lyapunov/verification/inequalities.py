@@ -1,0 +1,199 @@
+"""Gains of dense chains: products, LipLT, and the matrix inequality that multipliers must satisfy.
+
+For slopes in [α_l, β_l], m = (α+β)/2, p = αβ and diagonal Λ_l ≥ 0, every pair of inputs has
+Σ λ(y - αv)(βv - y) ≥ 0 with v = W_l Δx_{l-1}, y = Δx_l. So ‖Δf‖² ≤ ρ‖Δx_0‖² wherever
+
+    ρ‖x_0‖² - ‖W_n x_{n-1}‖² + Σ_l (x_lᵀΛ_l x_l - 2m x_lᵀΛ_lW_l x_{l-1} + p‖Λ_l^½ W_l x_{l-1}‖²) ≥ 0
+
+as a quadratic form in (x_0, …, x_{n-1}). With Δx_0ᵀΔf - δ‖Δf‖² - ν‖Δx_0‖² in the place of the first
+two terms, taken negatively, it proves the network IIFOFP(δ, ν).
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tf_lyapunov.verification.arithmetic import (
+    SLACK,
+    UNIT,
+    frobenius_up,
+    gamma,
+    is_semidefinite,
+    norm_up,
+    product_up,
+    sqrt_up,
+    sum_up,
+    times,
+    up,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Multipliers:
+    """A claim about a chain: Λ_l ≥ 0 and sectors (α_l, β_l) that make the form ≥ 0 at ρ.
+
+    Attributes:
+        squared: ρ.
+        values: one array per hidden layer.
+        sectors: one (alpha, beta) per hidden layer; must contain the activation's own slopes.
+    """
+
+    squared: float
+    values: tuple
+    sectors: tuple
+
+
+def product_gain(chain):
+    """‖W_n‖·Π_l max|slope|·‖W_l‖."""
+    norms = [norm_up(w, e) for w, e in zip(chain.weights, chain.errors, strict=True)]
+    return product_up(*norms, *(max(map(abs, s)) for s in chain.slopes))
+
+
+def liplt_gain(chain):
+    """Bound by the norms of products of neighbouring layers.
+
+    k_l = ‖W_l m_{l-1}W_{l-1} … W_1‖ + Σ_{j<l} ‖W_l m_{l-1} … m_{j+1}W_{j+1}‖·r_j·k_j, with
+    φ(t) = m·t + r·ψ(t) and ψ of gain at most one.
+    """
+    reach = []
+    for layer, weight in enumerate(chain.weights):
+        product, error, total = weight, chain.errors[layer], 0.0
+        for j in range(layer - 1, -1, -1):
+            alpha, beta = chain.slopes[j]
+            radius = float(up((beta - alpha) / 2 * (1 + 2 * UNIT)))
+            total = sum_up(total, product_up(norm_up(product, error), radius, reach[j]))
+            mean = (alpha + beta) / 2
+            spread = (abs(mean) * error + 4 * UNIT * abs(mean) * np.abs(product)) * SLACK
+            product, error = times(mean * product, chain.weights[j], spread, chain.errors[j])
+        reach.append(sum_up(total, norm_up(product, error)))
+    return reach[-1]
+
+
+def refusal(chain, multipliers):
+    """Why a claim does not fit a chain at all, or None."""
+    if len(multipliers.values) != len(chain.slopes) or len(multipliers.sectors) != len(
+        chain.slopes
+    ):
+        return f"the chain has {len(chain.slopes)} hidden layers"
+    for lam, weight in zip(multipliers.values, chain.weights[:-1], strict=True):
+        if lam.shape != (len(weight),):
+            return f"a layer of {len(weight)} units has {lam.size} multipliers"
+        if not (np.all(np.isfinite(lam)) and np.all(lam >= 0)):
+            return "a multiplier is negative, infinite or NaN"
+    for used, slopes in zip(multipliers.sectors, chain.slopes, strict=True):
+        if not (used[0] <= slopes[0] and slopes[1] <= used[1] and np.all(np.isfinite(used))):
+            return f"slopes in {slopes} of an activation are outside the sector {tuple(used)}"
+    return None
+
+
+def proves_gain(chain, multipliers):
+    """Whether the multipliers prove that the chain's squared gain is at most ρ."""
+    if refusal(chain, multipliers) is not None:
+        return False
+    if not (math.isfinite(multipliers.squared) and multipliers.squared > 0):
+        return False
+    matrix, error, ends = _layers_form(chain, multipliers)
+    first, tail = slice(0, ends[1]), slice(ends[-2], ends[-1])
+    _add(matrix, error, (first, first), multipliers.squared * np.eye(ends[1]))
+    gram, spread = times(chain.weights[-1].T, chain.weights[-1], *_pair(chain.errors[-1]))
+    _add(matrix, error, (tail, tail), -gram, spread)
+    return is_semidefinite((matrix + matrix.T) / 2, (error + error.T) * SLACK)
+
+
+def proves_indices(chain, delta, nu, multipliers):
+    """Whether the multipliers prove the chain IIFOFP(δ, ν) (unequal widths: zero-padded)."""
+    if refusal(chain, multipliers) is not None or not (math.isfinite(delta + nu) and delta > 0):
+        return False
+    matrix, error, ends = _layers_form(chain, multipliers)
+    last, spread = chain.weights[-1], chain.errors[-1]
+    first, tail = slice(0, ends[1]), slice(ends[-2], ends[-1])
+    shared = min(len(last), ends[1])
+    _add(matrix, error, (first, first), -nu * np.eye(ends[1]))
+    gram, gram_error = times(last.T, last, *_pair(spread))
+    _add(
+        matrix, error, (tail, tail), -delta * gram, delta * gram_error + UNIT * np.abs(delta * gram)
+    )
+    half, half_error = np.zeros((2, ends[1], ends[-1] - ends[-2]))
+    half[:shared] = last[:shared] / 2
+    half_error[:shared] = np.broadcast_to(spread, last.shape)[:shared] / 2
+    _add(matrix, error, (first, tail), half, half_error)
+    _add(matrix, error, (tail, first), half.T, half_error.T)
+    return is_semidefinite((matrix + matrix.T) / 2, (error + error.T) * SLACK)
+
+
+def cone_gain(delta, nu):
+    """Largest slope (1 + √(1 - 4δν))/(2δ) of the cone of IIFOFP(δ, ν), rounded up; δ > 0."""
+    inside = 1 - 4 * delta * nu
+    inside += 8 * UNIT * (1 + 4 * abs(delta * nu))
+    if not inside >= 0:
+        return math.inf
+    return float((1 + sqrt_up(inside)) / (2 * delta) * (1 + 8 * UNIT))
+
+
+def narrow_input(chain):
+    """A chain of at least the same gain whose input is no wider than its first hidden layer.
+
+    W_1 = RT with ‖T‖ ≤ 1 if RRᵀ ⪰ W_1W_1ᵀ, so that R may stand for W_1.
+    """
+    weight, error = chain.weights[0], chain.errors[0]
+    if weight.shape[1] <= weight.shape[0]:
+        return chain
+    gram, spread = times(weight, weight.T, error, np.transpose(error) if np.ndim(error) else 0.0)
+    gram = (gram + gram.T) / 2
+    side, trace = len(gram), float(np.trace(gram))
+    shift = 4 * frobenius_up(spread) + 16 * gamma(side + 16) * trace
+    raised = gram + shift * np.eye(side)
+    try:
+        root = np.linalg.cholesky(raised)
+    except np.linalg.LinAlgError:
+        return chain
+    square, rounding = times(root, root.T)
+    # RRᵀ - G - shift·I is this small, and G this close to W_1W_1ᵀ.
+    defect = sum_up(
+        frobenius_up(square - raised) * (1 + 4 * UNIT),
+        frobenius_up(rounding),
+        frobenius_up(spread) * (1 + 4 * UNIT),
+        4 * UNIT * frobenius_up(raised),
+    )
+    if not defect <= shift:
+        return chain
+    return dataclasses.replace(
+        chain, weights=(root, *chain.weights[1:]), errors=(0.0, *chain.errors[1:])
+    )
+
+
+def _layers_form(chain, multipliers):
+    """Matrix of the layers' terms over (x_0, …, x_{n-1}), its entrywise error, block ends."""
+    ends = np.cumsum([0, *(w.shape[1] for w in chain.weights)])
+    total = int(ends[-1])
+    matrix, error = np.zeros((total, total)), np.zeros((total, total))
+    for layer, (lam, (alpha, beta)) in enumerate(
+        zip(multipliers.values, multipliers.sectors, strict=True)
+    ):
+        weight, spread = chain.weights[layer], chain.errors[layer]
+        before, here = slice(*ends[layer : layer + 2]), slice(*ends[layer + 1 : layer + 3])
+        _add(matrix, error, (here, here), np.diag(lam))
+        mean, product = (alpha + beta) / 2, alpha * beta
+        scaled = lam[:, None] * weight
+        scaled_error = 2 * UNIT * np.abs(scaled) + lam[:, None] * spread * SLACK
+        cross = -mean * scaled
+        cross_error = (abs(mean) * scaled_error + 4 * UNIT * np.abs(cross)) * SLACK
+        _add(matrix, error, (here, before), cross, cross_error)
+        _add(matrix, error, (before, here), cross.T, cross_error.T)
+        if product != 0:
+            turned = np.transpose(spread) if np.ndim(spread) else 0.0
+            square, square_error = times(weight.T, scaled, turned, scaled_error)
+            square_error = abs(product) * (square_error + 4 * UNIT * np.abs(square))
+            _add(matrix, error, (before, before), product * square, square_error)
+    return matrix, error, ends
+
+
+def _add(matrix, error, block, value, value_error=0.0):
+    """Adds a block, and to the errors its own and that of this sum."""
+    error[block] += value_error + 2 * UNIT * (np.abs(matrix[block]) + np.abs(value))
+    matrix[block] += value
+
+
+def _pair(error):
+    return (np.transpose(error), error) if np.ndim(error) else (0.0, 0.0)
