@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 from scipy.io import savemat
 
+from tf_lyapunov.certification.layer_indices import layer_indices
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.errors import DesignInfeasible
 from tf_lyapunov.matlab import export_mat, map_record
@@ -150,6 +151,31 @@ def lmis():
         }
 
 
+def indices():
+    """Largest nu for a given delta by one multiplier per output: square, wide and tall layers."""
+    rng = np.random.default_rng(11)
+    for shape, sector, delta in (
+        ((3, 3), LEAKY, 0.525),
+        ((2, 4), RELU, 1.0),
+        ((4, 2), GELU, 0.0),
+        ((5, 5), RELU, -0.2),
+        ((3, 4), LINEAR, 0.3),
+        ((4, 3), RELU, 2.0),
+    ):
+        weight = np.eye(*shape) + rng.standard_normal(shape) / 2
+        if shape == (4, 3):
+            weight[1] = 0.0  # its multiplier has no optimum: the larger the better
+        found = layer_indices(weight.T, sector, delta=delta)
+        yield {
+            "W": weight,
+            "alpha": sector.alpha,
+            "beta": sector.beta,
+            "delta": delta,
+            "nu": found.nu,
+            "gain": np.linalg.norm(weight, 2) * sector.magnitude,
+        }
+
+
 MAPS = (
     ("dense", (4, 3), LinearMap("dense", (4,))),
     ("conv1d", (3, 2, 3), LinearMap("conv", (7, 2), padding="causal", dilation=2)),
@@ -274,6 +300,7 @@ def write(folder=FOLDER):
             ("cascades", cascades),
             ("bounds", bounds),
             ("lmis", lmis),
+            ("indices", indices),
         )
     }
     save(folder / "theory.mat", theory)

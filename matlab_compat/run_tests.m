@@ -32,6 +32,9 @@ function failures = run_tests(results_file, golden_folder)
         'matrices of Theorem 1 agree with Python', @lmis_agree
         'Theorem 1 proves a layer at its norm bound and refutes one beyond', @lmi_at_the_bound
         'Theorem 1 takes general Q, S and R', @general_supply
+        'the largest nu of a layer agrees with Python', @largest_indices
+        'a larger nu than the largest is not proved', @indices_are_tight
+        'a multiplier per output proves what one for all cannot', @diagonal_beats_scalar
         'a singular matrix is not called feasible', @singular_is_undecided
         'matrices of convolutions agree with Python', @matrices_agree
         'norm bounds agree with Python and lie above the norms', @norms_agree
@@ -286,7 +289,9 @@ function none = wrong_arguments(~)
     expect(abs(spectral_bound(-1e-290, 1e290, 0, 1) / 6.180339887498949e-291 - 1) < 1e-12, 'tiny');
     expect_error(wrong, @() layer_lmi([1, NaN], 0, 1, struct('delta', 1, 'nu', -1)));
     expect_error(wrong, @() layer_lmi(1, 1, 0, struct('delta', 1, 'nu', -1)));
-    expect_error(wrong, @() layer_lmi(1, 0, 1, struct('delta', 1)));
+    expect_error(wrong, @() layer_lmi(1, 0, 1, struct('nu', 1)));
+    expect_error(wrong, @() layer_lmi(1, 0, 1, struct('delta', NaN)));
+    expect_error(wrong, @() layer_lmi(1, 0, 1, struct('delta', 1), 2));
     expect_error(wrong, @() layer_lmi(1, 0, 1, struct('delta', 1, 'nu', -1), -1));
     expect_error(wrong, @() layer_lmi(eye(2), 0, 1, struct('delta', 1, 'nu', -1), [1, 1; 0, 1]));
     expect_error(wrong, @() layer_lmi(1, 0, 1, struct('Q', 1, 'S', [1, 2], 'R', 1)));
@@ -334,6 +339,58 @@ function none = published_cascade(theory)
     expect(A(1, 6) == -0.5 && A(1, 2) == 0.5 && A(1, 3) == 0, 'off-diagonal entries');
     % The released design of the first paper fails its own test.
     expect(min(eig(-A)) < -0.5, 'the released design passes');
+end
+
+function results = largest_indices(theory)
+    results.indices = cell(1, numel(theory.indices));
+    for k = 1:numel(theory.indices)
+        g = theory.indices{k};
+        [M, lambda_min, feasible, Lambda, info] = layer_lmi(g.W, g.alpha, g.beta, ...
+                                                            struct('delta', g.delta));
+        % Both stop at a relative gap of 1e-8; without a finite optimum, where rounding takes over.
+        tolerance = 1e-6;
+        if g.alpha == g.beta
+            tolerance = 1e-5;
+        end
+        expect(abs(info.nu - g.nu) <= tolerance * (abs(g.nu) + g.gain), 'nu of layer %d: %.15g', ...
+               k, info.nu);
+        expect(feasible && all(Lambda >= 0) && strcmp(info.verdict, 'PROVED'), 'layer %d', k);
+        outputs = size(g.W, 1);
+        expect(isequal(M(outputs + 1:end, 1:outputs)', M(1:outputs, outputs + 1:end)) ...
+               && lambda_min > -1e-9 * norm(M), 'matrix of layer %d', k);
+        results.indices{k} = struct('nu', info.nu, 'Lambda', Lambda);
+    end
+    % Indices scale with the layer: sizes near the ends of the doubles are no exception.
+    for power = [-500, 500]
+        g = theory.indices{1};
+        [~, ~, feasible, ~, info] = layer_lmi(g.W * 2^power, g.alpha, g.beta, ...
+                                              struct('delta', g.delta / 2^power));
+        expect(feasible && abs(info.nu / 2^power - g.nu) <= 1e-6 * g.gain, 'power %d', power);
+    end
+end
+
+function results = indices_are_tight(theory)
+    for k = 1:numel(theory.indices)
+        g = theory.indices{k};
+        supply = struct('delta', g.delta, 'nu', g.nu + 1e-3 * g.gain);
+        [~, ~, feasible] = layer_lmi(g.W, g.alpha, g.beta, supply);
+        expect(~feasible, 'layer %d', k);
+    end
+    results = [];
+end
+
+function results = diagonal_beats_scalar(theory) %#ok<INUSD>
+    W = [2, 0.1; 0, 0.2];
+    [~, ~, ~, Lambda, info] = layer_lmi(W, 0, 1, struct('delta', 0.5));
+    expect(max(Lambda) > 1.2 * min(Lambda), 'the multipliers do not differ');
+    supply = struct('Q', -0.5 * eye(2), 'S', eye(2) / 2, 'R', -(info.nu - 1e-6) * eye(2));
+    [~, ~, feasible] = layer_lmi(W, 0, 1, supply);
+    expect(feasible, 'not found for a given supply rate');
+    for lambda = 10 .^ (-3:0.01:4)
+        [~, ~, feasible] = layer_lmi(W, 0, 1, supply, lambda);
+        expect(~feasible, 'lambda = %g is enough', lambda);
+    end
+    results = [];
 end
 
 function results = lmis_agree(theory)

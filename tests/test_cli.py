@@ -13,6 +13,10 @@ import pytest
 
 from tf_lyapunov.cli import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, main
 
+COMMANDS = (
+    "design", "train", "certify", "verify", "attack", "evaluate", "report", "run", "export-mat",
+    "import-mat",
+)  # fmt: skip
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = """
 name: tiny
@@ -271,7 +275,7 @@ def test_a_defect_of_ours_is_not_hidden_as_bad_input(monkeypatch):
 
 
 def test_every_command_shows_an_example_in_its_help(capsys):
-    for command in ("design", "train", "certify", "attack", "evaluate", "report", "run"):
+    for command in COMMANDS:
         code, out, _ = call(capsys, command, "--help")
         assert code == DONE
         assert f"Example: tf-lyapunov {command}" in " ".join(out.split())

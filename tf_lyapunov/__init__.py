@@ -11,15 +11,22 @@ __version__ = "0.1.0"
 
 import importlib
 
+from tf_lyapunov import startup
+
+with startup.quiet():
+    import keras  # noqa: F401
+
 # Importing these registers what `keras.models.load_model` must know.
-from tf_lyapunov import attacks, callbacks, constraints, losses, regularizers
+from tf_lyapunov import attacks, callbacks, constraints, layers, losses, metrics, regularizers
 from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain
+from tf_lyapunov.certification.layer_indices import layer_indices
+from tf_lyapunov.certification.perturbation import minimal_perturbation_lower_bound
 from tf_lyapunov.design import Design, spectral_design
 from tf_lyapunov.projection import constrain, project
 from tf_lyapunov.theory.balls import L2, Linf
 from tf_lyapunov.theory.sectors import Indices, Sector
 
-_ON_DEMAND = ("datasets", "evaluation", "experiments", "models", "theory")
+_ON_DEMAND = ("datasets", "evaluation", "experiments", "models", "theory", "verification")
 
 __all__ = [
     "L2",
@@ -32,8 +39,12 @@ __all__ = [
     "certify",
     "constrain",
     "constraints",
+    "layer_indices",
+    "layers",
     "lipschitz_upper_bound",
     "losses",
+    "metrics",
+    "minimal_perturbation_lower_bound",
     "project",
     "register_gain",
     "regularizers",

@@ -15,7 +15,7 @@ import sys
 import numpy as np, keras
 sys.path.insert(0, sys.argv[1])
 from models_to_attack import cnn, linear, mlp, points
-from tf_lyapunov.attacks import FGM, PGD
+from tf_lyapunov.attacks import *
 from tf_lyapunov.theory.balls import L2, Linf
 
 assert keras.backend.backend() == sys.argv[2]
@@ -28,6 +28,13 @@ for attack in (FGM(L2(0.3)), PGD(L2(0.5), steps=9), PGD(Linf(0.2), random_start=
     rows.append(result.success)
 conv = PGD(Linf(0.3), steps=5)(cnn(), points(9, 6, 6, 2))
 assert np.all(np.isnan(conv.distance) == ~conv.success)
+for attack in (MinimalFGS(), FMN(Linf, steps=20), DeepFool(), LBFGS(searches=2, steps=5),
+               CarliniWagner(searches=1, steps=20, bounds=(-4, 4))):
+    nearest = attack(model, x)
+    assert np.all(nearest.success) and not np.any(nearest.zero_gradient), attack
+    rows.append(nearest.distance > np.median(nearest.distance))
+rows.append(AutoAttack(L2(0.5), steps=10, queries=30, bounds=(-4, 4))(model, x).success)
+assert Square(Linf(2.0), queries=60)(cnn(), points(9, 6, 6, 2)).success_rate > 0
 stuck = PGD(L2(1.0), steps=3)(linear(np.zeros((3, 4))), points(5, 3))
 assert np.all(stuck.zero_gradient) and not np.any(stuck.success)
 trained = linear([[1.0, -1.0]])
@@ -61,5 +68,5 @@ def test_other_backends_find_the_same_adversarial_inputs(backend):
         pytest.skip(f"{backend} is not installed")
     expected, found = successes("tensorflow"), successes(backend)
     assert len(set(expected)) == 2
-    # Inputs within float32 rounding of the boundary may fall on either side.
-    assert np.sum(expected != found) <= 1
+    # Inputs within float32 rounding of a boundary, or of a median, may fall on either side.
+    assert np.sum(expected != found) <= 4

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.evaluation.localized import layerwise_robustness, localized_robustness
+from tf_lyapunov.evaluation.layerwise import layerwise_robustness
+from tf_lyapunov.evaluation.localized import localized_robustness
 
 layers = keras.layers
 

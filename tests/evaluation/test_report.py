@@ -24,7 +24,8 @@ class FakeCertificate:
 
     def __init__(self, radius):
         self.radius = np.asarray(radius)
-        self.verdict, self.method, self.gain_upper_bound = "PROVED", "composition", 1.3
+        self.verdict = "PROVED" if np.any(self.radius > 0) else "NOT_PROVED"
+        self.method, self.gain_upper_bound = "composition", 1.3
         self.float_allowance, self.model_digest = 1e-6, "sha256:0"
         self.assumptions = (HOSTILE,)
         part = {"kind": "dense", "gain_upper_bound": 1.3, "method": "SVD", "assumption": HOSTILE}
@@ -164,28 +165,118 @@ def test_the_page_shows_proofs_rounded_to_the_safe_side(full_page):
     assert "75.0% of the 4 test inputs" in text
 
 
+# What a reader sees of each part, and of no other.
+EVIDENCE = {
+    "date": "by tf_lyapunov, 1 May 2026",
+    "command": "tf-lyapunov run c.yaml",
+    "config": "seed: 4711",
+    "versions": "keras 3.15.1",
+    "dataset": "4 test inputs, 3 classes",
+    "model": "10 parameters",
+    "design": "δ = 0.4, ν = -2",
+    "layers": "1 1.1 yes 1",
+    "history": "3 epochs",
+    "certificate": "Method: composition.",
+    "rows": "0.2 100.0% 50.0% 75.0%",
+    "gain": "largest measured 1.1",
+    "attacks": "PGD-40 : norm l2, steps 40",
+    "notes": "A note of its own.",
+    "seconds": "seconds, certification 12.5",
+}
+
+
+def told_results():
+    """`full_results` in which every part says something of its own."""
+    return dataclasses.replace(
+        full_results(),
+        title="a run",
+        date="1 May 2026",
+        command="tf-lyapunov run c.yaml",
+        config={"seed": 4711},
+        versions={"keras": "3.15.1"},
+        attacks=[{"name": "PGD-40", "norm": "l2", "steps": 40}],
+        notes=["A note of its own."],
+        seconds={"certification": 12.5},
+    )
+
+
+def seen(results):
+    """Text of the page as a reader sees it: entities resolved, white space folded."""
+    page = Page(_render_without_figures(results))
+    return " ".join(" ".join(page.text).split())
+
+
+def printed(results):
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=200)
+    console.print(terminal_table(results))
+    return console.file.getvalue()
+
+
 @pytest.mark.parametrize(
     "field", [f.name for f in dataclasses.fields(Results) if f.name != "title"]
 )
-def test_each_part_may_be_missing_or_come_alone(field):
-    full, empty = full_results(), Results(title="empty")
-    without = dataclasses.replace(full, **{field: getattr(empty, field)})
-    alone = dataclasses.replace(empty, **{field: getattr(full, field)})
-    for results in (without, alone):
-        # Figures are drawn in the tests of plots: here only whether the page can be rendered.
-        Page(_render_without_figures(results))
-        terminal_table(results)
+def test_each_part_may_be_missing_or_come_alone_and_is_shown_where_it_is(field):
+    told, empty = told_results(), Results(title="a run")
+    without = dataclasses.replace(told, **{field: getattr(empty, field)})
+    alone = dataclasses.replace(empty, **{field: getattr(told, field)})
+    others = {name: text for name, text in EVIDENCE.items() if name != field}
+    text = seen(without)
+    assert "a run" in text and EVIDENCE[field] not in text
+    assert [name for name, evidence in others.items() if evidence not in text] == []
+    headline = "No promise was made" if field == "design" else "Proved: the trained network keeps"
+    assert headline in text and headline in printed(without)
+    text = seen(alone)
+    assert "a run" in text and EVIDENCE[field] in text
+    assert [name for name, evidence in others.items() if evidence in text] == []
+    headline = {
+        "design": "Proved: the trained network keeps",
+        "certificate": "No promise was made",
+        "gain": "No promise was made",
+    }.get(field, "Nothing is proved")
+    assert headline in text and headline in printed(alone)
+
+
+# What a reader sees of a single key.
+KEYS = {
+    ("design", "rule"): "rule <script>",
+    ("design", "claim"): "δ = 0.4, ν = -2",
+    ("design", "verdict"): "yes (PROVED)",
+    ("design", "gain"): "at most 1.31 times the distance",
+    ("design", "cascade_matrix"): "Cascade matrix A, unscaled",
+    ("design", "cascade_margin"): "published test 0.5",
+    ("design", "explanation"): "In the design's own words",
+    ("design", "check"): "holds, margin 0.1",
+    ("certificate", "method"): "Method: composition.",
+    ("certificate", "float_allowance"): "scores by at most 1e-6;",
+    ("certificate", "contributions"): "What the certificate multiplies together",
+    ("gain", "upper_bound"): "proved upper bound 1.3 ",
+    ("gain", "claimed"): "promised 1.31",
+    ("gain", "measured_max"): "largest measured 1.1",
+    ("dataset", "num_classes"): "3 classes",
+    ("dataset", "test"): "4 test inputs, ",
+    ("model", "parameters"): "10 parameters",
+}
 
 
 @pytest.mark.parametrize("field", ["design", "certificate", "gain", "dataset", "model"])
-def test_each_key_of_a_part_may_be_missing_or_none(field):
-    full = full_results()
-    for key in getattr(full, field):
-        part = dict(getattr(full, field))
-        part[key] = None
-        Page(_render_without_figures(dataclasses.replace(full, **{field: part})))
-        del part[key]
-        Page(_render_without_figures(dataclasses.replace(full, **{field: part})))
+def test_each_key_of_a_part_may_be_missing_or_none_and_then_claims_nothing(field):
+    told = told_results()
+    told.certificate["gain_upper_bound"] = None  # the gain table's own bound is shown
+    whole = seen(told)
+    for key in getattr(told, field):
+        evidence = KEYS.get((field, key))
+        assert evidence is None or evidence in whole
+        without = {k: v for k, v in getattr(told, field).items() if k != key}
+        for part in (without, {**without, key: None}):
+            text = seen(dataclasses.replace(told, **{field: part}))
+            assert evidence is None or evidence not in text
+            assert "None" not in text and "nan" not in text.split()
+            proves = (field, key) not in (("design", "verdict"), ("design", "check"))
+            headline = "Proved: the trained network keeps" if proves else "Not proved"
+            assert headline in text
+    assert {key for part, key in KEYS if part == field} <= set(getattr(told, field))
 
 
 def _render_without_figures(results):
@@ -282,10 +373,21 @@ def test_the_certified_curve_and_histogram_agree_with_the_certificate():
     assert sum(summary["histogram"]["counts"]) == 4
 
 
-@pytest.mark.parametrize("radius", [[0.0, 0.0], [np.inf, 0.1], [np.inf, np.inf]])
-def test_certificates_without_a_finite_positive_radius_can_be_shown(radius):
+@pytest.mark.parametrize(
+    ("radius", "headline"),
+    [
+        ([0.0, 0.0], "Nothing is proved: no decision could be certified"),
+        ([np.inf, 0.1], "No promise was made; decisions are certified one by one"),
+        ([np.inf, np.inf], "No promise was made; decisions are certified one by one"),
+    ],
+)
+def test_certificates_without_a_finite_positive_radius_say_what_they_prove(radius, headline):
     certificate = summaries.certificate_summary(FakeCertificate(radius))
-    Page(render_report(Results(title="t", certificate=certificate)))
+    results = Results(title="odd radii", certificate=certificate)
+    text = " ".join(" ".join(Page(render_report(results)).text).split())
+    assert "odd radii" in text and headline in text
+    assert "scores by at most 1.3 × d" in text  # the gain is proved all the same
+    assert "inf" not in text.split() and "nan" not in text.split()
 
 
 def test_designs_are_summarised_whatever_they_lack():

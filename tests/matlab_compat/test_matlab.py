@@ -16,7 +16,7 @@ from tf_lyapunov.certification import Certificate, certify, lipschitz_upper_boun
 from tf_lyapunov.certification.composition import Contribution
 from tf_lyapunov.design import Design, equal_gain_design, spectral_design
 from tf_lyapunov.errors import ModelFileError, UnsupportedLayerError
-from tf_lyapunov.matlab import MatFile, export_mat, import_mat
+from tf_lyapunov.matlab import MatFile, container, export_mat, import_mat
 from tf_lyapunov.theory.sectors import Indices, Sector
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "matlab_compat" / "golden"
@@ -244,7 +244,7 @@ def test_flipped_bits_are_refused_or_without_effect(tmp_path):
 
 
 def test_a_decompression_bomb_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(matlab, "_LARGEST_CONTENT", 2**20)
+    monkeypatch.setattr(container, "_LARGEST_CONTENT", 2**20)
     header = (GOLDEN / "dense_network.mat").read_bytes()[:128]
     packed = zlib.compress(bytes(2**25), 9)
     tag = (15).to_bytes(4, "little") + len(packed).to_bytes(4, "little")
@@ -354,7 +354,7 @@ def test_importing_the_module_loads_neither_keras_nor_scipy():
     # The package's own __init__ imports Keras; a bare package in its place shows what this adds.
     code = (
         "import sys, types; package = types.ModuleType('tf_lyapunov'); "
-        f"package.__path__ = [{str(pathlib.Path(matlab.__file__).parent)!r}]; "
+        f"package.__path__ = [{str(pathlib.Path(matlab.__file__).parents[1])!r}]; "
         "sys.modules['tf_lyapunov'] = package; import tf_lyapunov.matlab; "
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'keras', 'scipy', 'numpy'}))"
     )

@@ -57,7 +57,8 @@ def compiled(
     Args:
         function: maps tensors to a tuple of tensors, each with the batch on its first axis.
         variables: Keras variables that `function` reads.
-        ranks: dtype and shape of each argument; `None` marks the batch axis.
+        ranks: dtype and shape of each argument; `None` first marks the batch axis, and -1 another
+            axis of any length.
 
     Returns:
         A function from NumPy arrays to a list of NumPy arrays.
@@ -77,7 +78,10 @@ def compiled(
 def _tensorflow(function, ranks):
     import tensorflow as tf
 
-    signature = [tf.TensorSpec(shape, dtype) for dtype, shape in ranks]
+    signature = [
+        tf.TensorSpec([None if axis == -1 else axis for axis in shape], dtype)
+        for dtype, shape in ranks
+    ]
     graph = tf.function(function, input_signature=signature, autograph=False, jit_compile=False)
 
     def run(*arrays):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 from keras import ops
 
 from tf_lyapunov.attacks import backend
+from tf_lyapunov.attacks.inputs import (
+    checked_bounds,
+    checked_inputs,
+    checked_labels,
+    positive_int,
+)
 from tf_lyapunov.attacks.logits import LogitsView, logits_view
 from tf_lyapunov.theory.balls import Ball
 
@@ -30,9 +36,11 @@ class AttackResult:
         loss: float64 array `(n,)`, the attack's per-sample loss at `x_adv`.
         zero_gradient: bool array `(n,)`: attacked without success, and the loss had a zero or
             non-finite gradient on the way, so that the failure says little about the model.
-        ball: the allowed perturbations.
+        norm: `L2` or `Linf`, the norm of `distance`.
+        ball: the allowed perturbations; None if all are.
         targeted: whether `labels` were targets.
         attack: description of the attack.
+        notes: what was done otherwise than asked, and why, in sentences.
     """
 
     x_adv: np.ndarray
@@ -43,9 +51,11 @@ class AttackResult:
     margins: np.ndarray
     loss: np.ndarray
     zero_gradient: np.ndarray
-    ball: Ball
+    norm: type[Ball]
+    ball: Ball | None
     targeted: bool
     attack: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.success)
@@ -78,7 +88,8 @@ class AttackResult:
         if np.any(self.success):
             text += f", median distance {np.median(self.distance[self.success]):.4g}"
         stuck = int(np.sum(self.zero_gradient))
-        return text + (f"; {stuck} failed at a zero gradient" if stuck else "")
+        text += f"; {stuck} failed at a zero gradient" if stuck else ""
+        return " ".join([text, *(f"({note})" for note in self.notes)])
 
 
 @dataclass(frozen=True)
@@ -90,11 +101,15 @@ class Problem:
         x: float32 `(n, d)`.
         shape: shape of one sample.
         labels: int32 `(n,)`.
-        radius: float64 `(n,)`.
+        radius: float64 `(n,)`, infinite where every perturbation is allowed.
         bounds: None, or float32 arrays `(1, d)` with the least and greatest allowed inputs.
         index: int `(n,)`, position of each row in the caller's data (for random starts that do
             not depend on the batching).
         total: number of samples in the caller's data.
+        classes: number of classes, at least two.
+        reached: maps rows `(n, d)` to whether the model itself decides wrongly there (or for the
+            target), bool `(n,)`.
+        report: called with a text and a number of rows done, for progress.
     """
 
     view: LogitsView
@@ -105,6 +120,43 @@ class Problem:
     bounds: tuple | None
     index: np.ndarray
     total: int
+    classes: int
+    reached: Callable[[np.ndarray], np.ndarray]
+    report: Callable[..., None]
+
+    @property
+    def box(self) -> tuple:
+        """`bounds`, or arrays that nobody reads."""
+        return self.bounds or (np.zeros((1, self.x.shape[1]), np.float32),) * 2
+
+    def compiled(self, options: tuple, loop: Callable, arguments: str) -> Callable:
+        """`loop(function, shape)`, compiled once per model, sample shape and options.
+
+        Args:
+            options: what the loop depends on besides; part of the cache's key.
+            loop: maps the logits function and the sample shape to a function of tensors.
+            arguments: one letter per argument: x rows `(n, d)`, l labels `(n,)`, c classes
+                `(n, k)`, f numbers `(n,)`, b flags `(n,)`, w box `(1, d)`, s numbers `(k,)`,
+                i an integer, t a table `(n, k, m)`.
+        """
+        cache, key = self.view.compiled, (options, self.shape)
+        if key not in cache:
+            width = math.prod(self.shape)
+            kinds = {
+                "x": ("float32", (None, width)),
+                "l": ("int32", (None,)),
+                "c": ("int32", (None, None)),
+                "f": ("float32", (None,)),
+                "b": ("bool", (None,)),
+                "w": ("float32", (1, width)),
+                "s": ("float32", (-1,)),  # free, and not the batch
+                "i": ("int32", ()),
+                "t": ("float32", (None, None, None)),
+            }
+            function = loop(self.view.function, self.shape)
+            kinds = [kinds[letter] for letter in arguments]
+            cache[key] = backend.compiled(function, self.view.variables, kinds)
+        return cache[key]
 
 
 class Attack:
@@ -129,12 +181,12 @@ class Attack:
                 "`radius` must be a ball, such as L2(0.3) or Linf(8/255). "
                 f"Received: radius={radius!r}."
             )
-        self.ball = radius
-        self.bounds = _checked_bounds(bounds)
+        self.ball, self.norm = radius, type(radius)
+        self.bounds = checked_bounds(bounds)
         self.targeted = bool(targeted)
         self.batch_size = positive_int("batch_size", batch_size)
 
-    def __call__(self, model, x, y=None) -> AttackResult:
+    def __call__(self, model, x, y=None, *, progress=None) -> AttackResult:
         """Attack a classifier.
 
         Args:
@@ -143,6 +195,7 @@ class Attack:
             x: array `(n, ...)` of inputs, converted to float32.
             y: labels as ints `(n,)` or one-hot `(n, classes)`; targets if the attack is targeted.
                 Default: the model's own predictions.
+            progress: called with a line of text after each batch.
 
         Returns:
             An `AttackResult`.
@@ -152,10 +205,26 @@ class Attack:
             ValueError: for NaN or infinite inputs or outputs, wrong shapes, labels out of range,
                 inputs outside `bounds`, or a model whose probabilities cannot be looked through.
         """
-        x = _checked_inputs(model, x)
+        x = checked_inputs(model, x)
+        return self.on_rows(model, x, y, np.arange(len(x)), len(x), progress)
+
+    def on_rows(self, model, x, y, rows, total, progress=None) -> AttackResult:
+        """Attack some of the caller's inputs, with the radii and random numbers of their positions.
+
+        Args:
+            model: as for a call.
+            x: float32 array `(n, ...)`, checked.
+            y: labels of these inputs, or None.
+            rows: int array `(n,)`, their positions in the caller's data.
+            total: number of inputs in the caller's data.
+            progress: as for a call.
+
+        Returns:
+            An `AttackResult` of these inputs.
+        """
         if y is None and self.targeted:
             raise ValueError("A targeted attack needs its targets. Received: y=None.")
-        radius = self.ball.per_sample(len(x))
+        radius = self._radii(total)[rows]
         bounds = self._bounds_of(x)
         outputs = self._own_outputs(model, x)
         if outputs.ndim != 2:
@@ -182,17 +251,48 @@ class Attack:
         todo = np.flatnonzero(~self._reached(predictions, labels))
         x_adv, stuck = x.copy(), np.zeros(len(x), bool)
         if len(todo):
-            rows = x[todo].reshape(len(todo), -1)
+            flat = x[todo].reshape(len(todo), -1)
             own = labels[todo].astype(np.int32)
             shape = x.shape[1:]
-            problem = Problem(view, rows, shape, own, radius[todo], bounds, todo, len(x))
+
+            def reached(points):
+                everywhere = x.copy()
+                everywhere[todo] = points.reshape((-1, *shape))
+                outputs = self._own_outputs(model, everywhere)
+                decided = self._reached(_predictions(outputs, view.head), labels)
+                return (decided & np.isfinite(outputs).all(axis=1))[todo]
+
+            def report(done, what=self):
+                if progress is not None:
+                    progress(f"{what}: {done} of {len(todo)} inputs")
+
+            problem = Problem(
+                view=view,
+                x=flat,
+                shape=shape,
+                labels=own,
+                radius=radius[todo],
+                bounds=bounds,
+                index=rows[todo],
+                total=total,
+                classes=classes,
+                reached=reached,
+                report=report,
+            )
             found, stuck[todo] = self._perturb(problem)
-            x_adv[todo] = self._inside(rows, found, radius[todo]).reshape((-1, *x.shape[1:]))
+            x_adv[todo] = self._inside(flat, found, radius[todo]).reshape((-1, *x.shape[1:]))
         return self._verified(model, view, x, x_adv, labels, radius, stuck)
+
+    def _radii(self, n) -> np.ndarray:
+        return self.ball.per_sample(n)
 
     def _perturb(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         """Best iterates, float32 `(n, d)`, and where the gradient vanished, bool `(n,)`."""
         raise NotImplementedError
+
+    def _notes(self, classes: int) -> tuple[str, ...]:
+        """What is done otherwise than asked for models with so many classes."""
+        return ()
 
     def _loss(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Per-sample loss from float64 logits; attacks report it."""
@@ -208,7 +308,7 @@ class Attack:
         predictions = _predictions(np.nan_to_num(outputs, nan=-math.inf), view.head)
         distance = np.concatenate(
             [
-                type(self.ball)(0.0).norm(x_adv[b].astype(np.float64) - x[b].astype(np.float64))
+                self.norm(0.0).norm(x_adv[b].astype(np.float64) - x[b].astype(np.float64))
                 for b in self._batches(len(x))
             ]
         )
@@ -225,14 +325,16 @@ class Attack:
             margins=margins,
             loss=loss,
             zero_gradient=stuck & ~success,
+            norm=self.norm,
             ball=self.ball,
             targeted=self.targeted,
             attack=repr(self),
+            notes=self._notes(logits.shape[1]),
         )
 
     def _inside(self, x, x_adv, radius):
         """Pull perturbations that exceed their float64 radius by rounding back inside."""
-        unit = type(self.ball)
+        unit = self.norm
         for batch in self._batches(len(x)):
             clean = x[batch].astype(np.float64)
             change = x_adv[batch].astype(np.float64) - clean
@@ -330,48 +432,6 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), labels]
 
 
-def checked_labels(y, n: int, classes: int) -> np.ndarray:
-    """Integer labels `(n,)` from ints or one-hot rows.
-
-    Raises:
-        ValueError: for another length, values out of range, or rows that are not one-hot.
-    """
-    y = _to_numpy(y)
-    if y.ndim == 2 and y.shape == (n, classes) and classes > 1:
-        y = y.astype(np.float64)
-        if not (np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1)):
-            raise ValueError(
-                "Two-dimensional `y` must be one-hot: a single 1 per row. Pass class numbers of "
-                f"shape ({n},) instead. Received: y of shape {y.shape} with other rows."
-            )
-        return np.argmax(y, axis=1)
-    if y.shape == (n, 1):
-        y = y[:, 0]
-    if y.shape != (n,):
-        raise ValueError(
-            f"`y` must have shape ({n},), or ({n}, {classes}) if one-hot. "
-            f"Received: y of shape {y.shape}."
-        )
-    values = y.astype(np.float64)
-    if not np.all(np.isfinite(values)) or np.any(values != np.floor(values)):
-        raise ValueError("Labels must be whole numbers. Received: fractions, NaN or infinity.")
-    if np.any((values < 0) | (values >= classes)):
-        raise ValueError(
-            f"Labels must lie in [0, {classes - 1}]. Received: labels from {values.min():g} to "
-            f"{values.max():g}."
-        )
-    return values.astype(np.int64)
-
-
-def positive_int(name: str, value) -> int:
-    """`value` as an int, refused unless it is a positive whole number."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
-    return int(value)
-
-
 def _predictions(outputs, head):
     if outputs.shape[1] == 1:
         return (outputs[:, 0] > (0.5 if head == "sigmoid" else 0.0)).astype(np.int64)
@@ -389,57 +449,3 @@ def _single(outputs):
     if isinstance(outputs, (list, tuple, dict)):
         raise ValueError(f"Attacks need a model with one output. Received: {len(outputs)} outputs.")
     return outputs
-
-
-def _to_numpy(values):
-    if ops.is_tensor(values):
-        return ops.convert_to_numpy(values)
-    return np.asarray(values)
-
-
-def _checked_inputs(model, x) -> np.ndarray:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a Keras model. Received: {type(model).__name__}.")
-    try:
-        x = _to_numpy(x)
-        with np.errstate(over="ignore"):
-            # A copy: results must not change the caller's data.
-            x = np.array(x, dtype=np.float32, order="C")
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`x` must be an array of numbers, (n, ...). Received: {type(x).__name__}."
-        ) from None
-    if x.ndim < 2 or x.size == 0:
-        raise ValueError(
-            f"`x` must hold at least one input, (n, ...). Received: x of shape {x.shape}."
-        )
-    if not np.all(np.isfinite(x)):
-        raise ValueError(
-            f"`x` must be finite. Received: {int(np.sum(~np.isfinite(x)))} NaN or infinite values."
-        )
-    expected = model.input_shape if model.built and hasattr(model, "inputs") else None
-    if isinstance(expected, tuple) and all(e is None or isinstance(e, int) for e in expected):
-        if len(expected) != x.ndim or any(
-            e is not None and e != s for e, s in zip(expected[1:], x.shape[1:], strict=False)
-        ):
-            raise ValueError(
-                f"`x` must have the shape of the model's input, {expected}. "
-                f"Received: x of shape {x.shape}."
-            )
-    return x
-
-
-def _checked_bounds(bounds):
-    if bounds is None:
-        return None
-    try:
-        low, high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`bounds` must be None or a pair (low, high). Received: bounds={bounds!r}."
-        ) from None
-    if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
-        raise ValueError(
-            f"`bounds` must be finite with low < high. Received: bounds=({low}, {high})."
-        )
-    return low, high

@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.attacks import backend
-from tf_lyapunov.attacks.base import Attack, Problem, margin, positive_int
+from tf_lyapunov.attacks.base import Attack, Problem, margin
+from tf_lyapunov.attacks.inputs import checked_seed, generator, one_of, positive_int
 from tf_lyapunov.attacks.logits import two_columns
 from tf_lyapunov.theory.balls import L2, Ball, Linf
 
@@ -97,12 +98,10 @@ class PGD(Attack):
         self.restarts = positive_int("restarts", restarts)
         self.step = _checked_step(step)
         self.random_start = bool(random_start)
-        self.loss = _one_of("loss", loss, _LOSSES)
-        self.keep = _one_of("keep", keep, _KEEPS)
+        self.loss = one_of("loss", loss, _LOSSES)
+        self.keep = one_of("keep", keep, _KEEPS)
         self.stop_early = bool(stop_early) and keep == "nearest"
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}.")
-        self.seed = int(seed)
+        self.seed = checked_seed(seed)
 
     def __repr__(self):
         parts = [repr(self.ball), f"steps={self.steps}"]
@@ -137,8 +136,7 @@ class PGD(Attack):
         dimension = problem.x.shape[1]
         start = np.empty((len(rows), dimension), np.float32)
         for i, row in enumerate(rows):
-            key = (int(problem.index[row]) << 24) + restart
-            random = np.random.Generator(np.random.Philox(key=[self.seed, key]))
+            random = generator(self.seed, problem.index[row], restart)
             if isinstance(self.ball, Linf):
                 direction = random.uniform(-1, 1, dimension)
             else:
@@ -456,10 +454,4 @@ def _checked_step(step):
             "`step` must be positive and finite, one number or one per sample. "
             f"Received: step={step!r}. Pass `None` for 2.5·radius/steps."
         )
-    return value
-
-
-def _one_of(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {allowed}. Received: {name}={value!r}.")
     return value

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -136,8 +135,8 @@ def localized_robustness(
     Reference: Bontonou et al., Definition 1 and Figure 5 (Monte-Carlo as published; ascent and
     bound of this library).
     """
-    settings = _checked(norm, outputs, protocol, directions, steps)
-    x, radii = _checked_points(model, x, radii, norm)
+    settings = checked(norm, outputs, protocol, directions, steps)
+    x, radii = checked_points(model, x, radii, norm)
     view = _Outputs(model, outputs, x, norm)
     bounds = (bounds or (0.0, 1.0)) if protocol == "released" else None
     found = [np.empty((len(x), len(radii))) for _ in range(3)]
@@ -156,90 +155,6 @@ def localized_robustness(
     # A bound below an estimate can only be rounding noise of the estimate.
     curves = [values.max(axis=0) for values in found]
     return LocalizedCurve(radii, norm, outputs, *curves, *found, noise=float(view.noise / radii[0]))
-
-
-@dataclass(frozen=True)
-class LayerwiseRobustness:
-    """Proposition 1, layer by layer.
-
-    Attributes:
-        names: of the layers.
-        radii: float64 (L,), r·Π_{k<l} α_k, at which layer l is asked.
-        estimates: float64 (L,), α_l by Monte-Carlo sampling: lower estimates.
-        product: Π α_l.
-        network: α_lim of the whole network at r, estimated.
-        contracts: whether every α_l ≤ 1, as Proposition 1 assumes.
-        is_consistent: whether network ≤ product, which Proposition 1 implies for the true values;
-            a False shows that sampling missed the worst directions of some layer.
-    """
-
-    names: tuple
-    radii: np.ndarray
-    estimates: np.ndarray
-    product: float
-    network: float
-    contracts: bool
-    is_consistent: bool
-
-
-def layerwise_robustness(model, x, radius, *, norm=2, directions=1000, seed=0):
-    """α_l of every layer at the radius that Proposition 1 demands of it.
-
-    Layer l is asked at F^(l-1)(x) for changes up to r·Π_{k<l} α_k; then F is (Π α_l)-robust for r.
-    The proof needs no α_l ≤ 1; the paper assumes it.
-
-    Args:
-        model: a built chain of Keras layers.
-        x: the points, (n, …).
-        radius: r > 0.
-        norm: 2 or `math.inf`.
-        directions: Gaussian directions per point and layer.
-        seed: of the directions.
-
-    Returns:
-        `LayerwiseRobustness`.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(0.5),
-    ...                           keras.layers.ReLU()])
-    >>> found = layerwise_robustness(model, [[1.0, 2.0]], 0.1)
-    >>> [round(float(v), 4) for v in found.estimates], found.is_consistent
-    ([0.5, 1.0], True)
-
-    Reference: Bontonou et al., Definition 2 and Proposition 1, as published; estimates.
-    """
-    _checked(norm, "logits", "paper", directions, 0)
-    x, (radius,) = _checked_points(model, x, [radius], norm)
-    layers = _chain(model)
-    rng = np.random.default_rng(seed)
-    signal, reach, alphas, reaches = x.astype(np.float32), float(radius), [], []
-    for layer in layers:
-        reaches.append(reach)
-        alphas.append(_sampled_gain(layer, signal, reach, norm, directions, rng))
-        reach *= alphas[-1]
-        signal = _apply(layer, signal)
-        if reach == 0:  # constant from here on
-            reaches += [0.0] * (len(layers) - len(alphas))
-            alphas += [0.0] * (len(layers) - len(alphas))
-            break
-
-    def whole(z):
-        for layer in layers:
-            z = layer(z, training=False) if _takes_training(layer) else layer(z)
-        return z
-
-    network = _sampled_gain(whole, x.astype(np.float32), float(radius), norm, directions, rng)
-    product = math.prod(alphas)
-    return LayerwiseRobustness(
-        tuple(layer.name for layer in layers),
-        np.array(reaches),
-        np.array(alphas),
-        product,
-        network,
-        all(a <= 1 for a in alphas),
-        network <= product * (1 + 1e-5),
-    )
 
 
 # ------------------------------------------------------------------------------------- estimates
@@ -349,7 +264,7 @@ def _sampled(view, x, radii, norm, directions, bounds, rng):
     for start in range(0, directions, chunk):
         count = min(chunk, directions - start)
         draws = rng.standard_normal((count, len(x), *shape))
-        draws /= _norms(draws.reshape(count * len(x), -1), norm).reshape(count, len(x), *_ones(x))
+        draws /= norms(draws.reshape(count * len(x), -1), norm).reshape(count, len(x), *ones(x))
         for k, radius in enumerate(radii):
             e = radius * draws
             if bounds is not None:
@@ -357,9 +272,9 @@ def _sampled(view, x, radii, norm, directions, bounds, rng):
             moved = (x + e).reshape(count * len(x), *shape)
             values = view.values(moved.astype(view.dtype))[0].astype(np.float64)
             change = (values.reshape(count, len(x), -1) - base).reshape(count * len(x), -1)
-            sizes = _norms(e.reshape(count * len(x), -1), norm)
+            sizes = norms(e.reshape(count * len(x), -1), norm)
             with np.errstate(divide="ignore", invalid="ignore"):
-                ratios = np.where(sizes > 0, _norms(change, norm) / sizes, 0.0)
+                ratios = np.where(sizes > 0, norms(change, norm) / sizes, 0.0)
             ratios = ratios.reshape(count, len(x))
             first = ratios.argmax(axis=0)
             found = ratios[first, np.arange(len(x))]
@@ -379,7 +294,7 @@ def _ascended(view, x, radii, norm, steps, sampled, starts, bounds):
             better = result[:, k - 1] > result[:, k]
             e[better] = before[better]
         # A start of length 0 has no ratio.
-        empty = _norms(e.reshape(len(e), -1), norm) == 0
+        empty = norms(e.reshape(len(e), -1), norm) == 0
         e[empty] = radius / math.sqrt(x[0].size)
         reach = np.full(len(x), radius * (1 - 1e-12))
         arrays = (v.astype(view.dtype) for v in (x, e, reach))
@@ -388,11 +303,11 @@ def _ascended(view, x, radii, norm, steps, sampled, starts, bounds):
         )
         if bounds is not None:
             before = np.clip(x + before, *bounds) - x
-            sizes = _norms(before.reshape(len(x), -1), norm)
+            sizes = norms(before.reshape(len(x), -1), norm)
             moved = view.values((x + before).astype(view.dtype))[0].astype(np.float64)
             base = view.values(x.astype(view.dtype))[0].astype(np.float64)
             with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.where(sizes > 0, _norms(moved - base, norm) / sizes, 0.0)
+                ratio = np.where(sizes > 0, norms(moved - base, norm) / sizes, 0.0)
         result[:, k] = np.maximum(result[:, k], np.where(np.isfinite(ratio), ratio, 0.0))
         if k:
             result[:, k] = np.maximum(result[:, k], result[:, k - 1])
@@ -426,7 +341,7 @@ class _Upper:
         cast = x.astype(np.float32)
         logits = self.logits.predict(cast, len(x))
         # Of the computed logits, and of the cast of x to float32.
-        moved = _norms((x - cast).reshape(len(x), -1), 2) * (1 + 1e-9)
+        moved = norms((x - cast).reshape(len(x), -1), 2) * (1 + 1e-9)
         errors = self.gain * moved + rounding_errors(
             self.network, rounding.euclidean_norms_up(cast), self.network.logits
         )
@@ -486,59 +401,20 @@ def _row_sum_gain(network):
     return total
 
 
-# ---------------------------------------------------------------------------------------- layers
+# ----------------------------------------------------------------------------------------- input
 
 
-def _chain(model):
-    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
-    inbound = [x for x in layers if len(x._inbound_nodes) != 1 or isinstance(x.input, list)]
-    if inbound or not layers:
-        raise UnsupportedLayerError(
-            "Proposition 1 concerns chains of layers. Received: model "
-            f"{model.name!r}, whose layer {inbound[0].name if inbound else None!r} is used several "
-            "times or reads several tensors."
-        )
-    return layers
-
-
-def _takes_training(layer):
-    return isinstance(layer, keras.Model) or layer._call_has_training_arg
-
-
-def _apply(layer, x):
-    extra = {"training": False} if not isinstance(layer, keras.Layer) or (
-        _takes_training(layer)) else {}  # fmt: skip
-    return ops.convert_to_numpy(layer(ops.convert_to_tensor(x), **extra))
-
-
-def _sampled_gain(function, x, radius, norm, directions, rng):
-    plain = not isinstance(function, keras.Layer)
-
-    def evaluate(z):
-        values = function(ops.convert_to_tensor(z)) if plain else _apply(function, z)
-        return ops.convert_to_numpy(values).reshape(len(x), -1).astype(np.float64)
-
-    base, largest = evaluate(x), 0.0
-    for _ in range(directions):
-        e = rng.standard_normal(x.shape)
-        e *= radius / _norms(e.reshape(len(x), -1), norm).reshape(len(x), *_ones(x))
-        moved = (x + e).astype(np.float32)
-        sizes = _norms((moved.astype(np.float64) - x).reshape(len(x), -1), norm)
-        largest = max(largest, float(np.max(_norms(evaluate(moved) - base, norm) / sizes)))
-    return largest
-
-
-def _norms(rows, norm):
+def norms(rows, norm):
     if norm == 2:
         return np.sqrt(np.einsum("ij,ij->i", rows, rows))
     return np.abs(rows).max(axis=1)
 
 
-def _ones(x):
+def ones(x):
     return [1] * (x.ndim - 1)
 
 
-def _checked(norm, outputs, protocol, directions, steps):
+def checked(norm, outputs, protocol, directions, steps):
     if norm not in (2, math.inf):
         raise ValueError(f"`norm` must be 2 or math.inf. Received: norm={norm!r}.")
     if outputs not in OUTPUTS:
@@ -556,7 +432,7 @@ def _checked(norm, outputs, protocol, directions, steps):
     return (int(directions),)
 
 
-def _checked_points(model, x, radii: Sequence, norm):
+def checked_points(model, x, radii: Sequence, norm):
     x = np.asarray(x, dtype=np.float64)
     radii = np.unique(np.asarray(radii, dtype=np.float64).ravel())
     if not len(radii) or not np.all(np.isfinite(radii)) or radii[0] <= 0:
@@ -568,7 +444,7 @@ def _checked_points(model, x, radii: Sequence, norm):
     if len(x) > 1:
         flat = x.reshape(len(x), -1)
         # Twice the distance to the first point is at least the diameter.
-        diameter = 2 * float(_norms(flat - flat[0], norm).max())
+        diameter = 2 * float(norms(flat - flat[0], norm).max())
         if diameter > 0 and radii[-1] > diameter:
             raise ValueError(
                 f"A radius beyond the diameter of the points is not local. Received: radius "

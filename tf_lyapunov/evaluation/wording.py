@@ -197,11 +197,13 @@ def _certified(results, proved_gain, certificate) -> list[str]:
             f"Proved input by input: {percent_down(row['certified'])}{count} are classified "
             f"correctly, and no change of length up to {number(row['radius'])} can alter that."
         )
-    elif certificate.get("median_radius") is not None:
+    elif certificate.get("median_radius"):
         sentences.append(
             "Half of the inputs have a certified radius of at least "
             f"{round_down(certificate['median_radius'])}."
         )
+    elif certificate.get("median_radius") is not None:
+        sentences.append("For half of the inputs or more, no radius is proved.")
     return sentences
 
 

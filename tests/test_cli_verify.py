@@ -1,0 +1,79 @@
+"""`certify --proof` and `verify`: 0 if the proof holds, 1 if it does not, 2 for bad files."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lyapunov.cli import BAD_INPUT, DONE, NOT_PROVED, main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("verify")
+    layers = [keras.Input((6,)), keras.layers.Dense(5, "relu"), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    model.save(path / "model.keras")
+    data = ("--data", "blobs", "--samples", "12", "--method", "lipsdp")
+    proof = ("--proof", str(path / "proof.npz"))
+    assert main(["certify", str(path / "model.keras"), *data, *proof]) == DONE
+    return path
+
+
+def call(capsys, *arguments):
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, " ".join(err.split())
+
+
+def test_a_proof_that_certify_wrote_holds(folder, capsys):
+    code, out, _ = call(capsys, "verify", folder / "proof.npz", folder / "model.keras")
+    assert code == DONE and "VERIFIED" in out and "lipsdp" in out
+    code, out, _ = call(capsys, "verify", folder / "proof.npz", folder / "model.keras", "--json")
+    record = json.loads(out)
+    assert code == DONE and record["holds"] is True and record["reasons"] == []
+    assert record["examples"] == 12
+    assert 0 < record["gain_upper_bound"] <= record["claimed_gain_upper_bound"]
+
+
+def test_a_changed_weight_does_not_hold_and_says_where(folder, tmp_path, capsys):
+    model = keras.saving.load_model(folder / "model.keras")
+    kernel = np.array(model.layers[0].kernel)
+    kernel[0, 0] += 1e-3
+    model.layers[0].kernel.assign(kernel)
+    model.save(tmp_path / "changed.keras")
+    code, out, _ = call(capsys, "verify", folder / "proof.npz", tmp_path / "changed.keras")
+    assert code == NOT_PROVED and "REFUSED" in out and model.layers[0].name in out
+    code, out, _ = call(
+        capsys, "verify", folder / "proof.npz", tmp_path / "changed.keras", "--json"
+    )  # fmt: skip
+    record = json.loads(out)
+    assert code == NOT_PROVED and record["holds"] is False and record["reasons"]
+    assert record["gain_upper_bound"] is None
+
+
+def test_bad_files_are_bad_input(folder, tmp_path, capsys):
+    (tmp_path / "cut.npz").write_bytes((folder / "proof.npz").read_bytes()[:-50])
+    (tmp_path / "cut.keras").write_bytes((folder / "model.keras").read_bytes()[:-50])
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    for proof, model, message in (
+        (tmp_path / "cut.npz", folder / "model.keras", "proof file"),
+        (tmp_path / "other.npz", folder / "model.keras", "proof file"),
+        (tmp_path / "absent.npz", folder / "model.keras", "absent.npz"),
+        (folder / "proof.npz", tmp_path / "cut.keras", "truncated"),
+        (folder / "proof.npz", tmp_path / "absent.keras", "no such file"),
+    ):
+        code, out, err = call(capsys, "verify", proof, model)
+        assert code == BAD_INPUT and message in err and out == "", (proof, model)
+
+
+def test_a_proof_file_must_be_named_as_one(folder, capsys):
+    code, _, err = call(
+        capsys, "certify", folder / "model.keras", "--data", "blobs", "--proof", "proof.json"
+    )
+    assert code == BAD_INPUT and "`--proof` must end in .npz" in err

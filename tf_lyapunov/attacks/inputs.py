@@ -1,0 +1,131 @@
+"""What attacks are given, checked: inputs, labels, boxes, numbers and seeds."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def checked_labels(y, n: int, classes: int) -> np.ndarray:
+    """Integer labels `(n,)` from ints or one-hot rows.
+
+    Raises:
+        ValueError: for another length, values out of range, or rows that are not one-hot.
+    """
+    y = _to_numpy(y)
+    if y.ndim == 2 and y.shape == (n, classes) and classes > 1:
+        y = y.astype(np.float64)
+        if not (np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1)):
+            raise ValueError(
+                "Two-dimensional `y` must be one-hot: a single 1 per row. Pass class numbers of "
+                f"shape ({n},) instead. Received: y of shape {y.shape} with other rows."
+            )
+        return np.argmax(y, axis=1)
+    if y.shape == (n, 1):
+        y = y[:, 0]
+    if y.shape != (n,):
+        raise ValueError(
+            f"`y` must have shape ({n},), or ({n}, {classes}) if one-hot. "
+            f"Received: y of shape {y.shape}."
+        )
+    values = y.astype(np.float64)
+    if not np.all(np.isfinite(values)) or np.any(values != np.floor(values)):
+        raise ValueError("Labels must be whole numbers. Received: fractions, NaN or infinity.")
+    if np.any((values < 0) | (values >= classes)):
+        raise ValueError(
+            f"Labels must lie in [0, {classes - 1}]. Received: labels from {values.min():g} to "
+            f"{values.max():g}."
+        )
+    return values.astype(np.int64)
+
+
+def positive_int(name: str, value) -> int:
+    """`value` as an int, refused unless it is a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
+    return int(value)
+
+
+def _to_numpy(values):
+    if ops.is_tensor(values):
+        return ops.convert_to_numpy(values)
+    return np.asarray(values)
+
+
+def checked_inputs(model, x) -> np.ndarray:
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a Keras model. Received: {type(model).__name__}.")
+    try:
+        x = _to_numpy(x)
+        with np.errstate(over="ignore"):
+            # A copy: results must not change the caller's data.
+            x = np.array(x, dtype=np.float32, order="C")
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`x` must be an array of numbers, (n, ...). Received: {type(x).__name__}."
+        ) from None
+    if x.ndim < 2 or x.size == 0:
+        raise ValueError(
+            f"`x` must hold at least one input, (n, ...). Received: x of shape {x.shape}."
+        )
+    if not np.all(np.isfinite(x)):
+        raise ValueError(
+            f"`x` must be finite. Received: {int(np.sum(~np.isfinite(x)))} NaN or infinite values."
+        )
+    expected = model.input_shape if model.built and hasattr(model, "inputs") else None
+    if isinstance(expected, tuple) and all(e is None or isinstance(e, int) for e in expected):
+        if len(expected) != x.ndim or any(
+            e is not None and e != s for e, s in zip(expected[1:], x.shape[1:], strict=False)
+        ):
+            raise ValueError(
+                f"`x` must have the shape of the model's input, {expected}. "
+                f"Received: x of shape {x.shape}."
+            )
+    return x
+
+
+def checked_bounds(bounds):
+    if bounds is None:
+        return None
+    try:
+        low, high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`bounds` must be None or a pair (low, high). Received: bounds={bounds!r}."
+        ) from None
+    if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
+        raise ValueError(
+            f"`bounds` must be finite with low < high. Received: bounds=({low}, {high})."
+        )
+    return low, high
+
+
+def positive_number(name: str, value) -> float:
+    """`value` as a float, refused unless it is a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}.")
+    if not 0 < value < np.inf:
+        raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value}.")
+    return float(value)
+
+
+def checked_seed(seed) -> int:
+    """`seed` as an int, refused unless it is a non-negative whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}.")
+    return int(seed)
+
+
+def generator(seed: int, index: int, run: int) -> np.random.Generator:
+    """Random numbers of one sample in one run, whatever the batching."""
+    return np.random.Generator(np.random.Philox(key=[seed, (int(index) << 24) + run]))
+
+
+def one_of(name: str, value, allowed):
+    """`value`, refused unless it is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {allowed}. Received: {name}={value!r}.")
+    return value

@@ -1,0 +1,21 @@
+"""Command line: design, train, certify, attack, evaluate, report, and run for all of them.
+
+Exit codes: 0 done, 1 a required claim is not proved, 2 bad input, 130 interrupted. Messages and
+progress go to stderr; stdout carries the result, with `--json` one JSON object and nothing else.
+"""
+
+from .application import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, app
+from .attacking import attack
+from .certifying import certify, verify
+from .designing import design
+from .entry import main
+from .evaluating import evaluate
+from .exchange import export_mat, import_mat
+from .experiments import report, run, train
+
+for command in (
+    design, train, certify, verify, attack, evaluate, report, run, export_mat, import_mat,
+):  # fmt: skip
+    app.command()(command)
+
+__all__ = ["BAD_INPUT", "DONE", "INTERRUPTED", "NOT_PROVED", "app", "main"]

@@ -1,0 +1,81 @@
+"""The typer application, its exit codes, and the options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+
+DONE, NOT_PROVED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="tf-lyapunov",
+    help="Design, train, certify and attack robust Keras classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="TensorFlow Datasets directory. Default: $TFDS_DATA_DIR."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="Experiment file (YAML).")]
+RunDir = Annotated[
+    Path | None, typer.Option(help="Where to write. Default: runs/NAME of the experiment.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+Epochs = Annotated[int | None, typer.Option(help="Instead of training.epochs.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a field: training.epochs=9."),
+]
+Target = Annotated[
+    Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, or .keras file.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="Data set. Default: the one the run was trained on.")
+]
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+Samples = Annotated[int | None, typer.Option(help="Only the first so many examples.")]
+Out = Annotated[Path | None, typer.Option(help="Write the result to this JSON file too.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"tf-lyapunov {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Design, train, certify and attack robust Keras classifiers."""
+
+
+def numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"`{option}` takes numbers separated by commas. Received: {text!r}."
+        ) from None
+
+
+def model_file(target: Path) -> Path:
+    """The `.keras` file of a run directory, or `target` itself."""
+    from ..experiments.files import MODEL
+
+    return target / MODEL if target.is_dir() else target

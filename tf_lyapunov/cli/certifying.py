@@ -1,0 +1,155 @@
+"""`certify` and `verify`: what is proved about a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import emit, say, work
+from .application import (
+    NOT_PROVED,
+    Data,
+    DataDir,
+    Download,
+    Json,
+    Out,
+    Samples,
+    Split,
+    Target,
+    model_file,
+)
+
+
+def certify(
+    target: Target,
+    data: Data = None,
+    split: Split = "test",
+    samples: Samples = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RADIUS:ACCURACY",
+            help="Exit with 1 unless this certified accuracy is reached, e.g. 0.2:0.8.",
+        ),
+    ] = None,
+    require_proof: Annotated[
+        bool, typer.Option("--require-proof", help="Exit with 1 unless radii and claim are proved.")
+    ] = False,
+    radius: Annotated[
+        list[float] | None, typer.Option(help="Radii to print. Default: those of the run.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="composition, liplt, closed_form, eclipse, lipsdp, local, auto, ...")
+    ] = "composition",
+    proof: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF.npz", help="Write a proof file, for `verify`."),
+    ] = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    json_: Json = False,
+) -> None:
+    """Prove for every input a radius within which the prediction cannot change.
+
+    Example: [bold]tf-lyapunov certify runs/digits --require 0.3:0.8[/bold]
+    """
+    demands = [_demand(text) for text in require or []]
+    if proof is not None and proof.suffix != ".npz":
+        raise ValueError(f"`--proof` must end in .npz. Received: {proof}.")
+    with work(json_):
+        from ..experiments import runner
+
+        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+            certificate = runner.certify_target(opened, split, samples, method=method, out=out)
+            if proof is not None:
+                certificate.save(proof)
+            radii, proved = radius or opened.radii, opened.is_proved
+        table = [
+            {"radius": r, "certified_accuracy": float(certificate.certified_accuracy(r))}
+            for r in radii
+        ]
+        failed = [
+            {"radius": r, "required": a, "reached": float(certificate.certified_accuracy(r))}
+            for r, a in demands
+            if not float(certificate.certified_accuracy(r)) >= a
+        ]
+        if json_:
+            emit(
+                {
+                    "target": str(target),
+                    "verdict": certificate.verdict,
+                    "claim_proved": proved,
+                    "gain_upper_bound": certificate.gain_upper_bound,
+                    "examples": len(certificate.radius),
+                    "certified": table,
+                    "failed": failed,
+                }
+            )
+        else:
+            typer.echo(certificate.explain())
+            for row in table:
+                typer.echo(
+                    f"certified accuracy at radius {row['radius']:g}: "
+                    f"{row['certified_accuracy']:.4f}"
+                )
+    for item in failed:
+        say(
+            f"Not proved: accuracy {item['required']} at radius {item['radius']}; reached "
+            f"{item['reached']:.4f}."
+        )
+    if require_proof and not proved:
+        say(
+            "Not proved: "
+            + ("the design's claim." if certificate.verdict == "PROVED" else "any radius.")
+        )
+    if failed or (require_proof and not proved):
+        raise typer.Exit(NOT_PROVED)
+
+
+def _demand(text: str) -> tuple[float, float]:
+    try:
+        radius, accuracy = (float(part) for part in text.split(":"))
+        if not (0 <= radius < float("inf") and 0 <= accuracy <= 1):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            "`--require` is RADIUS:ACCURACY with a radius of at least 0 and an accuracy between 0 "
+            f"and 1, for example 0.2:0.8. Received: {text!r}."
+        ) from None
+    return radius, accuracy
+
+
+def verify(
+    proof: Annotated[Path, typer.Argument(metavar="PROOF.npz", help="Proof file.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.keras", help="The model it is about.")],
+    json_: Json = False,
+) -> None:
+    """Check a proof file against a model's weights, without any solver; exit with 1 if it fails.
+
+    Example: [bold]tf-lyapunov verify proof.npz runs/digits/model.keras[/bold]
+    """
+    with work(json_):
+        from ..experiments.modelfile import load_model
+        from ..verification import verify as check
+
+        result = check(proof, load_model(model_file(model)))
+        if json_:
+            emit(
+                {
+                    "proof": str(proof),
+                    "model": str(model),
+                    "holds": bool(result.holds),
+                    "reasons": list(result.reasons),
+                    "method": result.method,
+                    "gain_upper_bound": result.gain_upper_bound,
+                    "claimed_gain_upper_bound": result.claimed_gain_upper_bound,
+                    "examples": len(result.claimed_radius),
+                }
+            )
+        else:
+            typer.echo(result.explain())
+    if not result.holds:
+        raise typer.Exit(NOT_PROVED)

@@ -1,0 +1,12 @@
+"""Exchange with MATLAB and GNU Octave: networks, designs and certificates as `.mat` files.
+
+The functions in `matlab_compat/` read what `export_mat` writes: `check_certificate.m` recomputes
+the norms of the weights and proves the claims again. What `save_design.m` writes, `import_mat`
+reads.
+"""
+
+from tf_lyapunov.matlab.content import MatFile
+from tf_lyapunov.matlab.exporting import export_mat, map_record
+from tf_lyapunov.matlab.importing import import_mat
+
+__all__ = ["MatFile", "export_mat", "import_mat", "map_record"]

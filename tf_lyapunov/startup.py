@@ -1,0 +1,50 @@
+"""Quiet start of the command line.
+
+TensorFlow writes to stderr while it is imported, whatever TF_CPP_MIN_LOG_LEVEL says, and Keras
+imports it before any code of the command line runs.
+"""
+
+import contextlib
+import os
+import pathlib
+import sys
+import tempfile
+
+
+def is_command_line():
+    """Whether this process was started as `tf-lyapunov` or `python -m tf_lyapunov.cli`."""
+    started = list(getattr(sys, "orig_argv", ()))
+    as_module = "-m" in started and "tf_lyapunov.cli" in started[started.index("-m") + 1 :][:1]
+    return as_module or pathlib.Path(sys.argv[0] if sys.argv else "").stem == "tf-lyapunov"
+
+
+@contextlib.contextmanager
+def quiet():
+    """Within it, the command line's stderr is held back, and shown only if the block fails.
+
+    Whoever sets TF_CPP_MIN_LOG_LEVEL (to 0, for example) sees what TensorFlow says; other programs
+    are left alone.
+    """
+    if not is_command_line() or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # "2" reports missing GPUs as errors
+    with contextlib.ExitStack() as stack:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # stderr is closed
+            yield
+            return
+        stack.callback(os.close, stderr)
+        held = stack.enter_context(tempfile.TemporaryFile())
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            os.dup2(stderr, 2)
