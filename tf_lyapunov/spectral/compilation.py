@@ -1,6 +1,7 @@
 """How computations outside of a model's step run: compiled by the backend, or on one thread."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 
@@ -41,6 +42,13 @@ def one_thread():
     ...     round(float(keras.ops.sum(keras.ops.ones(3))))
     3
     """
+    controller = _thread_controller()
+    return contextlib.nullcontext() if controller is None else controller.limit(limits=1)
+
+
+@functools.cache
+def _thread_controller():
+    """Looked up once: finding the libraries of the process takes milliseconds."""
     if importlib.util.find_spec("threadpoolctl") is None:
-        return contextlib.nullcontext()
-    return importlib.import_module("threadpoolctl").threadpool_limits(1)
+        return None
+    return importlib.import_module("threadpoolctl").ThreadpoolController()
