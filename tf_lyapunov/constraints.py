@@ -246,11 +246,13 @@ class SpectralBound(keras.constraints.Constraint):
 
     def _steer(self, kernel, linear_map):
         start = None if self._start is None else self._start.value
-        steps = self.power_steps
-        sigma, _ = norm_estimate(kernel, linear_map, iterations=steps, start=start)
-        # σ ≤ max_gain gives the factor 1 exactly, NaN gives NaN.
-        scale = self.max_gain / ops.where(sigma <= self.max_gain, self.max_gain, sigma)
-        return ops.cast(ops.cast(kernel, sigma.dtype) * scale, kernel.dtype)
+        sigma, _ = norm_estimate(kernel, linear_map, iterations=self.power_steps, start=start)
+
+        def scaled():  # NaN gives NaN
+            return ops.cast(ops.cast(kernel, sigma.dtype) * (self.max_gain / sigma), kernel.dtype)
+
+        # Most steps change nothing, and copying a large kernel costs as much as the estimate.
+        return ops.cond(sigma <= self.max_gain, lambda: kernel, scaled)
 
     def get_config(self):
         return {

@@ -40,7 +40,7 @@ def _mlp(quick):
     build = functools.partial(zoo.mlp, x.shape[1:], 10, widths=[256, 128], activation="relu")
     optimizer = functools.partial(keras.optimizers.Adam, 1e-3)
     models = _models(build, optimizer, [1.5] * 3, VARIANTS)
-    seconds = _epochs(models, x[:count], y[:count], 3 if quick else 7)
+    seconds = _epochs(models, x[:count], y[:count], 3 if quick else 21)
     return _rows(f"MLP {x.shape[1]}-256-128-10 ({source}), batch 128", seconds)
 
 
