@@ -1,9 +1,10 @@
 """Measures what the README promises, as ratios within one run, and saves a table and JSON.
 
-    python scripts/benchmark.py [--only norms,overhead ...] [--quick] [--out DIR]
+    python scripts/benchmark.py [--only norms,overhead ...] [--scale] [--quick] [--out DIR]
 
 Topics are the modules of `scripts/benchmarks`, a section of `benchmark.json` each; sections that
-are not measured again stay as they are.
+are not measured again stay as they are. Topics with `SCALE = True` take long and much memory: they
+run with `--scale`, or by name.
 """
 
 import json
@@ -27,13 +28,15 @@ def main(
         list[str] | None,
         typer.Option(help=f"Of {', '.join(TOPICS)}; repeated, or with commas."),
     ] = None,
+    scale: Annotated[bool, typer.Option("--scale", help="The large networks instead.")] = False,
     quick: Annotated[bool, typer.Option(help="Smaller sizes, fewer rounds.")] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Where benchmark.json goes.")] = RESULTS,
 ):
     """Runs the benchmarks and merges them into OUT/benchmark.json."""
     from tf_lyapunov.writing import write_text
 
-    chosen = [name for names in only or TOPICS for name in names.split(",") if name]
+    default = [name for name, topic in TOPICS.items() if getattr(topic, "SCALE", False) == scale]
+    chosen = [name for names in only or default for name in names.split(",") if name]
     unknown = sorted(set(chosen) - set(TOPICS))
     if unknown:
         raise typer.BadParameter(f"Unknown topics {unknown}; choose from {list(TOPICS)}.")

@@ -26,8 +26,8 @@ def call_matrix(layer, input_shape, training=False):
     basis = np.concatenate([np.zeros((1, size)), np.eye(size)]).reshape(-1, *input_shape)
     with mock.patch.object(type(layer), "_activated", _biased):
         outputs = layer(keras.ops.cast(basis, layer.compute_dtype), training=training)
-    outputs = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float64")))
-    outputs = outputs.reshape(size + 1, -1)
+    outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float64"))
+    outputs = np.asarray(outputs, np.float64).reshape(size + 1, -1)
     return (outputs[1:] - outputs[0]).T
 
 
@@ -38,7 +38,9 @@ def _biased(layer, y):
 def effective(layer, training=False):
     """Effective weights in float64, by name."""
     values = [
-        keras.ops.convert_to_numpy(keras.ops.cast(v, "float64")) for v in layer.effective(training)
+        # JAX casts to float32 at most, unless told otherwise.
+        np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(v, "float64")), np.float64)
+        for v in layer.effective(training)
     ]
     return dict(zip(layer._effective_names, values, strict=True))
 

@@ -51,3 +51,12 @@ def test_an_infinite_figure_and_an_unknown_topic_are_refused(benchmark, monkeypa
         benchmark.main(only=None, quick=True, out=tmp_path)
     with pytest.raises(Exception, match="Unknown topics"):
         benchmark.main(only=["b"], quick=True, out=tmp_path)
+
+
+def test_the_large_networks_run_with_scale_alone(benchmark, monkeypatch, tmp_path):
+    large = topic(2.0)
+    large.SCALE = True
+    monkeypatch.setattr(benchmark, "TOPICS", {"a": topic(1.0), "large": large})
+    for scale, expected in ((False, {"a"}), (True, {"a", "large"})):
+        benchmark.main(only=None, scale=scale, quick=True, out=tmp_path)
+        assert set(json.loads((tmp_path / "benchmark.json").read_text())) == expected

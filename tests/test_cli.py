@@ -14,8 +14,8 @@ import pytest
 from tf_lyapunov.cli import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, main
 
 COMMANDS = (
-    "design", "train", "certify", "verify", "attack", "evaluate", "report", "run", "export-mat",
-    "import-mat",
+    "design", "train", "certify", "verify", "attack", "bracket", "evaluate", "report", "run",
+    "export-mat", "import-mat",
 )  # fmt: skip
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = """

@@ -56,6 +56,9 @@ def test_the_whole_of_mnist_begins_with_the_limited_one(tfds_dir):
     assert [len(full.y_train), len(full.y_val), len(full.y_test)] == [55000, 5000, 10000]
     assert np.array_equal(full.x_train[:200], data.x_train)
     assert np.array_equal(full.x_test[:200], data.x_test)
+    # More than a split holds is all of it.
+    most = datasets.load("mnist", tfds_dir, limit=20000)
+    assert [len(most.y_train), len(most.y_test)] == [20000, 10000]
 
 
 def test_the_central_crop_is_central(monkeypatch):

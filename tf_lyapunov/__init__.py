@@ -17,16 +17,42 @@ with startup.quiet():
     import keras  # noqa: F401
 
 # Importing these registers what `keras.models.load_model` must know.
-from tf_lyapunov import attacks, callbacks, constraints, layers, losses, metrics, regularizers
+from tf_lyapunov import (
+    attacks,
+    callbacks,
+    constraints,
+    layers,
+    losses,
+    metrics,
+    regularizers,
+    training,
+)
 from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain
 from tf_lyapunov.certification.layer_indices import layer_indices
 from tf_lyapunov.certification.perturbation import minimal_perturbation_lower_bound
 from tf_lyapunov.design import Design, spectral_design
+from tf_lyapunov.export import condense, export_plain
+from tf_lyapunov.growth import growth_upper_bounds
 from tf_lyapunov.projection import constrain, project
 from tf_lyapunov.theory.balls import L2, Linf
 from tf_lyapunov.theory.sectors import Indices, Sector
 
-_ON_DEMAND = ("datasets", "evaluation", "experiments", "models", "theory", "verification")
+_ON_DEMAND = (
+    "datasets",
+    "evaluation",
+    "experiments",
+    "models",
+    "planning",
+    "streams",
+    "theory",
+    "verification",
+)
+# Public name: where it is, imported when first used.
+_FUNCTIONS = {
+    "bracket": "tf_lyapunov.evaluation.bracket:bracket",
+    "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",
+    "localized_robustness": "tf_lyapunov.evaluation.localized:localized_robustness",
+}
 
 __all__ = [
     "L2",
@@ -37,8 +63,11 @@ __all__ = [
     "attacks",
     "callbacks",
     "certify",
+    "condense",
     "constrain",
     "constraints",
+    "export_plain",
+    "growth_upper_bounds",
     "layer_indices",
     "layers",
     "lipschitz_upper_bound",
@@ -49,14 +78,18 @@ __all__ = [
     "register_gain",
     "regularizers",
     "spectral_design",
+    "training",
 ]
 
 
 def __getattr__(name):
     if name in _ON_DEMAND:
         return importlib.import_module(f"tf_lyapunov.{name}")
+    if name in _FUNCTIONS:
+        module, function = _FUNCTIONS[name].split(":")
+        return getattr(importlib.import_module(module), function)
     raise AttributeError(f"module 'tf_lyapunov' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_ON_DEMAND])
+    return sorted([*globals(), *_ON_DEMAND, *_FUNCTIONS])

@@ -13,6 +13,7 @@ from tf_lyapunov.certification.linear import BatchNormScale, inference_value
 from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.certification.stages import stages as read_stages
 from tf_lyapunov.constraints import SpectralBound
+from tf_lyapunov.growth import growth_upper_bounds
 from tf_lyapunov.layers.base import refresh
 from tf_lyapunov.projection import constrained_variables, project
 from tf_lyapunov.spectral.arguments import count
@@ -40,6 +41,8 @@ class Reading:
         gain_upper_bound: float, guaranteed l2 gain of the network's logits.
         true_indices: dict, layer name to the `Indices` that its weights proved when
             `indices_every` last measured them.
+        growth: dict, layer name to a proven bound of its stage's gain at every step until the next
+            guaranteed projection (amortised stages only, where the optimizer's steps are bounded).
     """
 
     sigma: dict
@@ -48,6 +51,7 @@ class Reading:
     check: object
     gain_upper_bound: float
     true_indices: dict = dataclasses.field(default_factory=dict)
+    growth: dict = dataclasses.field(default_factory=dict)
 
     @property
     def holds(self):
@@ -60,6 +64,7 @@ class Reading:
         logs = {f"sigma/{name}": value for name, value in self.sigma.items()}
         logs |= {f"sigma_upper_bound/{n}": value for n, value in self.sigma_upper_bound.items()}
         logs |= {f"budget/{name}": value for name, value in self.budget.items()}
+        logs |= {f"growth_upper_bound/{n}": value for n, value in self.growth.items()}
         logs["gain_upper_bound"] = self.gain_upper_bound
         if self.check is not None:
             logs["cascade_margin"] = float(self.check.margin)
@@ -79,8 +84,10 @@ class LyapunovMonitor(keras.callbacks.Callback):
     below, logged as `sigma/<layer>`) and the guaranteed bound (`sigma_upper_bound/<layer>`), and
     checks with the latter the design's cascade matrix. Logged beside: `budget/<layer>`,
     `delta/<layer>`, `nu/<layer>` (indices implied by the norms), `cascade_margin`,
-    `gain_upper_bound`, and with `indices_every` the tighter `true_delta/<layer>` (the same δ when
-    measured) and `true_nu/<layer>`.
+    `gain_upper_bound`; with `guarantee="monitor"`, where the optimizer's steps are bounded (Adam,
+    AdamW, RMSprop, SGD with clipped gradients), `growth_upper_bound/<layer>`, which no step until
+    the next guaranteed projection takes the stage's gain past; and with `indices_every` the
+    tighter `true_delta/<layer>` (the same δ when measured) and `true_nu/<layer>`.
 
     It projects the constrained kernels before every evaluation, at the last step of every epoch
     (hence before callbacks that save at the end of an epoch), at the end of training, and every k
@@ -222,7 +229,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
             self._read_structure()
         self._sync()
         refresh(self.model)
-        sigma, bound, budget = {}, {}, {}
+        sigma, bound, budget, stored = {}, {}, {}, {}
         for stage in self._stages:
             fixed = stage.pre_gain * stage.post_gain
             around = fixed * _normalization_gain(stage)
@@ -233,7 +240,11 @@ class LyapunovMonitor(keras.callbacks.Callback):
                     kernel, linear_map, self.iterations, self._vectors.get(key)
                 )
                 estimates.append(estimate)
-                bounds.append(_guaranteed_bound(kernel, linear_map))
+                # Of the kernel that computes: a cast to 16 bits may take it past its budget.
+                used = inference_value(kernel, stage.layer.compute_dtype)
+                bounds.append(_guaranteed_bound(used, linear_map))
+                if stage.layer.compute_dtype == kernel.dtype:
+                    stored[kernel.path] = bounds[-1]
                 if isinstance(kernel.constraint, SpectralBound):
                     budgets.append(kernel.constraint.max_gain)
             sigma[stage.name] = float(np.prod(estimates)) * around
@@ -244,7 +255,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
         if self.design is not None:
             check = self.design.check(list(bound.values()), distances=self._distances())
         gain = self._gain(bound, check)
-        return Reading(sigma, bound, budget, check, gain, dict(self._true_indices))
+        growth = self._growth(stored)
+        return Reading(sigma, bound, budget, check, gain, dict(self._true_indices), growth)
 
     def summary(self, reading):
         """One line: what is proved, the gain, and the stages closest to budget and indices."""
@@ -349,6 +361,23 @@ class LyapunovMonitor(keras.callbacks.Callback):
         if self._is_chain and check is not None and check.holds:
             return min(gain, float(check.gain_upper_bound))
         return gain
+
+    def _growth(self, norms):
+        """Stage name to its gain's bound until the next projection, where all of it is known."""
+        if getattr(self.model, "optimizer", None) is None:
+            return {}
+        try:
+            grown = growth_upper_bounds(self.model, norms=norms)
+        except ValueError:  # nothing bounds the optimizer's steps
+            return {}
+        found = {}
+        for stage in self._stages if grown else ():
+            paths = [kernel.path for kernel, _ in stage.maps]
+            if any(path in grown for path in paths) and all(path in norms for path in paths):
+                gains = [grown.get(path, norms[path]) for path in paths]
+                around = stage.pre_gain * stage.post_gain * _normalization_gain(stage)
+                found[stage.name] = _up(float(np.prod(gains)) * around)
+        return found
 
     def _judge(self, reading):
         if reading.holds or self.on_violation == "ignore":

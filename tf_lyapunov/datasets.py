@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,11 @@ PREPARED = {
     "cifar100": (100, 5000, 28),
     "svhn_cropped": (10, 5000, 28),
 }
-NAMES = EMBEDDED + tuple(PREPARED)
+# Read from their files as they are needed, by `streams`.
+STREAMED = ("imagenet2012",)
+NAMES = (*EMBEDDED, *PREPARED, *STREAMED)
+# Our names of corruptions that TensorFlow Datasets calls otherwise.
+_RELEASED = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def load(
         seed: seed of the synthetic set "blobs"; the others do not depend on it.
 
     Returns:
-        A `Dataset`.
+        A `Dataset`; of "imagenet2012" a `streams.ImageStream`, with `crop` as the images' side.
 
     Raises:
         DatasetNotFound: the name is unknown, or the files are missing, incomplete or damaged.
@@ -117,10 +122,14 @@ def load(
         return _limited(_digits(180 if validation is None else validation), limit)
     if name == "blobs":
         return _limited(_blobs(40 if validation is None else validation, seed), limit)
-    classes, held_out, default_crop = PREPARED[name]
     directory = _data_dir(data_dir)
     if download:
         _download(name, directory)
+    if name in STREAMED:
+        from . import streams
+
+        return streams.load(name, data_dir, validation=validation, size=crop, limit=limit)
+    classes, held_out, default_crop = PREPARED[name]
     held_out = held_out if validation is None else validation
     needed = None if limit is None else held_out + limit
     x_test, y_test, x_train, y_train = _read_prepared(name, directory, needed)
@@ -144,6 +153,47 @@ def load(
         preprocessing="x/255 - 0.5" + (f", central {crop}×{crop} crop" if crop else ""),
         pixel_range=(-0.5, 0.5),
     )
+
+
+def released_corruptions(
+    data: Dataset, data_dir: str | os.PathLike | None = None, *, limit: int | None = None
+) -> Callable[[str, int], tuple[np.ndarray, np.ndarray]]:
+    """The released CIFAR-10-C images, for `evaluate_suite(..., released=...)`.
+
+    Read from a prepared TensorFlow Datasets directory, `cifar10_corrupted/<name>_<severity>`;
+    nothing is downloaded.
+
+    Args:
+        data: CIFAR-10; the images come in its units and with its central crop.
+        data_dir: as in `load`.
+        limit: only the first so many test images.
+
+    Returns:
+        A function from (corruption, severity), as named in `evaluation.corruptions`, to images and
+        labels. It raises `DatasetNotFound` where they are not prepared.
+
+    Raises:
+        ValueError: for another data set.
+
+    Example:
+
+    >>> released_corruptions(load("digits"))
+    Traceback (most recent call last):
+        ...
+    ValueError: The released corruptions are of cifar10. Received: data set 'digits'.
+    """
+    if data.name != "cifar10":
+        raise ValueError(
+            f"The released corruptions are of cifar10. Received: data set {data.name!r}."
+        )
+    directory = _data_dir(data_dir)
+
+    def read(corruption, severity):
+        name = f"cifar10_corrupted/{_RELEASED.get(corruption, corruption)}_{severity}"
+        images, labels = _read_prepared(name, directory, limit, splits=("test",))
+        return _pixels(images, data.input_shape[0]), labels
+
+    return read
 
 
 def _limited(data: Dataset, limit: int | None) -> Dataset:
@@ -239,10 +289,30 @@ def _data_dir(data_dir: str | os.PathLike | None) -> Path:
     return Path(data_dir).expanduser()
 
 
+def prepared_directory(name: str, data_dir: str | os.PathLike | None = None) -> Path:
+    """Where the newest prepared version of a data set lies.
+
+    Raises:
+        DatasetNotFound: it is not there; the message says how to get it.
+    """
+    return _version_directory(name, _data_dir(data_dir))
+
+
 def _how_to_get(name: str, directory: Path) -> str:
+    if name == "imagenet2012":
+        return (
+            "ImageNet is not downloaded by any program: register at image-net.org, put "
+            "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into "
+            f"{directory / 'downloads' / 'manual'}, and prepare them once (300 GB of disk, hours) "
+            f"by `python -m tensorflow_datasets.scripts.cli.main build {name} --data_dir "
+            f"{directory} --manual_dir {directory / 'downloads' / 'manual'}`; or point "
+            "`--data-dir` (or the variable TFDS_DATA_DIR) to a directory that holds "
+            f"{name}/<version>/."
+        )
+    train = f"`tf-lyapunov train CONFIG --download --data-dir {directory}` or "
     return (
-        f"Prepare it once, with a network, by `tf-lyapunov train CONFIG --download --data-dir "
-        f"{directory}` or `python -m tensorflow_datasets.scripts.cli.main build {name} "
+        f"Prepare it once, with a network, by {train if name in PREPARED else ''}"
+        f"`python -m tensorflow_datasets.scripts.cli.main build {name} "
         f"--data_dir {directory}`; or point `--data-dir` (or the variable TFDS_DATA_DIR) to a "
         f"directory that holds {name}/<version>/."
     )
@@ -273,7 +343,8 @@ def _version_directory(name: str, directory: Path) -> Path:
     )
 
 
-def _tfds():
+def import_tfds():
+    """tensorflow_datasets, or DatasetNotFound with what to install."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -284,18 +355,18 @@ def _tfds():
     return tfds
 
 
-def _read_prepared(name: str, directory: Path, limit: int | None = None):
-    """Images and labels of the test and training splits, in the order of the files."""
+def _read_prepared(name: str, directory: Path, limit: int | None = None, splits=("test", "train")):
+    """Images and labels of each split in turn, in the order of the files."""
     path = _version_directory(name, directory)
-    tfds = _tfds()
+    tfds = import_tfds()
     try:
         builder = tfds.builder_from_directory(str(path))
         parts = []
-        for split in ("test", "train"):
+        for split in splits:
             expected = builder.info.splits[split].num_examples
             expected = expected if limit is None else min(limit, expected)
             batch = builder.as_dataset(
-                split=split if limit is None else f"{split}[:{limit}]",
+                split=split if limit is None else f"{split}[:{expected}]",
                 shuffle_files=False,
                 batch_size=-1,
                 # One file after the other: the order of the examples is that of the files.
@@ -323,7 +394,7 @@ def _download(name: str, directory: Path) -> None:
         return
     except DatasetNotFound:
         pass
-    tfds = _tfds()
+    tfds = import_tfds()
     try:
         tfds.builder(name, data_dir=str(directory)).download_and_prepare()
     except KeyboardInterrupt:
@@ -396,7 +467,7 @@ class Batches(keras.utils.PyDataset):
 
     def epoch_callback(self) -> keras.callbacks.Callback:
         """Callback that tells this data set the epoch number; needed with `initial_epoch`."""
-        return _EpochNumber(self)
+        return EpochNumber(self)
 
     def __len__(self) -> int:
         return -(-len(self.x) // self.batch_size)
@@ -406,8 +477,10 @@ class Batches(keras.utils.PyDataset):
         return self.x[rows], self.y[rows]
 
 
-class _EpochNumber(keras.callbacks.Callback):
-    def __init__(self, batches: Batches):
+class EpochNumber(keras.callbacks.Callback):
+    """Tells batches which epoch begins, by their `set_epoch`."""
+
+    def __init__(self, batches):
         super().__init__()
         self.batches = batches
 

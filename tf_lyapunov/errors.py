@@ -53,3 +53,7 @@ class ProofFileError(ValueError):
 
 class RunDirectoryError(ValueError):
     """A run directory cannot be written, or holds another run that must not be overwritten."""
+
+
+class DistributionError(RuntimeError):
+    """A worker did not come, was lost in training, or holds other weights than the chief."""

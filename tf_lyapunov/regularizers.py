@@ -6,6 +6,7 @@ from keras import ops
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, count, finite, from_known, positive
 from tf_lyapunov.spectral.geometry import Geometry, single_map
 from tf_lyapunov.spectral.norms import spectral_norm
+from tf_lyapunov.spectral.row_sums import row_sum_bound
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -104,6 +105,51 @@ class SpectralPenalty(keras.regularizers.Regularizer):
             **self.geometry.get_config(),
             "iterations": self.iterations,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        return from_known(cls, config, cls().get_config())
+
+
+@keras.saving.register_keras_serializable(package="tf_lyapunov")
+class RowSumPenalty(keras.regularizers.Regularizer):
+    """Penalise the row-sum bound of a kernel beyond a gain.
+
+        penalty = factor · max(0, b(W) - max_gain²)                                        (1)
+
+    with b of `row_sum_bound`: where it vanishes, the gain of the map is at most `max_gain`. A
+    penalty pulls and guarantees nothing; for a guarantee, and a tighter one, add
+    `constraints.SpectralBound`.
+
+    Args:
+        factor: non-negative float.
+        max_gain: positive float.
+        groups: groups of a grouped convolution.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+
+    >>> import numpy as np
+    >>> float(RowSumPenalty(0.5)(np.diag([2.0, 1.0]).astype("float32")))
+    1.5
+
+    Reference: Qian and Wegman (ICLR 2019), section 2.1.
+    """
+
+    def __init__(self, factor=1e-2, max_gain=1.0, groups=1):
+        self.factor = finite("factor", factor)
+        if self.factor < 0:
+            raise ValueError(f"`factor` must not be negative. Received: factor={factor}.")
+        self.max_gain = positive("max_gain", max_gain, GAIN_RANGE)
+        self.groups = count("groups", groups)
+
+    def __call__(self, kernel):
+        return self.factor * ops.relu(row_sum_bound(kernel, self.groups) - self.max_gain**2)
+
+    def get_config(self):
+        return {"factor": self.factor, "max_gain": self.max_gain, "groups": self.groups}
 
     @classmethod
     def from_config(cls, config):

@@ -64,6 +64,13 @@ def test_two_class_linear_models_are_broken_at_the_closed_form_distance(attack, 
     assert np.all(result.distance <= expected * (1 + tol) + rounding)
 
 
+def test_inputs_of_one_number_are_attacked():
+    model = linear(np.array([[0.0, 1.0]]), np.array([0.1, 0.0]))
+    for attack in (DeepFool(), DDN(steps=30), MinimalFGV()):
+        found = attack(model, np.array([[0.5]], "float32")).distance
+        np.testing.assert_allclose(found, 0.4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("attack", [DeepFool(), DeepFool(Linf), CarliniWagner()], ids=repr)
 def test_with_many_classes_the_nearest_boundary_is_found_not_the_likeliest_class(attack):
     weights = points(5, 4, seed=1) * np.array([1.0, 0.2, 3.0, 1.0], np.float32)

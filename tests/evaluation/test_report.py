@@ -180,6 +180,7 @@ EVIDENCE = {
     "rows": "0.2 100.0% 50.0% 75.0%",
     "gain": "largest measured 1.1",
     "attacks": "PGD-40 : norm l2, steps 40",
+    "bracket": "the 3 inputs that attacks changed, of 4",
     "notes": "A note of its own.",
     "seconds": "seconds, certification 12.5",
 }
@@ -195,6 +196,7 @@ def told_results():
         config={"seed": 4711},
         versions={"keras": "3.15.1"},
         attacks=[{"name": "PGD-40", "norm": "l2", "steps": 40}],
+        bracket={"summary": {"inputs": 4, "found": 3, "lower": [0.05, 0.06, 0.07]}},
         notes=["A note of its own."],
         seconds={"certification": 12.5},
     )

@@ -16,7 +16,7 @@ import pytest
 
 from tf_lyapunov import datasets
 from tf_lyapunov.errors import ConfigError, RunDirectoryError
-from tf_lyapunov.experiments import files, training
+from tf_lyapunov.experiments import files, objectives, training
 from tf_lyapunov.experiments.modelfile import load_model
 from tf_lyapunov.experiments.reading import parse_config
 
@@ -244,7 +244,7 @@ def test_a_model_that_does_not_fit_the_data_is_a_configuration_error():
 
 
 def test_the_triangular_schedule_has_its_corners():
-    schedule = training.PiecewiseLinear([0, 4, 8, 10], [0.0, 1.0, 0.05, 0.0])
+    schedule = objectives.PiecewiseLinear([0, 4, 8, 10], [0.0, 1.0, 0.05, 0.0])
     rates = [
         float(keras.ops.convert_to_numpy(schedule(step))) for step in (0, 2, 4, 6, 8, 9, 10, 99)
     ]
@@ -257,7 +257,7 @@ def test_the_triangular_schedule_has_its_corners():
 SCRIPT = """
 import os, sys
 from tf_lyapunov import datasets
-from tf_lyapunov.experiments import files, training
+from tf_lyapunov.experiments import files, objectives, training
 from tf_lyapunov.experiments.reading import parse_config
 for line in sys.stdin:
     child = os.fork()

@@ -159,7 +159,7 @@ class _DeepFool:
             step = to_plane(point, normal, value, self.norm, low, high, self.boxed)
             going = ops.logical_not(found | stuck)[:, None]
             change = ops.where(going, change + step, change)
-            moved = clip(x + (1 + overshoot) * change, low, high, self.boxed)
+            moved = clip(x + (1 + overshoot[0]) * change, low, high, self.boxed)
             return i + 1, change, ops.where(going, moved, point), found, stuck
 
         found = self.gap.of(logits, labels) > 0

@@ -19,7 +19,13 @@ from tf_lyapunov.certification.chains import (
     norm_up,
     normal_form,
 )
-from tf_lyapunov.certification.lipsdp import check_size, lipsdp, lipsdp_problem, split
+from tf_lyapunov.certification.lipsdp import (
+    check_size,
+    estimated_cost,
+    lipsdp,
+    lipsdp_problem,
+    split,
+)
 from tf_lyapunov.certification.multipliers import ChainBound, as_chain
 from tf_lyapunov.certification.sdp import verified_point
 
@@ -269,7 +275,7 @@ def with_blocks(network, *, seconds=30.0):
 
     Args:
         network: `Network`.
-        seconds: time budget for all blocks together; those beyond it stay as they are.
+        seconds: time budget for all blocks together; those that would exceed it stay as they are.
 
     Returns:
         `Network` whose composed gains are never larger.
@@ -278,12 +284,12 @@ def with_blocks(network, *, seconds=30.0):
     nodes, readable = _readable(network)
     replaced = {}
 
-    def gain_of(bound, *args, **options):
+    def gain_of(bound, chain, **options):
         left = seconds - (time.monotonic() - begin)
-        if left <= 0:
+        if estimated_cost(chain.widths)[0] > left:  # a decomposition cannot be cut short
             return None
         try:
-            return bound(*args, seconds=left, **options).gain_upper_bound
+            return bound(chain, seconds=left, **options).gain_upper_bound
         except ValueError:  # too large: composed as before
             return None
 

@@ -1,4 +1,4 @@
-"""Command line: design, train, certify, attack, evaluate, report, and run for all of them.
+"""Command line: design, train, certify, attack, bracket, evaluate, report, run, and plan.
 
 Exit codes: 0 done, 1 a required claim is not proved, 2 bad input, 130 interrupted. Messages and
 progress go to stderr; stdout carries the result, with `--json` one JSON object and nothing else.
@@ -6,15 +6,18 @@ progress go to stderr; stdout carries the result, with `--json` one JSON object 
 
 from .application import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, app
 from .attacking import attack
+from .bracketing import bracket
 from .certifying import certify, verify
 from .designing import design
 from .entry import main
 from .evaluating import evaluate
 from .exchange import export_mat, import_mat
 from .experiments import report, run, train
+from .planning import plan
 
 for command in (
-    design, train, certify, verify, attack, evaluate, report, run, export_mat, import_mat,
+    design, train, certify, verify, attack, bracket, evaluate, report, run, plan, export_mat,
+    import_mat,
 ):  # fmt: skip
     app.command()(command)
 

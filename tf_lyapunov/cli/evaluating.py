@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,6 @@ from ..terminal import emit, print_rows, say, work
 from .application import Data, DataDir, Download, Json, Out, Replace, Samples, Split, Target
 
 _SUITE = "Suite"
-_RELEASED_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
 
 
 def evaluate(
@@ -143,6 +143,7 @@ def evaluate(
 
 def _suite(opened, chosen, split, samples, radii, data_dir) -> dict:
     from ..attacks import PGD
+    from ..datasets import released_corruptions
     from ..evaluation.suite import evaluate_suite, load_suite
     from ..theory.balls import Linf
 
@@ -157,6 +158,7 @@ def _suite(opened, chosen, split, samples, radii, data_dir) -> dict:
     baseline = None if chosen["--baseline"] is None else load_suite(chosen["--baseline"])
     x, y = opened.arrays(split, samples)
     bounds = opened.data.pixel_range
+    bounds = bounds if math.isfinite(bounds[1] - bounds[0]) else None
     options = {
         "include": chosen["--only"],
         "corruptions": chosen["--corruption"],
@@ -171,7 +173,7 @@ def _suite(opened, chosen, split, samples, radii, data_dir) -> dict:
             PGD(Linf(r), steps=10, step=r / 4, random_start=True, bounds=bounds) for r in radii
         ]
     if chosen["--released"]:
-        options["released"] = released_corruptions(opened.data, x.shape[1:], samples, data_dir)
+        options["released"] = released_corruptions(opened.data, data_dir, limit=samples)
     result = evaluate_suite(
         opened.model,
         x,
@@ -213,51 +215,3 @@ def _print_suite(found: dict) -> None:
         if value is not None:
             typer.echo(f"{name}: {value if isinstance(value, str) else format(value, '.4f')}")
     typer.echo(f"Written to {found['suite']}")
-
-
-def released_corruptions(data, shape, samples, data_dir):
-    """Function from (corruption, severity) to the released images and labels, in the data's units.
-
-    Args:
-        data: `Dataset` of CIFAR-10.
-        shape: shape of one image, up to (32, 32, 3); smaller ones are central crops.
-        samples: only the first so many, or None.
-        data_dir: TensorFlow Datasets directory; nothing is downloaded.
-
-    Raises:
-        ValueError: for other data; when called, if the arrays are not prepared.
-    """
-    if data.name != "cifar10":
-        raise ValueError(
-            f"The released corruptions are of cifar10. Received: --released for {data.name!r}."
-        )
-    low, high = data.pixel_range
-
-    def load(name, severity):
-        import tensorflow_datasets as tfds
-
-        config = f"cifar10_corrupted/{_RELEASED_NAMES.get(name, name)}_{severity}"
-        try:
-            images, labels = tfds.as_numpy(
-                tfds.load(
-                    config,
-                    split="test",
-                    data_dir=data_dir,
-                    download=False,
-                    batch_size=-1,
-                    as_supervised=True,
-                )
-            )
-        except Exception as error:
-            raise ValueError(
-                f"{config} is not prepared here ({type(error).__name__}). Prepare it with TFDS, or "
-                "leave out `--released`."
-            ) from error
-        images, labels = images[:samples], labels[:samples]
-        top, left = (
-            (have - want) // 2 for have, want in zip(images.shape[1:3], shape, strict=False)
-        )
-        images = images[:, top : top + shape[0], left : left + shape[1]]
-        return images.astype("float32") / 255 * (high - low) + low, labels
-
-    return load

@@ -31,12 +31,30 @@ def _read_config(path: Path, epochs: int | None, overrides: list[str] | None):
     return load_config(path, extra)
 
 
+def _run_path(config, run_dir: Path | None) -> Path:
+    return run_dir if run_dir is not None else Path("runs", config.name)
+
+
 @contextlib.contextmanager
 def _open_run(config, run_dir: Path | None, resume: bool, overwrite: bool):
     from ..experiments.files import RunDirectory
 
-    path = run_dir if run_dir is not None else Path("runs", config.name)
+    path = _run_path(config, run_dir)
     with RunDirectory(path).open(resume=resume, overwrite=overwrite) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _train_run(execution, config, run_dir: Path | None, resume: bool, overwrite: bool):
+    """The run directory: the chief opens it, the other workers only read it."""
+    if execution.strategy == "multiworker":
+        from ..experiments.files import RunDirectory
+        from ..experiments.rendezvous import Cluster
+
+        if not Cluster.from_environment().is_chief:
+            yield RunDirectory(_run_path(config, run_dir))
+            return
+    with _open_run(config, run_dir, resume, overwrite) as run:
         yield run
 
 
@@ -49,14 +67,43 @@ def train(
     set_: Set = None,
     data_dir: DataDir = None,
     download: Download = False,
+    strategy: Annotated[str, typer.Option(help="none, mirrored, multiworker or tpu.")] = "none",
+    devices: Annotated[
+        int | None, typer.Option(help="Replicas in this process. Default: one per GPU, else one.")
+    ] = None,
+    scaling: Annotated[
+        str,
+        typer.Option(help="Global batch and learning rate by replicas: none, linear, sqrt, auto."),
+    ] = "none",
+    worker_timeout: Annotated[
+        float, typer.Option(help="Seconds in which all workers of TF_CONFIG must come.")
+    ] = 60.0,
+    tpu: Annotated[str, typer.Option(help="Name or address of the TPU.")] = "",
+    precision: Annotated[
+        str, typer.Option(help="float32, mixed_bfloat16 or mixed_float16.")
+    ] = "float32",
+    jit: Annotated[bool, typer.Option("--jit", help="Compile training steps with XLA.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Only kernels that repeat their bits.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Train the model of an experiment under its claim; a kill at any moment loses one epoch.
 
     Example: [bold]tf-lyapunov train configs/lyapunov/digits.yaml --resume[/bold]
+
+    On two GPUs: [bold]tf-lyapunov train CONFIG --strategy mirrored --scaling auto[/bold]
     """
     experiment = _read_config(config, epochs, set_)
-    with work(json_), _open_run(experiment, run_dir, resume, overwrite) as run:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(work(json_))
+        from ..experiments.execution import Execution
+
+        execution = Execution(
+            strategy, devices, scaling, worker_timeout, tpu, precision, jit, deterministic
+        )
+        opened = _train_run(execution, experiment, run_dir, resume, overwrite)
+        run = stack.enter_context(opened)
         from ..experiments import runner
 
         with Progress() as progress:
@@ -66,6 +113,7 @@ def train(
                 resume=resume,
                 data_dir=data_dir,
                 download=download,
+                execution=execution,
                 on_epoch=progress,
                 say=say,
             )

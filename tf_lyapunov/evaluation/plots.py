@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lyapunov.evaluation import wording
+from tf_lyapunov.evaluation import perturbation_plots, wording
 from tf_lyapunov.evaluation.drawing import (
     THEMES,
     data_url,
@@ -362,6 +362,8 @@ def _available(results):
             _accuracy_alt(rows),
             lambda theme: accuracy_by_radius(rows, curve=curve, theme=theme),
         )
+    if results.bracket:
+        yield from perturbation_plots.report_entries(results.bracket)
     bound = wording.proved_gain_of(results)
     # Gain times radius bounds the change within l2 balls, not within others of the same radius.
     others = wording.attacks_outside_l2(results)

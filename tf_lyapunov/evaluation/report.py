@@ -50,6 +50,7 @@ class Results:
         gain: "upper_bound" (proved), "claimed", "measured_max", "measured_mean",
             "measured_by" (text); any may be absent.
         attacks: one dict an attack: "name" and any settings, e.g. "norm", "steps", "step".
+        bracket: `Bracket.record(x)`: lower bounds beside the smallest perturbations found.
         notes: sentences shown to the reader as they are.
         seconds: {"training": s, "certification": s, "attack": s}.
 
@@ -73,6 +74,7 @@ class Results:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     gain: dict[str, Any] = dataclasses.field(default_factory=dict)
     attacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    bracket: dict[str, Any] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 

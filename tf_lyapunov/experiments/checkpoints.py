@@ -62,12 +62,10 @@ def training_variables(model) -> list:
 
 def snapshot(model, epoch: int, history: Sequence[dict], state: dict, identity: dict) -> Checkpoint:
     """Copy the training state of a compiled model."""
-    import keras
-
     variables = training_variables(model)
     return Checkpoint(
         epoch=epoch,
-        variables=[np.array(keras.ops.convert_to_numpy(v.value), copy=True) for v in variables],
+        variables=[np.array(v.numpy(), copy=True) for v in variables],
         names=[v.path for v in variables],
         history=[dict(row) for row in history],
         state=state,

@@ -2,105 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, Strict, model_validator
+
+from .architectures import Architecture
+from .fields import Count, Flag, NotNegative, Positive, Rate, Real, Section, number
 
 
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as text and pydantic reads true as 1: allow the first, refuse the second.
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-Integer = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Positive = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, gt=0)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, ge=0)]
-Rate = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-Flag = Annotated[bool, Strict()]
-Activation = Literal[
-    "relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus", "linear"
-]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetConfig(_Section):
+class DatasetConfig(Section):
     """Which data, and how much of it."""
 
     name: Literal[
-        "digits", "blobs", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped"
+        "digits",
+        "blobs",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "svhn_cropped",
+        "imagenet2012",
     ]
     validation: Count | None = None
     crop: Count | None = None
     limit: Count | None = None
+    # What is subtracted from the pixels: one half, or each channel's mean over the training split.
+    centre: Literal["half", "channel_mean"] = "half"
+    # Of data read from files while training (imagenet2012); see `streams.load`.
+    on_damage: Literal["refuse", "skip"] = "refuse"
+    cache: str | None = None
+    deterministic: Flag = True
 
 
-class MlpConfig(_Section):
-    """Arguments of `models.mlp`."""
-
-    name: Literal["mlp"]
-    widths: list[Count] = [50, 20]
-    activation: Activation = "leaky_relu"
-    negative_slope: Real = 0.1
-    dropout: Rate = 0.0
-    batch_norm: Flag = False
-
-
-class ResidualMlpConfig(_Section):
-    """Arguments of `models.residual_mlp`."""
-
-    name: Literal["residual_mlp"]
-    width: Count = 64
-    blocks: Count = 2
-    activation: Activation = "leaky_relu"
-    negative_slope: Real = 0.1
-
-
-class CnnConfig(_Section):
-    """Arguments of `models.cnn`."""
-
-    name: Literal["cnn"]
-    filters: Annotated[list[Count], Field(min_length=1)] = [16, 32]
-    kernel_size: Count = 4
-    strides: Count = 2
-    widths: list[Count] = [100]
-    activation: Activation = "relu"
-    negative_slope: Real = 0.1
-    padding: Literal["same", "valid"] = "same"
-    dropout: Rate = 0.0
-    batch_norm: Flag = False
-
-
-class AlexNetConfig(_Section):
-    """Arguments of `models.alexnet_cifar`."""
-
-    name: Literal["alexnet_cifar"]
-    activation: Activation = "leaky_relu"
-    negative_slope: Real = 0.1
-
-
-class IndicesConfig(_Section):
+class IndicesConfig(Section):
     """Passivity indices of one layer."""
 
     delta: Real
     nu: Real
 
 
-class ClaimConfig(_Section):
+class ClaimConfig(Section):
     """What the network shall be proved to be: IIFOFP(delta, nu), or a plain l2 gain."""
 
     delta: Real | None = None
@@ -116,30 +58,54 @@ class ClaimConfig(_Section):
         return self
 
 
-class LayersConfig(_Section):
+class LayersConfig(Section):
     """Choices about single layers, from the input on."""
 
     indices: list[IndicesConfig] | None = None
     weights: list[Positive] | None = None
     budgets: list[Positive] | None = None
+    # One budget for every stage.
+    uniform: Positive | None = None
+    # "kernel": budgets set by hand bound the kernels alone, as published; what follows a kernel
+    # (overlapping pools, response normalization) then adds its own gain.
+    scope: Literal["stage", "kernel"] = "stage"
     smallest_singular_values: list[NotNegative] | None = None
 
     @model_validator(mode="after")
     def _budgets_alone(self):
         others = (self.indices, self.weights, self.smallest_singular_values)
-        if self.budgets is not None and any(value is not None for value in others):
+        if self.by_hand and any(value is not None for value in others):
             raise ValueError("`budgets` are final: give no indices, weights or singular values")
+        if self.budgets is not None and self.uniform is not None:
+            raise ValueError("must hold `budgets` or `uniform`, not both")
+        return self
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the bounds are set by hand."""
+        return self.budgets is not None or self.uniform is not None
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the whole run, as a function of the step number only."""
+
+    # triangular: [0, 0.4, 0.8, 1]·T → [0, 1, 1/20, final_fraction]·learning_rate;
+    # multistep: times `factor` after each share of the steps in `milestones`.
+    name: Literal["constant", "cosine", "triangular", "multistep"] = "constant"
+    final_fraction: NotNegative = 0.0
+    milestones: list[Annotated[float, BeforeValidator(number), Field(gt=0, lt=1)]] = Field(
+        [0.5, 0.75]
+    )
+    factor: Annotated[float, BeforeValidator(number), Field(gt=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _increasing(self):
+        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
+            raise ValueError(f"`milestones` must increase, not {self.milestones}")
         return self
 
 
-class ScheduleConfig(_Section):
-    """Learning rate over the whole run, as a function of the step number only."""
-
-    name: Literal["constant", "cosine", "triangular"] = "constant"
-    final_fraction: NotNegative = 0.0
-
-
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """Optimizer and its learning rate."""
 
     name: Literal["adam", "sgd", "adamw", "rmsprop"] = "adam"
@@ -154,7 +120,7 @@ class OptimizerConfig(_Section):
         return self
 
 
-class CrossEntropyConfig(_Section):
+class CrossEntropyConfig(Section):
     """`losses.TemperatureCrossEntropy`; temperature 1 and margin 0 are plain cross-entropy."""
 
     name: Literal["cross_entropy"]
@@ -162,31 +128,128 @@ class CrossEntropyConfig(_Section):
     margin: NotNegative = 0.0
 
 
-class MultiMarginConfig(_Section):
+class MultiMarginConfig(Section):
     """`losses.MultiMargin`."""
 
     name: Literal["multi_margin"]
     margin: Positive = 0.7
 
 
-class TrainingConfig(_Section):
+class HingeMarginConfig(Section):
+    """`losses.HingeMargin`."""
+
+    name: Literal["hinge_margin"]
+    min_margin: Positive = 1.0
+
+
+class KRConfig(Section):
+    """`losses.KR`."""
+
+    name: Literal["kr"]
+
+
+class HKRConfig(Section):
+    """`losses.HKR`."""
+
+    name: Literal["hkr"]
+    alpha: NotNegative = 10.0
+    min_margin: Positive = 1.0
+
+
+class MulticlassHingeConfig(Section):
+    """`losses.MulticlassHinge`; a positive tau is the soft form."""
+
+    name: Literal["multiclass_hinge"]
+    min_margin: Positive = 1.0
+    soft_hinge_tau: NotNegative = 0.0
+
+
+class MulticlassHKRConfig(Section):
+    """`losses.MulticlassHKR`; a positive tau is the soft form."""
+
+    name: Literal["multiclass_hkr"]
+    alpha: NotNegative = 10.0
+    min_margin: Positive = 1.0
+    soft_hinge_tau: NotNegative = 0.0
+
+
+class LossAnnealingConfig(Section):
+    """`losses.LossAnnealing`."""
+
+    name: Literal["loss_annealing"]
+    temperature: Positive = 0.75
+    offset: NotNegative = 2.0
+    beta: NotNegative = 5.0
+
+    @model_validator(mode="after")
+    def _differentiable(self):
+        if 0 < self.beta < 1:
+            raise ValueError("`beta` must be 0 or at least 1")
+        return self
+
+
+class CertificateRegularizationConfig(Section):
+    """`losses.CertificateRegularization` of another loss."""
+
+    name: Literal["certificate_regularization"]
+    gamma: NotNegative = 0.5
+    gain: Positive = 1.0
+    loss: Annotated[CrossEntropyConfig | MultiMarginConfig, Field(discriminator="name")] = (
+        CrossEntropyConfig(name="cross_entropy")
+    )
+
+
+Loss = Annotated[
+    CrossEntropyConfig
+    | MultiMarginConfig
+    | HingeMarginConfig
+    | KRConfig
+    | HKRConfig
+    | MulticlassHingeConfig
+    | MulticlassHKRConfig
+    | LossAnnealingConfig
+    | CertificateRegularizationConfig,
+    Field(discriminator="name"),
+]
+
+
+class AugmentationConfig(Section):
+    """Random changes of the training images: shifts of up to `crop` pixels, reflections."""
+
+    crop: Annotated[int, Strict(), Field(ge=0)] = 0
+    flip: Flag = False
+
+
+class AdversarialConfig(Section):
+    """`training.AdversarialModel`: training on inputs that an attack has changed."""
+
+    name: Literal["fgm", "pgd"] = "fgm"
+    norm: Literal["l2", "linf"] = "l2"
+    radius: Positive
+    steps: Count = 10
+    relative_step: Positive | None = None
+    random_start: Flag = False
+    mix: Annotated[float, BeforeValidator(number), Field(gt=0, le=1)] = 1.0
+
+
+class TrainingConfig(Section):
     """How to train."""
 
     epochs: Count = 20
     batch_size: Count = 128
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss: Annotated[CrossEntropyConfig | MultiMarginConfig, Field(discriminator="name")] = (
-        CrossEntropyConfig(name="cross_entropy")
-    )
+    loss: Loss = CrossEntropyConfig(name="cross_entropy")
+    augmentation: AugmentationConfig = AugmentationConfig()
+    adversarial: AdversarialConfig | None = None
     weight_decay: NotNegative = 0.0
     guarantee: Literal["step", "monitor"] = "step"
     every: Count = 50
-    stop_at_accuracy: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
+    stop_at_accuracy: Annotated[float, BeforeValidator(number), Field(gt=0, le=1)] | None = None
     stop_window: Count = 5
     steps_per_execution: Count = 1
 
 
-class AttackConfig(_Section):
+class AttackConfig(Section):
     """One attack, run at every radius."""
 
     name: Literal["pgd", "fgm"]
@@ -205,29 +268,27 @@ class AttackConfig(_Section):
         return self
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(Section):
     """A whole experiment: data, model, claim, training, and what to measure."""
 
     name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     title: str = ""
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**31)] = 0
     dataset: DatasetConfig
-    model: Annotated[
-        MlpConfig | ResidualMlpConfig | CnnConfig | AlexNetConfig, Field(discriminator="name")
-    ]
+    model: Architecture
     claim: ClaimConfig | None = None
     rule: Literal["sound", "conic", "lyapunov", "dissipativity"] = "sound"
     variant: str | None = None
     square_root: Flag = False
     layers: LayersConfig = LayersConfig()
     training: TrainingConfig = TrainingConfig()
-    radii: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.2, 0.3]
-    attacks: list[AttackConfig] = [AttackConfig(name="pgd")]
+    radii: Annotated[list[Positive], Field(min_length=1)] = Field([0.1, 0.2, 0.3])
+    attacks: list[AttackConfig] = Field([AttackConfig(name="pgd")])
     samples: Count | None = None
 
     @model_validator(mode="after")
     def _claim_or_budgets(self):
-        if self.claim is not None and self.layers.budgets is not None:
+        if self.claim is not None and self.layers.by_hand:
             raise ValueError(
                 "`layers.budgets` sets the bounds by hand: leave out `claim`, or the budgets"
             )
@@ -251,6 +312,8 @@ class ExperimentConfig(_Section):
         data = self.to_dict()
         for key in ("name", "title", "radii", "attacks", "samples"):
             del data[key]
+        # So that a run that damage has ended can go on without what is damaged.
+        del data["dataset"]["on_damage"]
         if self.training.optimizer.schedule.name == "constant":
             del data["training"]["epochs"]
         return data

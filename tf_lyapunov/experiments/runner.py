@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import os
@@ -14,6 +15,7 @@ from .. import datasets
 from ..errors import UnsupportedLayerError
 from . import files, training
 from .config import AttackConfig, ExperimentConfig
+from .execution import Execution
 from .reading import load_config
 from .targets import Opened, Say, load_data, load_design, open_run, open_target
 
@@ -38,15 +40,32 @@ def train_experiment(
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
     data: datasets.Dataset | None = None,
+    execution: Execution | None = None,
     on_epoch: training.OnEpoch | None = None,
     say: Say = lambda message: None,
 ) -> training.Trained:
-    """Load the data and train; see `training.train`."""
+    """Load the data and train; see `training.train`.
+
+    Global batch and learning rate are scaled as `execution` says. A run of several workers is noted
+    by the chief alone.
+    """
+    execution = execution or Execution()
+    config = execution.scaled(config)
     if data is None:
         data = load_data(config, data_dir, download)
-    trained = training.train(config, run, data, resume=resume, on_epoch=on_epoch, say=say)
+    trained = training.train(
+        config, run, data, resume=resume, execution=execution, on_epoch=on_epoch, say=say
+    )
+    if not execution.distribution.is_chief:
+        return trained
     _note(
         run,
+        execution={
+            **dataclasses.asdict(execution),
+            "replicas": execution.distribution.replicas,
+            "workers": execution.distribution.workers,
+            "global_batch_size": config.training.batch_size,
+        },
         dataset={
             "name": data.name,
             "num_classes": data.num_classes,
@@ -121,7 +140,7 @@ def _reading(opened: Opened) -> dict:
 def _per_layer(opened: Opened, names: Sequence[str], what: str):
     """Budgets or indices as they were designed, or budgets set by hand; None if there are none."""
     source = opened.design
-    if source is None and opened.config is not None:
+    if source is None and opened.config is not None and opened.config.layers.scope == "stage":
         source = opened.config.layers
     values = getattr(source, what, None)
     return values if values and len(values) == len(names) else None
@@ -308,10 +327,18 @@ def compose_results(run: files.RunDirectory):
 
 def _notes(config: ExperimentConfig) -> list[str]:
     notes = []
-    if config.claim is None and config.layers.budgets is None:
+    if config.claim is None and not config.layers.by_hand:
         notes.append("This is a baseline: its layers were trained without any bound.")
-    if config.layers.budgets is not None:
+    if config.layers.by_hand:
         notes.append("The layers' bounds were set by hand; no claim was designed.")
+    if config.layers.scope == "kernel":
+        notes.append(
+            "They bound the kernels alone, as published: pools and response normalization add "
+            "their gains, which the certificate counts."
+        )
+    if config.training.adversarial is not None:
+        attack = config.training.adversarial
+        notes.append(f"Trained on {attack.name.upper()} inputs of radius {attack.radius:g}.")
     if config.training.guarantee == "monitor":
         notes.append(
             "Training steps were steered by an estimate; the bounds were enforced every "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import datasets
-from ..errors import ModelFileError, RunDirectoryError
+from .. import datasets, streams
+from ..errors import ConfigError, ModelFileError, RunDirectoryError
 from . import files
 from .config import AttackConfig, ExperimentConfig
 from .modelfile import load_model
@@ -92,7 +93,9 @@ def load_data(
 ) -> datasets.Dataset:
     """The configured data set."""
     spec = config.dataset
-    return datasets.load(
+    if spec.name in datasets.STREAMED:
+        return _stream(spec, data_dir, download)
+    data = datasets.load(
         spec.name,
         data_dir,
         download=download,
@@ -100,6 +103,41 @@ def load_data(
         crop=spec.crop,
         limit=spec.limit,
         seed=config.seed,
+    )
+    return _centred(data) if spec.centre == "channel_mean" else data
+
+
+def _stream(spec, data_dir, download) -> streams.ImageStream:
+    if download:
+        datasets.load(spec.name, data_dir, download=True)
+    if spec.centre != "half":
+        raise ConfigError(
+            f"Streamed images are centred at one half. Received: dataset.centre={spec.centre!r} "
+            f"for {spec.name!r}."
+        )
+    return streams.load(
+        spec.name,
+        data_dir,
+        validation=spec.validation,
+        size=spec.crop,
+        limit=spec.limit,
+        on_damage=spec.on_damage,
+        cache=spec.cache,
+        deterministic=spec.deterministic,
+    )
+
+
+def _centred(data: datasets.Dataset) -> datasets.Dataset:
+    """The data with the channels' means over the training split subtracted: distances stay."""
+    axes = tuple(range(data.x_train.ndim - 1))
+    mean = data.x_train.mean(axis=axes, dtype=np.float64).astype("float32")
+    low, high = data.pixel_range
+    return dataclasses.replace(
+        data,
+        **{key: getattr(data, key) - mean for key in ("x_train", "x_val", "x_test")},
+        preprocessing=f"{data.preprocessing}, channel means subtracted",
+        # Valid for every channel.
+        pixel_range=(low - float(mean.max()), high - float(mean.min())),
     )
 
 

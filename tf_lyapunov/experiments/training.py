@@ -13,42 +13,19 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from .. import datasets, losses, models
+from .. import datasets, models, streams
 from ..errors import ConfigError, RunDirectoryError
 from . import files
+from .augmentation import training_batches
 from .checkpoints import newest_checkpoint, restore, snapshot, write_checkpoint
-from .config import ExperimentConfig
+from .config import ExperimentConfig, LayersConfig
+from .execution import Execution
 from .modelfile import save_model
+from .objectives import add_weight_decay, make_loss, make_optimizer
 
 OnEpoch = Callable[[int, int, dict], None]
 Say = Callable[[str], None]
-
-
-@keras.saving.register_keras_serializable(package="tf_lyapunov")
-class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate that is linear between given steps.
-
-    Args:
-        steps: increasing step numbers.
-        values: learning rates at those steps; constant before the first and after the last.
-    """
-
-    def __init__(self, steps, values):
-        self.steps, self.values = [float(s) for s in steps], [float(v) for v in values]
-
-    def __call__(self, step):
-        step = ops.cast(step, "float32")
-        rate = ops.convert_to_tensor(self.values[0], "float32")
-        for i in range(len(self.steps) - 1):
-            width = max(self.steps[i + 1] - self.steps[i], 1.0)
-            share = ops.clip((step - self.steps[i]) / width, 0.0, 1.0)
-            rate = rate + share * (self.values[i + 1] - self.values[i])
-        return rate
-
-    def get_config(self):
-        return {"steps": self.steps, "values": self.values}
 
 
 @dataclass
@@ -120,55 +97,9 @@ def make_design(config: ExperimentConfig, model: keras.Model):
     return spectral_design(Indices(config.claim.delta, config.claim.nu), sectors, **options)
 
 
-def make_loss(config: ExperimentConfig) -> keras.losses.Loss:
-    """The configured loss."""
-    loss = config.training.loss
-    if loss.name == "multi_margin":
-        return losses.MultiMargin(loss.margin)
-    return losses.TemperatureCrossEntropy(loss.temperature, loss.margin)
-
-
-def make_optimizer(config: ExperimentConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The configured optimizer; its schedule is a function of the step number only."""
-    spec = config.training.optimizer
-    total = steps_per_epoch * config.training.epochs
-    rate: Any = spec.learning_rate
-    if spec.schedule.name == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(
-            spec.learning_rate, total, alpha=spec.schedule.final_fraction
-        )
-    elif spec.schedule.name == "triangular":
-        peak = spec.learning_rate
-        rate = PiecewiseLinear(
-            [0, 0.4 * total, 0.8 * total, total],
-            [0, peak, peak / 20, peak * spec.schedule.final_fraction],
-        )
-    arguments = {} if spec.momentum is None else {"momentum": spec.momentum}
-    kinds = {
-        "adam": keras.optimizers.Adam,
-        "adamw": keras.optimizers.AdamW,
-        "sgd": keras.optimizers.SGD,
-        "rmsprop": keras.optimizers.RMSprop,
-    }
-    return kinds[spec.name](learning_rate=rate, **arguments)
-
-
-def add_weight_decay(model: keras.Model, factor: float) -> None:
-    """Add factor·‖W‖² of every kernel of a built model to its loss; biases are left alone."""
-    for layer in model.layers:
-        for name in ("kernel", "depthwise_kernel", "pointwise_kernel"):
-            variable = getattr(layer, name, None)
-            if isinstance(variable, keras.Variable):
-                regularizer = keras.regularizers.L2(factor)
-                variable.regularizer = regularizer
-                attribute = name.replace("kernel", "regularizer")
-                attribute = "kernel_regularizer" if name == "kernel" else attribute
-                setattr(layer, attribute, regularizer)
-
-
 def bind(config: ExperimentConfig, model: keras.Model, design) -> list[keras.callbacks.Callback]:
     """Put the configured bounds on a built model; returns the monitor to train with, if any."""
-    bounds = design if design is not None else config.layers.budgets
+    bounds = design if design is not None else _by_hand(config.layers, model)
     if bounds is None:
         return []
     from ..callbacks import LyapunovMonitor
@@ -178,12 +109,46 @@ def bind(config: ExperimentConfig, model: keras.Model, design) -> list[keras.cal
     return [LyapunovMonitor(design, on_violation="warn", verbose=0)]
 
 
+def _by_hand(layers: LayersConfig, model: keras.Model) -> list[float] | None:
+    """Budgets of the stages, as they stand in the configuration or for the kernels alone."""
+    if not layers.by_hand:
+        return None
+    if layers.uniform is None and layers.scope == "stage":
+        return layers.budgets
+    from ..certification import stages
+
+    found = stages(model)
+    budgets = layers.budgets or [layers.uniform] * len(found)
+    if layers.scope == "stage" or len(budgets) != len(found):  # `constrain` names the mismatch
+        return budgets
+    gains = [stage.pre_gain * stage.post_gain for stage in found]
+    return [budget * gain for budget, gain in zip(budgets, gains, strict=True)]
+
+
+def adversarial_model(config: ExperimentConfig, model: keras.Model) -> keras.Model:
+    """What is trained: the model itself, or an `AdversarialModel` around it."""
+    spec = config.training.adversarial
+    if spec is None:
+        return model
+    from ..attacks import FGM, PGD
+    from ..theory.balls import L2, Linf
+    from ..training import AdversarialModel
+
+    ball = L2(spec.radius) if spec.norm == "l2" else Linf(spec.radius)
+    attack = FGM(ball)
+    if spec.name == "pgd":
+        step = None if spec.relative_step is None else spec.relative_step * spec.radius
+        attack = PGD(ball, steps=spec.steps, step=step, random_start=spec.random_start)
+    return AdversarialModel(model, attack, mix=spec.mix, seed=config.seed)
+
+
 def train(
     config: ExperimentConfig,
     run: files.RunDirectory,
     data: datasets.Dataset,
     *,
     resume: bool = False,
+    execution: Execution | None = None,
     on_epoch: OnEpoch | None = None,
     say: Say = lambda message: None,
 ) -> Trained:
@@ -198,6 +163,8 @@ def train(
         run: an open `RunDirectory`.
         data: the data set.
         resume: continue the run that is there.
+        execution: devices, precision and compilation; by default one device and float32. Only the
+            chief of several workers writes to `run`, which all of them must be able to read.
         on_epoch: called as `on_epoch(epochs done, epochs in all, metrics)`.
         say: called with messages for the user.
 
@@ -208,26 +175,59 @@ def train(
         RunDirectoryError: the run that is there is a different one.
         ConfigError: the model does not fit the data.
         ValueError: the loss became NaN or infinite.
+        DistributionError: another worker was lost, or holds other weights.
         KeyboardInterrupt: with a message that says how far training came.
     """
     started = time.perf_counter()
+    execution = execution or Execution()
+    distribution = execution.distribution
+    if not distribution.is_chief:
+        on_epoch, say = None, lambda message: None
+    with execution.scope():
+        trained = _fit(config, run, data, execution, resume, on_epoch, say)
+    if execution.makes_a_copy:
+        weights = trained.model.get_weights()
+        trained.model, *_ = _prepared(config, data)
+        trained.model.set_weights(weights)
+    if distribution.is_chief:
+        save_model(trained.model, run.file(files.MODEL))
+    trained.seconds = time.perf_counter() - started
+    return trained
+
+
+def _prepared(config, data):
+    """Model, design and monitors, ready to be compiled."""
     model = build_model(config, data)
     design = make_design(config, model)
     monitors = bind(config, model, design)
     if config.training.weight_decay:
         add_weight_decay(model, config.training.weight_decay)
-    batches = datasets.Batches(
-        data.x_train, data.y_train, config.training.batch_size, seed=config.seed
-    )
-    model.compile(
+    return model, design, monitors
+
+
+def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
+    distribution = execution.distribution
+    model, design, monitors = _prepared(config, data)
+    if execution.precision != "float32":
+        # The monitor reads the kernels that compute, which rounding may take past their budgets;
+        # the bounds are claimed of the float32 model that is saved.
+        for monitor in monitors:
+            monitor.on_violation = "ignore"
+    batches = training_batches(config, data)
+    trainer = adversarial_model(config, model)
+    trainer.compile(
         optimizer=make_optimizer(config, len(batches)),
         loss=make_loss(config),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        steps_per_execution=config.training.steps_per_execution,
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        steps_per_execution=distribution.steps_per_execution(config.training.steps_per_execution),
+        jit_compile=distribution.jit_compile(execution.jit),
     )
-    recorder = Recorder(config, run, monitors, _identity(config, data), on_epoch)
-    done = recorder.resume(model, say) if resume else 0
-    _write_inputs(config, run, design)
+    identity = _identity(config, data, execution)
+    recorder = Recorder(config, run, monitors, identity, on_epoch, distribution.is_chief)
+    done = recorder.resume(trainer, say) if resume else 0
+    distribution.agree(done, "epochs done")
+    if distribution.is_chief:
+        _write_inputs(config, run, design)
 
     epochs = done if recorder.is_finished() else config.training.epochs
     if done and done >= epochs:
@@ -235,41 +235,39 @@ def train(
     try:
         with Interrupts() as interrupts:
             # Also with nothing left to do: the monitor projects when training ends.
-            model.fit(
+            distribution.fit(
+                trainer,
                 batches,
                 initial_epoch=done,
                 epochs=epochs,
-                shuffle=False,
                 validation_data=(data.x_val, data.y_val),
                 validation_batch_size=1024,
                 callbacks=[batches.epoch_callback(), *monitors, recorder, interrupts],
-                verbose=0,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Interrupted after {recorder.epochs_done} of {epochs} epochs. Nothing is lost up to "
             f"there: the same command with --resume continues in {run.path}."
         ) from None
-    save_model(model, run.file(files.MODEL))
-    return Trained(
-        model=model,
-        design=design,
-        history=recorder.history,
-        resumed_from=done,
-        seconds=time.perf_counter() - started,
-    )
+    return Trained(model=model, design=design, history=recorder.history, resumed_from=done)
 
 
-def _identity(config: ExperimentConfig, data: datasets.Dataset) -> dict:
+def _identity(config: ExperimentConfig, data: datasets.Dataset, execution: Execution) -> dict:
+    return {
+        "training": {**config.training_identity(), **execution.identity},
+        "data": _fingerprint(data),
+        "versions": {"keras": keras.__version__, "backend": keras.backend.backend()},
+    }
+
+
+def _fingerprint(data: datasets.Dataset | streams.ImageStream) -> str:
+    if isinstance(data, streams.ImageStream):
+        return data.fingerprint()
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_val, data.y_val):
         digest.update(str((array.dtype.str, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).data)
-    return {
-        "training": config.training_identity(),
-        "data": digest.hexdigest(),
-        "versions": {"keras": keras.__version__, "backend": keras.backend.backend()},
-    }
+    return digest.hexdigest()
 
 
 def _write_inputs(config: ExperimentConfig, run: files.RunDirectory, design) -> None:
@@ -322,8 +320,9 @@ class Recorder(keras.callbacks.Callback):
     at the end of an epoch.
     """
 
-    def __init__(self, config, run, stateful=(), identity=None, on_epoch=None):
+    def __init__(self, config, run, stateful=(), identity=None, on_epoch=None, writes=True):
         super().__init__()
+        self.writes = writes
         self.config, self.run, self.identity = config, run, identity or {}
         self.stateful = [c for c in stateful if hasattr(c, "get_state")]
         self.on_epoch = on_epoch
@@ -355,7 +354,8 @@ class Recorder(keras.callbacks.Callback):
         restore(model, checkpoint)
         self.history = checkpoint.history
         self._restored = checkpoint.state
-        self._write_metrics()
+        if self.writes:
+            self._write_metrics()
         say(f"Continuing after epoch {checkpoint.epoch}.")
         return checkpoint.epoch
 
@@ -392,21 +392,30 @@ class Recorder(keras.callbacks.Callback):
         self.history.append(row)
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        state = {
-            "callbacks": [callback.get_state() for callback in self.stateful],
-            "warm_vectors": [
-                keras.ops.convert_to_numpy(variable.value) for variable in _warm_vectors(self.model)
-            ],
-        }
-        write_checkpoint(
-            self.run.file(files.CHECKPOINTS),
-            snapshot(self.model, epoch + 1, self.history, state, self.identity),
-        )
-        self._write_metrics()
+        if self.writes:
+            self._write(epoch + 1)
         if self.on_epoch is not None:
             self.on_epoch(epoch + 1, self.config.training.epochs, row)
         if self.is_finished():
             self.model.stop_training = True
+
+    def _write(self, done):
+        state = {
+            "callbacks": [callback.get_state() for callback in self.stateful],
+            "warm_vectors": [variable.numpy() for variable in _warm_vectors(self.model)],
+        }
+        try:
+            write_checkpoint(
+                self.run.file(files.CHECKPOINTS),
+                snapshot(self.model, done, self.history, state, self.identity),
+            )
+            self._write_metrics()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"Epoch {done} could not be written: {error.strerror or error}. Received: "
+                f"{self.run.path}. The checkpoint before it is kept: make room and run the same "
+                "command with --resume."
+            ) from error
 
     def _write_metrics(self):
         files.write_csv(self.run.file(files.METRICS_CSV), self.history)

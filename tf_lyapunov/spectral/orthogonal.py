@@ -393,33 +393,31 @@ def block_fourier(x, block, bases):
     True
     """
     wide_cos, wide_sin, tall_cos, tall_sin = bases
-    sides = (tall_cos.shape[0], wide_cos.shape[1])
-    real = ops.einsum("nhwa,wf->fnha", x, wide_cos)
-    imag = ops.einsum("nhwa,wf->fnha", x, wide_sin)
-    # (real + i·imag)(cos - i·sin) along the other axis
-    signal = ops.concatenate(
+    (wide, half), high, inputs = wide_cos.shape, tall_cos.shape[0], x.shape[-1]
+    across = ops.reshape(
+        ops.stack([ops.transpose(wide_cos), ops.transpose(wide_sin)], 1), (-1, wide)
+    )
+    # (real + i·imag)(cos - i·sin) along the other axis; the rows are pairs (g, part).
+    down = ops.stack(
         [
-            ops.einsum("fnha,hg->gfna", real, tall_cos)
-            + ops.einsum("fnha,hg->gfna", imag, tall_sin),
-            ops.einsum("fnha,hg->gfna", imag, tall_cos)
-            - ops.einsum("fnha,hg->gfna", real, tall_sin),
+            ops.concatenate([ops.transpose(tall_cos), ops.transpose(tall_sin)], axis=1),
+            ops.concatenate([-ops.transpose(tall_sin), ops.transpose(tall_cos)], axis=1),
         ],
-        axis=-1,
+        axis=1,
     )
-    signal = ops.reshape(signal, (sides[0] * sides[1], -1, block.shape[-2]))
-    signal = ops.matmul(signal, block)
-    width = block.shape[-1] // 2
-    signal = ops.reshape(signal, (*sides, -1, 2 * width))
-    real, imag = signal[..., :width], signal[..., width:]
-    back_real = ops.einsum("gfnb,gh->fnhb", real, tall_cos) - ops.einsum(
-        "gfnb,gh->fnhb", imag, tall_sin
-    )
-    back_imag = ops.einsum("gfnb,gh->fnhb", imag, tall_cos) + ops.einsum(
-        "gfnb,gh->fnhb", real, tall_sin
-    )
-    return ops.einsum("fnhb,wf->nhwb", back_real, wide_cos) + ops.einsum(
-        "fnhb,wf->nhwb", back_imag, wide_sin
-    )
+    down = ops.reshape(down, (2 * high, 2 * high))
+    # Few and long products: pixels come first, and images with their channels are the columns.
+    signal = ops.reshape(ops.transpose(x, (2, 1, 0, 3)), (wide, -1))
+    signal = ops.reshape(ops.matmul(across, signal), (half, 2 * high, -1))
+    signal = ops.reshape(ops.matmul(down, signal), (half, high, 2, -1, inputs))
+    signal = ops.reshape(ops.transpose(signal, (0, 1, 3, 2, 4)), (half * high, -1, 2 * inputs))
+    block = ops.swapaxes(ops.reshape(block, (high, half, *block.shape[1:])), 0, 1)
+    signal = ops.matmul(signal, ops.reshape(block, (half * high, *block.shape[2:])))
+    outputs = block.shape[-1] // 2
+    signal = ops.transpose(ops.reshape(signal, (half, high, -1, 2, outputs)), (0, 1, 3, 2, 4))
+    signal = ops.matmul(ops.transpose(down), ops.reshape(signal, (half, 2 * high, -1)))
+    signal = ops.matmul(ops.transpose(across), ops.reshape(signal, (2 * half, -1)))
+    return ops.transpose(ops.reshape(signal, (wide, high, -1, outputs)), (2, 1, 0, 3))
 
 
 def circular_symbol(kernel, sizes):

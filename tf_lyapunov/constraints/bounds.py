@@ -1,9 +1,4 @@
-"""Keras constraints that keep the gain of a layer's linear map below a number, at every step.
-
-Keras applies a constraint at the end of every optimizer step and nowhere else: not after
-building, loading, `set_weights` or averaging of weights. `tf_lyapunov.project(model)` applies
-them at once.
-"""
+"""Constraints that keep the gain of a layer's linear map below a number, at every step."""
 
 import keras
 import numpy as np
@@ -43,7 +38,8 @@ class SpectralBound(keras.constraints.Constraint):
 
     `guarantee="step"` (default) applies this after every step. `guarantee="monitor"` is the
     amortised mode: each step divides by a power-iteration *estimate*, which is never above the
-    norm, so that between enforcements the norm may exceed `max_gain`, early in training by half;
+    norm, so that between enforcements the norm may exceed `max_gain`, early in training by half and
+    never by more than `growth_upper_bounds` of `tf_lyapunov.growth` proves of the optimizer;
     the guaranteed bound is enforced every `every` steps, before every evaluation and checkpoint,
     and at the end of training, by `LyapunovMonitor` alone. Without it nothing is guaranteed.
 

@@ -1,0 +1,221 @@
+"""Cost of Lipschitz layers beside plain ones of the same shape, all families, in one run.
+
+Training: an epoch of Adam steps of batch 128, each variant's against plain Keras' in rotating
+order. Inference: `predict` with cached weights. CPU seconds count all cores and leave out what the
+machine's other guests take. "Plain" is the same network of `keras.layers.Dense` or `Conv2D`, with
+ReLU; for potential layers, which apply every matrix twice (Wᵀ, then W), "plain" is the residual
+network x - W relu(Wᵀx + b) of the same matrices.
+
+deel-lip needs legacy Keras, hence another environment: name its Python in `DEEL_LIP_PYTHON`.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import time
+
+TITLE = "An epoch, and inference, of Lipschitz layers / plain Keras"
+BATCH = 128
+WIDTHS = (256, 128)
+CHANNELS = (32, 64)
+IMAGE = (16, 16, 16)
+# Width of the potential networks: they keep it.
+POTENTIAL = 256
+FAMILIES = (
+    "plain", "spectral", "frobenius", "almost_orthogonal", "bjorck", "cayley", "skew", "sandwich",
+    "plain residual", "convex_potential", "sdp",
+)  # fmt: skip
+
+
+def measure(quick):
+    """Ratios of all families, dense and convolutional; deel-lip's, where it is installed."""
+    rows = []
+    for kind, steps, rounds in (("MLP", 100, 5), ("conv", 20, 4)):
+        models = {name: _model(kind, name) for name in FAMILIES}
+        models = {name: model for name, model in models.items() if model is not None}
+        x, y = _data(models["plain"].input_shape[1:], 10 if quick else steps)
+        rows += _rows(kind, *_seconds(models, x, y, 2 if quick else rounds))
+    return {"rows": rows, "deel_lip": _deel_lip(quick)}
+
+
+def rows(section):
+    """The table; deel-lip's ratios are those to its own plain network."""
+    deel = section["deel_lip"]
+    return section["rows"] + (deel["rows"] if "rows" in deel else [{"model": deel["skipped"]}])
+
+
+def _layers(kind, name):
+    """`(cls, plain residual?)` of a family, or None where it has no such layer."""
+    from tf_lyapunov import layers
+
+    pairs = {
+        "spectral": ("SpectralDense", "SpectralConv2D"),
+        "frobenius": ("FrobeniusDense", None),
+        "almost_orthogonal": ("AlmostOrthogonalDense", "AlmostOrthogonalConv2D"),
+        "bjorck": ("BjorckDense", None),
+        "cayley": ("CayleyDense", "CayleyConv2D"),
+        "skew": (None, "SkewOrthogonalConv2D"),
+        "sandwich": ("SandwichDense", "SandwichConv2D"),
+        "convex_potential": ("ConvexPotentialDense", "ConvexPotentialConv2D"),
+        "sdp": ("SDPLipschitzDense", "SDPLipschitzConv2D"),
+    }
+    found = pairs[name][kind == "conv"]
+    return None if found is None else getattr(layers, found)
+
+
+def _model(kind, name):
+    """Two layers of a family between the input and ten logits, compiled; None if there are none."""
+    import keras
+
+    plain = {"plain": "plain", "plain residual": "residual"}.get(name)
+    cls = None if plain else _layers(kind, name)
+    if plain is None and cls is None:
+        return None
+    keras.utils.set_random_seed(0)
+    shape = (784,) if kind == "MLP" else IMAGE
+    x = inputs = keras.Input(shape)
+    if name in ("plain residual", "convex_potential", "sdp"):
+        width = POTENTIAL if kind == "MLP" else CHANNELS[0]
+        if kind == "MLP":
+            x = keras.layers.Dense(width)(x)
+        else:
+            x = keras.layers.Conv2D(width, 1)(x)
+        for _ in range(2):
+            x = _residual(kind, width)(x) if plain else cls(**_kernel(kind))(x)
+    else:
+        for width in WIDTHS if kind == "MLP" else CHANNELS:
+            arguments = {**_kernel(kind), "activation": "relu"}
+            if plain:
+                cls = keras.layers.Dense if kind == "MLP" else keras.layers.Conv2D
+            if plain and kind == "conv":
+                arguments["padding"] = "same"
+            x = cls(width, **arguments)(x)
+    x = keras.layers.Flatten()(x) if kind == "MLP" else keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(10)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss, steps_per_execution=5)
+    return model
+
+
+def _kernel(kind):
+    return {} if kind == "MLP" else {"kernel_size": 3}
+
+
+def _residual(kind, width):
+    """x - W relu(Wᵀx + b) without any bound."""
+    import keras
+    from keras import ops
+
+    class Residual(keras.layers.Layer):
+        def build(self, shape):
+            taps = () if kind == "MLP" else (3, 3)
+            self.kernel = self.add_weight(name="kernel", shape=(*taps, width, width))
+            self.bias = self.add_weight(name="bias", shape=(width,))
+
+        def call(self, x):
+            if kind == "MLP":
+                hidden = ops.relu(ops.matmul(x, self.kernel) + self.bias)
+                return x - ops.matmul(hidden, ops.transpose(self.kernel))
+            hidden = ops.relu(ops.conv(x, self.kernel, padding="same") + self.bias)
+            turned = ops.swapaxes(ops.flip(self.kernel, axis=(0, 1)), -1, -2)
+            return x - ops.conv(hidden, turned, padding="same")
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    return Residual()
+
+
+def _data(shape, steps):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(BATCH * steps, *shape)).astype("float32")
+    return x, rng.integers(0, 10, len(x))
+
+
+def _seconds(models, x, y, rounds):
+    """Dicts from names to `[(wall, CPU)]` of epochs and of predictions, one entry per round."""
+    from tf_lyapunov.layers import refresh
+
+    epochs, predictions = {n: [] for n in models}, {n: [] for n in models}
+    names = list(models)
+    for attempt in range(rounds + 1):
+        for name in names[attempt % len(names) :] + names[: attempt % len(names)]:
+            model = models[name]
+            fit = _timed(lambda m=model: m.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0))
+            refresh(model)
+            predict = _timed(lambda m=model: m.predict(x, batch_size=BATCH, verbose=0))
+            if attempt:  # the first compiles
+                epochs[name].append(fit)
+                predictions[name].append(predict)
+    return epochs, predictions
+
+
+def _timed(action):
+    started = time.perf_counter(), time.process_time()
+    action()
+    return time.perf_counter() - started[0], time.process_time() - started[1]
+
+
+def _rows(kind, epochs, predictions):
+    """Medians of the rounds' ratios to the plain network of the same shape."""
+    found = []
+    for name in epochs:
+        residual = name in ("plain residual", "convex_potential", "sdp")
+        base = "plain residual" if residual else "plain"
+        row = {"model": kind, "layers": name, "to": base}
+        for what, seconds in (("epoch", epochs), ("predict", predictions)):
+            row[f"{what}, CPU s"] = statistics.median(s[1] for s in seconds[name])
+            for position, clock in ((1, "CPU"), (0, "wall")):
+                row[f"{what} ratio, {clock}"] = statistics.median(
+                    a[position] / b[position]
+                    for a, b in zip(seconds[name], seconds[base], strict=True)
+                )
+        found.append(row)
+    return found
+
+
+_DEEL_LIP = """
+import json, sys, time
+import numpy as np, tensorflow as tf
+from deel.lip import layers
+keras = layers.SpectralDense.__mro__[1].__module__.split(".")[0]
+K = __import__("tf_keras") if keras == "tf_keras" else tf.keras
+x = np.random.default_rng(0).normal(size=(128 * int(sys.argv[1]), 784)).astype("float32")
+y = np.random.default_rng(1).integers(0, 10, len(x))
+def model(cls):
+    m = K.Sequential([K.Input((784,)), cls(256), K.layers.ReLU(), cls(128), K.layers.ReLU(),
+                      K.layers.Dense(10)])
+    m.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return m
+models = {"plain": model(K.layers.Dense), "SpectralDense": model(layers.SpectralDense)}
+found = {n: [] for n in models}
+for attempt in range(4):
+    for n, m in models.items():
+        t = time.process_time()
+        m.fit(x, y, batch_size=128, verbose=0)
+        if attempt: found[n].append(time.process_time() - t)
+print(json.dumps(found))
+"""
+
+
+def _deel_lip(quick):
+    """Its Björck-orthogonal dense layers against its own Keras' dense ones."""
+    python = os.environ.get("DEEL_LIP_PYTHON")
+    if not python:
+        return {
+            "skipped": "deel-lip not measured: it needs an environment with legacy Keras "
+            "(DEEL_LIP_PYTHON)"
+        }
+    command = [python, "-c", _DEEL_LIP, "10" if quick else "100"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    if result.returncode:
+        last = (result.stderr.strip() or "no message").splitlines()[-1][:200]
+        return {"skipped": f"deel-lip not measured: {last}"}
+    seconds = json.loads(result.stdout.strip().splitlines()[-1])
+    ratios = [a / b for a, b in zip(seconds["SpectralDense"], seconds["plain"], strict=True)]
+    cpu = statistics.median(seconds["SpectralDense"])
+    row = {"model": "MLP", "layers": "deel-lip SpectralDense", "to": "legacy Dense"}
+    return {"rows": [{**row, "epoch, CPU s": cpu, "epoch ratio, CPU": statistics.median(ratios)}]}

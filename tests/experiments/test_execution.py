@@ -1,0 +1,169 @@
+"""Scaling rules, padded batches, precision and compilation: in one process."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tf_lyapunov import datasets
+from tf_lyapunov.errors import ConfigError, DistributionError, RunDirectoryError
+from tf_lyapunov.experiments import distribution, execution, files, training
+from tf_lyapunov.experiments.distribution import Padded, open_distribution, scaled
+from tf_lyapunov.experiments.execution import Execution
+from tf_lyapunov.experiments.modelfile import load_model
+from tf_lyapunov.experiments.reading import parse_config
+
+CONFIG = """
+name: small
+dataset: {name: blobs}
+model: {name: mlp, widths: [8]}
+layers: {budgets: [0.9, 1.1]}
+training:
+  epochs: 2
+  batch_size: 20
+  optimizer: {name: %s, learning_rate: 0.1}
+  loss: {name: cross_entropy, temperature: 0.2}
+"""
+
+
+def config(optimizer="sgd"):
+    return parse_config(CONFIG % optimizer)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scaling", "rate"),
+    [
+        ("sgd", "auto", 0.4),
+        ("adam", "auto", 0.2),
+        ("rmsprop", "auto", 0.2),
+        ("adam", "linear", 0.4),
+        ("sgd", "sqrt", 0.2),
+    ],
+)
+def test_the_global_batch_and_the_rate_grow_by_rule(optimizer, scaling, rate):
+    found = scaled(config(optimizer), 4, scaling).training
+    assert found.batch_size == 80 and found.optimizer.learning_rate == pytest.approx(rate)
+
+
+def test_without_scaling_or_with_one_replica_nothing_changes():
+    assert scaled(config(), 4, "none") == config() == scaled(config(), 1, "linear")
+    # A scaled run is another run: it is not continued with the old batch.
+    assert scaled(config(), 4).training_identity() != config().training_identity()
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 10**6))
+def test_the_mean_over_padded_shares_is_the_mean_over_the_batch(count, replicas, seed):
+    losses = np.random.default_rng(seed).normal(size=count)
+    rows = datasets.Batches(losses, np.zeros(count), batch_size=count, shuffle=False)
+    parts = [Padded(rows, replicas, (k, replicas))[0] for k in range(replicas)]
+    assert len({len(x) for x, _, _ in parts}) == 1
+    means = [np.mean(x * weights.astype(float)) for x, _, weights in parts]
+    # The weights are rounded to float32.
+    tolerance = np.finfo("float32").eps * np.abs(losses).mean() + 1e-15
+    assert abs(np.mean(means) - losses.mean()) <= tolerance
+    whole = np.concatenate([x for x, _, _ in parts])
+    assert np.array_equal(whole[:count], losses)
+
+
+def test_workers_that_differ_are_told_so():
+    assert distribution._same(np.array([3, 3]), "epochs done") == 3
+    with pytest.raises(DistributionError, match=r"epochs done. Received: \[3, 0\]"):
+        distribution._same(np.array([3, 0]), "epochs done")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"strategy": "parameter_server"}, "`strategy` must be one of"),
+        ({"strategy": "none", "devices": 2}, "Several devices need a strategy"),
+        ({"strategy": "mirrored", "devices": 0}, "`devices` must be positive"),
+    ],
+)
+def test_impossible_distributions_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        open_distribution(**arguments)
+
+
+def test_torch_trains_on_one_device_and_says_what_does_more(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ValueError, match=r"KERAS_BACKEND=torch. Use tensorflow"):
+        open_distribution("mirrored")
+
+
+def test_xla_under_a_strategy_is_refused():
+    replicated = distribution._Replicated("mirrored", None, 2)
+    assert replicated.jit_compile(False) is False
+    with pytest.raises(ConfigError, match="--jit with --strategy mirrored"):
+        replicated.jit_compile(True)
+
+
+@pytest.mark.parametrize("name", ["strategy", "scaling", "precision"])
+def test_unknown_ways_to_execute_are_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be one of"):
+        Execution(**{name: "best"})
+
+
+def trained(path, run, resume=False, cfg=None):
+    with files.RunDirectory(path).open(resume=resume) as opened:
+        return training.train(
+            cfg or config(), opened, datasets.load("blobs"), execution=run, resume=resume
+        )
+
+
+def weights(model):
+    return [keras.ops.convert_to_numpy(w).astype(float) for w in model.weights]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    return trained(tmp_path_factory.mktemp("reference") / "run", Execution())
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_leaves_a_float32_model_within_its_budgets(tmp_path, reference, precision):
+    done = trained(tmp_path / "run", Execution(precision=precision))
+    assert keras.config.dtype_policy().name == "float32"  # as before
+    stored = load_model(tmp_path / "run" / files.MODEL)
+    assert {layer.compute_dtype for layer in stored.layers} == {"float32"}
+    kernels = [w for w in weights(stored) if w.ndim == 2]
+    for kernel, budget in zip(kernels, (0.9, 1.1), strict=True):
+        assert np.linalg.norm(kernel, 2) <= budget * (1 + 4 * np.finfo(float).eps)
+    assert not all(
+        np.array_equal(a, b) for a, b in zip(weights(stored), weights(reference.model), strict=True)
+    )  # it did compute in 16 bits
+    assert done.history[-1]["val_accuracy"] > 0.9
+    with pytest.raises(RunDirectoryError, match="another configuration"):
+        trained(tmp_path / "run", Execution(), resume=True)
+
+
+def test_the_monitor_judges_the_kernel_that_computes():
+    """The cast to bfloat16 takes a kernel at its bound past it, and the reading says so."""
+    import tf_lyapunov as tfl
+
+    with execution.precision("mixed_bfloat16"):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False)])
+    value = 1.0 + 2.0**-8 + 2.0**-10  # rounds up to 1 + 2^-7
+    model.layers[0].kernel.assign(value * np.eye(3))
+    monitor = tfl.callbacks.LyapunovMonitor(verbose=0)
+    monitor.set_model(model)
+    (bound,) = monitor.read().sigma_upper_bound.values()
+    assert bound >= 1 + 2.0**-7 > value
+
+
+def test_compiled_and_deterministic_steps_train_to_the_same_weights(tmp_path, reference):
+    for name, run in (("jit", Execution(jit=True)), ("again", Execution())):
+        model = trained(tmp_path / name, run).model
+        for a, b in zip(weights(model), weights(reference.model), strict=True):
+            # Fused kernels round differently.
+            limit = 0.0 if name == "again" else 256 * np.finfo("float32").eps
+            assert np.abs(a - b).max() <= limit
+
+
+def test_the_monitor_logs_a_proven_bound_of_what_happens_between_projections(tmp_path):
+    text = (CONFIG % "adam").replace("  loss:", "  guarantee: monitor\n  every: 4\n  loss:")
+    done = trained(tmp_path / "run", Execution(), cfg=parse_config(text))
+    row = done.history[-1]
+    for name in ("dense_1", "logits"):
+        assert row[f"growth_upper_bound/{name}"] > row[f"sigma_upper_bound/{name}"]

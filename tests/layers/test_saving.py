@@ -1,0 +1,64 @@
+"""Every layer of the library, saved here and loaded in another process."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from test_export import CASES, outputs, single
+
+from tf_lyapunov import layers as ours
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LOAD = """
+import sys, keras, numpy as np
+import tf_lyapunov
+from tf_lyapunov.layers import LipschitzLayer
+models = sys.argv[1:]
+for path in models:
+    model, data = keras.models.load_model(path), np.load(path + ".npz")
+    y = keras.ops.convert_to_numpy(model(data["x"]))
+    assert np.max(np.abs(y - data["y"])) <= 1e-5 * max(1, np.max(np.abs(y))), path
+    for layer in model.layers:
+        if isinstance(layer, LipschitzLayer):
+            assert float(layer._cached) == 1.0, path
+            for name, value in layer.effective_values().items():
+                found = np.max(np.abs(value - data[name]))
+                assert found <= 1e-5 * max(1, np.max(np.abs(value))), (path, name, found)
+print("loaded", len(models), "on", keras.backend.backend())
+"""
+
+
+def combination():
+    x = keras.Input((6,))
+    branch = ours.SpectralDense(6)(x)
+    return keras.Model(x, ours.ConvexCombination(0.3)([x, branch]))
+
+
+@pytest.mark.parametrize(
+    "backend", ["tensorflow", *(pytest.param(b, marks=pytest.mark.slow) for b in ("jax", "torch"))]
+)
+def test_every_layer_is_saved_and_loaded_in_a_new_process(backend, tmp_path):
+    pytest.importorskip(backend)
+    made = [single(make, shape, seed=3) for make, shape, _ in CASES]
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype("float32")
+    made.append((combination(), x))
+    paths = [str(tmp_path / f"{i}.keras") for i in range(len(made))]
+    for path, (model, x) in zip(paths, made, strict=True):
+        values = {}
+        for layer in model.layers:
+            if isinstance(layer, ours.LipschitzLayer):
+                values |= layer.effective_values()
+        np.savez(path + ".npz", x=x, y=outputs(model, x), **values)
+        model.save(path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *paths],
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"loaded {len(paths)} on {backend}" in done.stdout

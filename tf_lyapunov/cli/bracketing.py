@@ -1,0 +1,66 @@
+"""`bracket`: lower bounds beside the smallest perturbations that attacks find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import emit, say, work
+from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target
+
+
+def bracket(
+    target: Target,
+    data: Data = None,
+    split: Split = "test",
+    samples: Samples = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Compare with the published rules (no proof).")
+    ] = False,
+    box: Annotated[
+        bool, typer.Option("--box", help="Attacks stay within the data set's range of pixels.")
+    ] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Keep finished attacks in this file; a killed command continues."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="PAGE.html", help="Write a report page.")
+    ] = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    json_: Json = False,
+) -> None:
+    """Prove and find, for every input, how small a perturbation changes the class.
+
+    Example: [bold]tf-lyapunov bracket runs/digits --samples 100 --report bracket.html[/bold]
+    """
+    with work(json_):
+        from ..evaluation.bracket import bracket as compute
+        from ..evaluation.report import Results, write_report
+        from ..experiments import runner
+        from ..experiments.files import write_json
+
+        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+            x, y = opened.arrays(split, samples)
+            found = compute(
+                opened.model,
+                x,
+                y,
+                rules="published" if published else "sound",
+                bounds=opened.data.pixel_range if box else None,
+                state=state,
+                progress=say,
+            )
+        result = {"split": split, "summary": found.summary(), "rows": found.rows()}
+        if out is not None:
+            write_json(out, result)
+        if report is not None:
+            write_report(Results(title=target.stem, bracket=found.record(x)), report)
+        if json_:
+            emit(result)
+        else:
+            typer.echo(found.table())

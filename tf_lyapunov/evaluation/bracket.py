@@ -1,0 +1,400 @@
+"""(5) Proof and attack on the same inputs: lower bound ≤ minimal perturbation ≤ smallest found."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tf_lyapunov.attacks import DDN, FMN, DeepFool, Ensemble, MinimalFGV
+from tf_lyapunov.certification import rounding
+from tf_lyapunov.certification.composition import rounding_errors
+from tf_lyapunov.certification.logits import LogitsModel, batches, with_rounded_settings
+from tf_lyapunov.certification.margins import _checked_inputs, certify, checked_labels, decisions
+from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
+from tf_lyapunov.evaluation.accuracy import logits as executed_logits
+from tf_lyapunov.theory.balls import L2
+
+# How far past a found point exact arithmetic is asked where it disagrees with the model's own.
+_OUTWARDS = 1 + 2.0 ** np.arange(-24, 6, 2)
+
+
+class UnsoundBound(RuntimeError):
+    """A perturbation below a proven bound changed the decision: a defect of the library.
+
+    Attributes:
+        index: positions of the inputs.
+        lower, upper: the bounds there, and the norms of what was found.
+    """
+
+    def __init__(self, message: str, index=(), lower=(), upper=()):
+        super().__init__(message)
+        self.index, self.lower, self.upper = tuple(index), tuple(lower), tuple(upper)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bracket:
+    """Between what the minimal l2 perturbation of every input lies.
+
+    Attributes:
+        lower: float64 (n,), the larger of `certified` and `bound`; 0 where the model does not
+            choose the label.
+        upper: float64 (n,), norm of the smallest perturbation found; 0 where the model is wrong
+            already, infinite where nothing was found.
+        certified: float64 (n,), radius of `certify`.
+        bound: float64 (n,), sound bound of `minimal_perturbation_lower_bound`.
+        published: float64 (n,), what the published rules claim, or None. No certificate: no part
+            of `lower`.
+        attack: array of str (n,), who found `upper`: `"clean"` where the model is wrong already,
+            `""` where nothing was found.
+        labels, predictions: int64 (n,), true classes (or the model's decisions), and decisions.
+        x_adv: float32 array like the input, the perturbed inputs; the clean one where nothing was
+            found.
+        predictions_adv: int64 (n,), decisions there.
+        zero_gradient: bool (n,), nothing was found, and an attack met a zero gradient.
+        rounding: bool (n,), the model's own float arithmetic changed its decision below `lower`,
+            exact arithmetic does not; `upper` is about exact arithmetic there.
+        notes: of the attacks, and of the published rules.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    certified: np.ndarray
+    bound: np.ndarray
+    published: np.ndarray | None
+    attack: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    x_adv: np.ndarray = dataclasses.field(repr=False)
+    predictions_adv: np.ndarray
+    zero_gradient: np.ndarray
+    rounding: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    def __len__(self):
+        return len(self.lower)
+
+    @property
+    def wrong(self):
+        """Bool (n,): misclassified without any perturbation."""
+        return self.attack == "clean"
+
+    @property
+    def found(self):
+        """Bool (n,): classified as labelled, and changed by a perturbation."""
+        return np.isfinite(self.upper) & ~self.wrong
+
+    @property
+    def ratio(self):
+        """upper/lower, float64 (n,); NaN for misclassified inputs and where both are infinite."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(self.lower > 0, self.upper / self.lower, np.inf)
+        return np.where(self.wrong, np.nan, ratio)
+
+    @property
+    def deviation(self):
+        """upper - lower, float64 (n,): the paper's deviation, with the sound bound."""
+        return self.upper - self.lower
+
+    @property
+    def violations(self):
+        """Bool (n,): found below what the *published* rules claim; None without them."""
+        return None if self.published is None else self.found & (self.upper < self.published)
+
+    def rows(self):
+        """One dict per input, JSON-ready; None where a number is infinite or undefined."""
+        columns = {
+            "label": self.labels,
+            "prediction": self.predictions,
+            "bound": self.bound,
+            "certified": self.certified,
+            "lower": self.lower,
+            "upper": self.upper,
+            "ratio": self.ratio,
+            "attack": self.attack,
+            "prediction_adv": self.predictions_adv,
+        }
+        if self.published is not None:
+            columns["published"] = self.published
+        return [
+            {"input": i, **{name: _plain(column[i]) for name, column in columns.items()}}
+            for i in range(len(self))
+        ]
+
+    def record(self, x=None, images=4):
+        """What a report shows (`Results.bracket`), JSON-ready.
+
+        Args:
+            x: the inputs; the first few perturbed ones are shown if they are images.
+            images: how many.
+        """
+        rows = np.flatnonzero(self.found)
+        out = {
+            "summary": self.summary(),
+            "notes": list(self.notes),
+            "lower": self.lower[rows].tolist(),
+            "upper": self.upper[rows].tolist(),
+            "published": None if self.published is None else self.published[rows].tolist(),
+            "labels": self.labels[rows].tolist(),
+            "predictions_adv": self.predictions_adv[rows].tolist(),
+        }
+        some = rows[:images]
+        if x is not None and len(some) and np.ndim(x) == 4 and np.shape(x)[-1] in (1, 3):
+            out["images"] = {
+                "clean": np.asarray(x, np.float64)[some].tolist(),
+                "perturbed": self.x_adv[some].tolist(),
+                "titles": [
+                    f"{self.labels[i]} as {self.predictions_adv[i]}, {self.upper[i]:.3g}"
+                    for i in some
+                ],
+            }
+        return out
+
+    def summary(self):
+        """Counts, and quartiles over the inputs on which an attack succeeded, JSON-ready."""
+        found = self.found
+        out = {
+            "inputs": len(self),
+            "wrong": int(self.wrong.sum()),
+            "found": int(found.sum()),
+            "not_found": int(np.sum(~np.isfinite(self.upper))),
+            "zero_gradient": int(self.zero_gradient.sum()),
+            "rounding": int(self.rounding.sum()),
+            "tighter": {
+                "bound": int(np.sum(found & (self.bound > self.certified))),
+                "certified": int(np.sum(found & (self.certified > self.bound))),
+            },
+            "attacks": {
+                str(n): int(c)
+                for n, c in zip(*np.unique(self.attack[found], return_counts=True), strict=True)
+            },
+        }
+        for name in ("bound", "certified", "lower", "upper", "ratio"):
+            out[name] = _quartiles(getattr(self, name)[found])
+        if self.published is not None:
+            out["published"] = _quartiles(self.published[found])
+            out["violations"] = int(self.violations.sum())
+        return out
+
+    def table(self):
+        """The summary as aligned text."""
+        summary = self.summary()
+        names = ("bound", "certified", "lower", "upper", "ratio", "published")
+        lines = [f"{'':>10}  {'quarter':>10}  {'median':>10}  {'3 quarters':>10}"]
+        for name in names:
+            if summary.get(name) is not None:
+                shown = "  ".join(f"{_shown(v):>10}" for v in summary[name])
+                lines.append(f"{name:>10}  {shown}")
+        counts = (
+            f"{summary['found']} of {summary['inputs']} inputs perturbed, {summary['wrong']} wrong "
+            f"already, {summary['not_found']} not found"
+        )
+        if summary["zero_gradient"]:
+            counts += f" ({summary['zero_gradient']} with a zero gradient)"
+        who = ", ".join(f"{name} {n}" for name, n in summary["attacks"].items())
+        lines.append(counts + (f"; nearest by {who}" if who else ""))
+        if self.published is not None:
+            lines.append(f"{summary['violations']} perturbations below the published bound")
+        return "\n".join(lines)
+
+    __str__ = table
+
+
+def bracket(
+    model,
+    x,
+    y=None,
+    *,
+    attacks=None,
+    rules="sound",
+    method="composition",
+    bounds=None,
+    batch_size=256,
+    state=None,
+    progress=None,
+):
+    """Lower bound, certified radius and smallest perturbation found, for every input.
+
+        max(κ, radius) ≤ min{‖r‖ : the decision at x + r is not y} ≤ min over attacks of ‖r‖  (5.2)
+
+    κ is the sound bound of `minimal_perturbation_lower_bound`, the radius that of `certify`. Both
+    are about exact arithmetic; attacks ask the model itself. Where it changes its decision below a
+    bound, exact arithmetic is asked at that point: if it agrees, the bound is wrong, which is an
+    error; if not, the perturbation is enlarged until it agrees.
+
+    Args:
+        model: a built Keras model of supported layers with logits or probabilities (n, K).
+        x: array (n, …), `keras.utils.PyDataset`, tf.data, or an iterable of batches.
+        y: labels; `None` takes the data set's, or the model's own decisions.
+        attacks: an `Ensemble`, or attacks, or names and attacks, untargeted, in l2; default: FGV,
+            DeepFool, DDN and FMN.
+        rules: `"published"` computes the published rules too, to compare; they prove nothing.
+        method: of `certify`.
+        bounds: None, or `(low, high)`: a box that the default attacks stay in. Lower bounds hold
+            with and without it.
+        batch_size: inputs evaluated at once.
+        state: file in which finished attacks are kept, see `Ensemble`.
+        progress: called with a line of text.
+
+    Returns:
+        `Bracket`.
+
+    Raises:
+        UnsoundBound: naming inputs whose decision changes below a proven bound.
+        UnsupportedLayerError: naming a layer without a rule.
+        ValueError: for other norms, targeted attacks, NaN or infinite inputs, labels out of range.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> identity = keras.layers.Dense(2, kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), identity])
+    >>> found = bracket(model, np.array([[3.0, 1.0]]))
+    >>> found.lower.round(4).tolist(), found.upper.round(4).tolist()
+    ([1.4142], [1.4142])
+
+    Reference: Peck et al., Lower bounds on the robustness to adversarial perturbations (2017),
+    sections 3.3, 4.3 and 5.3, in sound form.
+    """
+    if rules not in RULES:
+        raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
+    ensemble = _ensemble(attacks, bounds, batch_size)
+    x, y = _arrays(x, y)
+    sound = minimal_perturbation_lower_bound(model, x, y, batch_size=batch_size)
+    labels = sound.labels
+    claimed, notes = None, ()
+    if rules == "published":
+        published = minimal_perturbation_lower_bound(
+            model, x, labels, rules=rules, batch_size=batch_size
+        )
+        claimed, notes = published.bound, tuple(str(warning) for warning in published.warnings)
+    certified = certify(model, x, labels, method=method, batch_size=batch_size).radius
+    result = ensemble(model, x, labels, state=state, progress=progress)
+    predictions = decisions(executed_logits(model, x, batch_size=batch_size))
+    wrong = (predictions != labels) | (result.success & (result.distance == 0))
+    change = result.x_adv.astype(np.float64) - np.asarray(x, np.float64)
+    upper = np.where(result.success, rounding.euclidean_norms_up(change), np.inf)
+    lower = np.maximum(sound.bound, certified)
+    lower, certified, bound, upper = (
+        np.where(wrong, 0.0, v) for v in (lower, certified, sound.bound, upper)
+    )
+    attack = np.where(wrong, "clean", result.found_by.astype(str)).astype(object)
+    x_adv, predictions_adv = result.x_adv.copy(), result.predictions_adv.copy()
+    doubtful = np.flatnonzero(upper < lower)
+    if len(doubtful):
+        exact = _Exact(model, x, batch_size)
+        for i in doubtful:
+            norm, point = exact.crossing(x[i], change[i], labels[i], lower[i])
+            if norm < lower[i]:
+                raise UnsoundBound(
+                    f"Input {i}: a perturbation of norm {norm:.17g} by {attack[i]} changes the "
+                    f"decision {labels[i]}, below the proven bound {lower[i]:.17g} (bound "
+                    f"{bound[i]:.17g}, certified {certified[i]:.17g}). Please report this model: "
+                    "no number of this run is to be trusted.",
+                    [int(i)], [lower[i]], [norm],
+                )  # fmt: skip
+            upper[i] = norm
+            if point is None:
+                attack[i], predictions_adv[i] = "", labels[i]
+            x_adv[i] = x[i] if point is None else point
+    flagged = np.zeros(len(x), bool)
+    flagged[doubtful] = True
+    return Bracket(
+        lower=lower,
+        upper=upper,
+        certified=certified,
+        bound=bound,
+        published=None if claimed is None else np.where(wrong, 0.0, claimed),
+        attack=attack,
+        labels=labels,
+        predictions=predictions,
+        x_adv=x_adv,
+        predictions_adv=predictions_adv,
+        zero_gradient=result.zero_gradient & ~np.isfinite(upper),
+        rounding=flagged,
+        notes=(*result.notes, *notes),
+    )
+
+
+class _Exact:
+    """The network in float64, whose decisions count only beyond a bound on their rounding."""
+
+    def __init__(self, model, x, batch_size):
+        self.network = with_rounded_settings(read_network(model, [(None, *x.shape[1:])]))
+        self.model, self.batch_size = LogitsModel(self.network, "float64"), batch_size
+
+    def crossing(self, x, change, label, bound):
+        """Norm and point of the first x + t·change, t ≥ 1, that surely has another class.
+
+        Points below `bound` are all asked first, so that none of them is passed over.
+        """
+        scales = np.concatenate([[1.0], _OUTWARDS]).reshape(-1, *[1] * change.ndim)
+        points, norms, _ = _checked_inputs(
+            np.asarray(x, np.float64) + scales * change, self.network.graph.inputs[0]
+        )
+        logits = self.model.predict(points, self.batch_size)
+        errors = math.sqrt(2) * rounding_errors(self.network, norms, self.network.logits, "float64")
+        sizes = rounding.euclidean_norms_up(points.astype(np.float64) - np.asarray(x, np.float64))
+        if logits.shape[1] == 1:
+            lead = -logits[:, 0] if label else logits[:, 0]
+        else:
+            lead = np.delete(logits, label, axis=1).max(axis=1) - logits[:, label]
+        changed = np.flatnonzero(lead > errors)
+        if not len(changed):
+            return np.inf, None
+        return sizes[changed[0]], points[changed[0]]
+
+
+def _ensemble(attacks, bounds, batch_size):
+    if attacks is None:
+        common = dict(bounds=bounds, batch_size=batch_size)
+        attacks = {
+            "FGV": MinimalFGV(**common),
+            "DeepFool": DeepFool(**common),
+            "DDN": DDN(**common),
+            "FMN": FMN(L2, **common),
+        }
+    elif bounds is not None:
+        raise ValueError(
+            f"`bounds` is for the default attacks. Received: bounds={bounds!r} with attacks. Give "
+            "it to them."
+        )
+    ensemble = attacks if isinstance(attacks, Ensemble) else Ensemble(attacks)
+    if ensemble.norm is not L2 or ensemble.targeted:
+        raise ValueError(
+            "Brackets are about untargeted l2 perturbations. "
+            f"Received: {ensemble!r} in {ensemble.norm.__name__}"
+            + (", targeted." if ensemble.targeted else ".")
+        )
+    return ensemble
+
+
+def _arrays(x, y):
+    parts = list(batches(x, y))
+    inputs = np.concatenate([part[0] for part in parts])
+    given = [part[1] for part in parts]
+    if any(g is None for g in given):
+        return inputs, None
+    labels = np.concatenate(given)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        labels = checked_labels(labels, *labels.shape)
+    return inputs, labels
+
+
+def _quartiles(values):
+    if not len(values):
+        return None
+    # Infinities stay infinite: interpolation would make NaN of them.
+    found = np.quantile(values, (0.25, 0.5, 0.75), method="higher")
+    return [_plain(v) for v in found]
+
+
+def _plain(value):
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shown(value):
+    return "infinite" if value is None else f"{value:.4g}"

@@ -1,0 +1,454 @@
+"""Training on several devices and machines: `fit` where Keras supports it, a loop where not.
+
+none         one device, `fit`
+mirrored     several devices of one machine: `tf.distribute.MirroredStrategy` and `fit`;
+             on JAX `keras.distribution.DataParallel` and `fit`
+multiworker  several processes: `tf.distribute.MultiWorkerMirroredStrategy` and a loop of our own,
+             since `fit` of Keras 3 fails under it; on JAX as above
+tpu          `tf.distribute.TPUStrategy` and `fit`, written after TensorFlow's documentation and
+             never run by us; JAX reaches TPUs by `mirrored`
+
+PyTorch trains on one device only. Every replica holds all weights and applies the same summed
+gradient, so that constraints act on the same bits everywhere; several workers compare digests of
+their weights before the first and after every epoch. A bound is enforced by each replica on its own
+copy: it does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..errors import ConfigError, DistributionError
+from .config import ExperimentConfig
+from .rendezvous import Cluster, meet
+from .shares import InOrder, Padded
+
+STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
+SCALINGS = ("none", "linear", "sqrt", "auto")
+_ADAPTIVE = ("adam", "adamw", "rmsprop")
+
+
+def scaled(config: ExperimentConfig, replicas: int, scaling: str = "auto") -> ExperimentConfig:
+    """The experiment with its global batch and learning rate scaled to a number of replicas.
+
+        none     batch, rate              the global batch is the configured one, split R ways
+        linear   R·batch, R·rate          (SGD: R steps of one replica add up to one of all)
+        sqrt     R·batch, √R·rate         (adaptive methods, whose updates have a fixed size)
+        auto     sqrt for adam, adamw and rmsprop, linear for sgd
+
+    With `none` the trained weights do not depend on R but for rounding. The others are heuristics
+    for many replicas; train with a warm-up (`schedule: {name: triangular}`).
+
+    Args:
+        config: the experiment.
+        replicas: R, a positive integer.
+        scaling: one of `SCALINGS`.
+
+    Returns:
+        An `ExperimentConfig`.
+
+    Raises:
+        ValueError: `scaling` is unknown, or `replicas` is not positive.
+
+    Example:
+
+    >>> from tf_lyapunov.experiments.reading import parse_config
+    >>> config = parse_config("{dataset: {name: digits}, model: {name: mlp}}")
+    >>> large = scaled(config, 4).training
+    >>> large.batch_size, large.optimizer.learning_rate
+    (512, 0.002)
+
+    Reference: Goyal et al. (2017), linear scaling rule; Malladi et al. (2022), square root rule.
+    """
+    if scaling not in SCALINGS:
+        raise ValueError(f"`scaling` must be one of {SCALINGS}. Received: scaling={scaling!r}.")
+    if replicas < 1:
+        raise ValueError(f"`replicas` must be positive. Received: replicas={replicas!r}.")
+    training, optimizer = config.training, config.training.optimizer
+    if scaling == "none" or replicas == 1:
+        return config
+    if scaling == "auto":
+        scaling = "sqrt" if optimizer.name in _ADAPTIVE else "linear"
+    factor = float(replicas) if scaling == "linear" else math.sqrt(replicas)
+    rate = {"learning_rate": optimizer.learning_rate * factor}
+    changes = {
+        "batch_size": training.batch_size * replicas,
+        "optimizer": optimizer.model_copy(update=rate),
+    }
+    return config.model_copy(update={"training": training.model_copy(update=changes)})
+
+
+def open_distribution(
+    strategy: str = "none",
+    *,
+    devices: int | None = None,
+    timeout: float = 60.0,
+    tpu: str = "",
+) -> Distribution:
+    """The devices to train on.
+
+    To be called before anything runs on a device: it decides which there are.
+
+    Args:
+        strategy: one of `STRATEGIES`.
+        devices: replicas in this process; by default one per GPU, else one. On a CPU as many
+            logical devices are made, which share its cores.
+        timeout: seconds in which all workers of a cluster must come.
+        tpu: name or address of the TPU.
+
+    Returns:
+        A `Distribution`.
+
+    Raises:
+        ValueError: the strategy is unknown or not for this backend, there are fewer devices, or
+            TF_CONFIG does not describe a cluster.
+        DistributionError: a worker did not come in time.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"`strategy` must be one of {STRATEGIES}. Received: {strategy!r}.")
+    if devices is not None and devices < 1:
+        raise ValueError(f"`devices` must be positive. Received: devices={devices!r}.")
+    if strategy == "none":
+        if devices not in (None, 1):
+            raise ValueError(
+                f"Several devices need a strategy. Received: devices={devices}, strategy='none'. "
+                "Pass `--strategy mirrored`."
+            )
+        return Distribution()
+    backend = keras.backend.backend()
+    if backend == "jax" and strategy != "tpu":
+        return _open_jax(strategy, devices, timeout)
+    if backend != "tensorflow":
+        raise ValueError(
+            f"`--strategy {strategy}` is not for this backend. Received: KERAS_BACKEND={backend}. "
+            "Use tensorflow, or mirrored or multiworker with jax (which runs on TPUs as well)."
+        )
+    return _open_tensorflow(strategy, devices, timeout, tpu)
+
+
+class Distribution:
+    """One process on one device, and the interface of the others.
+
+    Attributes:
+        name: the strategy.
+        replicas: copies of the model in all processes together.
+        workers: number of processes.
+        worker: number of this process; 0 is the chief, who alone writes files.
+    """
+
+    name = "none"
+    replicas = workers = 1
+    worker = 0
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.worker == 0
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Within it models are built, compiled, restored and trained."""
+        return contextlib.nullcontext()
+
+    def steps_per_execution(self, asked: int) -> int:
+        """Keras runs several steps at once on one device only; results are the same."""
+        return asked
+
+    def jit_compile(self, asked: bool) -> bool | str:
+        """What `compile` is told: XLA if asked for, else as Keras decides.
+
+        Raises:
+            ConfigError: Keras cannot combine the two.
+        """
+        return True if asked else "auto"
+
+    def fit(self, model: keras.Model, batches, *, validation_data=None, **options) -> None:
+        """`model.fit` on batches in their own order."""
+        model.fit(batches, validation_data=validation_data, shuffle=False, verbose=0, **options)
+
+    def agree(self, number: int, what: str) -> int:
+        """The chief's number, if every worker has the same.
+
+        Raises:
+            DistributionError: the workers differ.
+        """
+        return number
+
+
+class _Replicated(Distribution):
+    """`fit` of padded batches under a strategy."""
+
+    def __init__(self, name: str, strategy: Any, replicas: int, worker: int = 0, workers: int = 1):
+        self.name, self.strategy, self.replicas = name, strategy, replicas
+        self.worker, self.workers = worker, workers
+
+    def scope(self):
+        return self.strategy.scope()
+
+    def steps_per_execution(self, asked):
+        return 1
+
+    def jit_compile(self, asked):
+        if asked and self.name != "tpu":
+            raise ConfigError(
+                f"Keras cannot compile a step with XLA under tf.distribute. Received: --jit with "
+                f"--strategy {self.name}. Leave out one, or use KERAS_BACKEND=jax."
+            )
+        return asked
+
+    def _shares(self, batches, weight=None):
+        return Padded(batches, self.replicas, (self.worker, self.workers), weight)
+
+    def _validation(self, data, batch_size):
+        return None if data is None else self._shares(InOrder(*data, batch_size), 1.0)
+
+    def fit(self, model, batches, *, validation_data=None, validation_batch_size=1024, **options):
+        validation = self._validation(validation_data, validation_batch_size)
+        super().fit(model, self._shares(batches), validation_data=validation, **options)
+
+
+class _Jax(_Replicated):
+    """`keras.distribution.DataParallel`; several processes see their own part of each batch."""
+
+    def steps_per_execution(self, asked):
+        return asked
+
+    def jit_compile(self, asked):
+        return True if asked else "auto"
+
+    def agree(self, number, what):
+        if self.workers == 1:
+            return number
+        from jax.experimental import multihost_utils
+
+        return _same(np.asarray(multihost_utils.process_allgather(np.int32(number))), what)
+
+
+class _MultiWorker(_Replicated):
+    """`tf.distribute.MultiWorkerMirroredStrategy`, under which `fit` of Keras 3 fails.
+
+    The loop is Keras' own, with `train_step`, callbacks and metrics of the compiled model.
+    """
+
+    def __init__(self, strategy, cluster: Cluster):
+        replicas, workers = strategy.num_replicas_in_sync, len(cluster.addresses)
+        super().__init__("multiworker", strategy, replicas, cluster.index, workers)
+        import tensorflow as tf
+
+        self._steps: tuple = (None,)
+        self._gather = tf.function(lambda value: strategy.gather(value, axis=0))
+
+    def fit(
+        self,
+        model,
+        batches,
+        *,
+        validation_data=None,
+        validation_batch_size=1024,
+        initial_epoch=0,
+        epochs=1,
+        callbacks=(),
+    ):
+        import tensorflow as tf
+
+        lost = (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.InternalError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.FailedPreconditionError,
+        )
+        batches = self._shares(batches)
+        validation = self._validation(validation_data, validation_batch_size)
+        hooks = keras.callbacks.CallbackList(
+            list(callbacks), model=model, epochs=epochs, steps=len(batches), verbose=0
+        )
+        model.stop_training = False
+        model.optimizer.build(model.trainable_variables)
+        if self._steps[0] is not model:
+            self._steps = (model, *map(self._compiled, (model.train_step, model.test_step)))
+        _, train, test = self._steps
+        epoch, logs = initial_epoch, {}
+        try:
+            hooks.on_train_begin()
+            self._check_equal(model, "before training")
+            for epoch in range(initial_epoch, epochs):
+                hooks.on_epoch_begin(epoch)
+                logs = self._epoch(model, batches, train, hooks, "train")
+                if validation is not None:
+                    found = self._epoch(model, validation, test, hooks, "test")
+                    logs |= {f"val_{name}": value for name, value in found.items()}
+                # Before the chief writes a checkpoint of weights that the others may not have.
+                self._check_equal(model, f"after epoch {epoch + 1}")
+                hooks.on_epoch_end(epoch, logs)
+                if model.stop_training:
+                    break
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+            hooks.on_train_end(logs)
+        except lost as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise DistributionError(
+                f"Another worker was lost in epoch {epoch + 1} ({reason}). Start all workers "
+                "again with --resume: they continue after the last checkpoint."
+            ) from error
+
+    def _compiled(self, step):
+        import tensorflow as tf
+
+        # A signature without the batch's size, so that a smaller last batch traces nothing new.
+        return tf.function(
+            lambda *batch: self.strategy.run(step, args=(batch,)), reduce_retracing=True
+        )
+
+    def _epoch(self, model, batches, step, hooks, mode):
+        model.reset_metrics()
+        if mode == "test":
+            hooks.on_test_begin()
+        else:
+            batches.on_epoch_begin()
+        for index in range(len(batches)):
+            getattr(hooks, f"on_{mode}_batch_begin")(index)
+            step(*self._values(batches[index]))
+            getattr(hooks, f"on_{mode}_batch_end")(index, {})
+            if mode == "train" and model.stop_training:
+                break
+        logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+        if mode == "test":
+            hooks.on_test_end(logs)
+        return logs
+
+    def _values(self, batch):
+        """This worker's part, split among its replicas."""
+        import tensorflow as tf
+
+        local = self.replicas // self.workers
+
+        def piece(array, context):
+            size = len(array) // local
+            place = context.replica_id_in_sync_group % local
+            return tf.convert_to_tensor(array[place * size : (place + 1) * size])
+
+        return [
+            self.strategy.experimental_distribute_values_from_function(
+                lambda context, array=array: piece(array, context)
+            )
+            for array in batch
+        ]
+
+    def _check_equal(self, model, when):
+        digest = hashlib.sha256()
+        for value in model.get_weights():
+            digest.update(np.ascontiguousarray(value).tobytes())
+        number = int.from_bytes(digest.digest()[:4], "little") >> 1
+        self.agree(number, f"weights {when}")
+
+    def agree(self, number, what):
+        import tensorflow as tf
+
+        mine = self.strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant([number], tf.int32)
+        )
+        return _same(self._gather(mine).numpy(), what)
+
+
+def _same(numbers: np.ndarray, what: str) -> int:
+    numbers = np.ravel(numbers)
+    others = np.flatnonzero(numbers != numbers[0])
+    if others.size:
+        raise DistributionError(
+            f"The workers differ in their {what}. Received: {numbers.tolist()}, one number per "
+            "replica. They must read one run directory (a shared file system) and the same data, "
+            "and run the same versions on machines of one kind."
+        )
+    return int(numbers[0])
+
+
+# -------------------------------------------------------------------------------- starting
+
+
+def _open_tensorflow(strategy, devices, timeout, tpu):
+    import tensorflow as tf
+
+    if strategy == "tpu":  # written after TensorFlow's documentation; there was no TPU to run it on
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        found = tf.distribute.TPUStrategy(resolver)
+        return _Replicated("tpu", found, found.num_replicas_in_sync)
+    gpus = tf.config.list_physical_devices("GPU")
+    if devices is not None and len(gpus) > devices:
+        tf.config.set_visible_devices(gpus[:devices], "GPU")
+    if gpus and devices is not None and len(gpus) < devices:
+        raise ValueError(
+            f"There are fewer GPUs than devices asked for. Received: devices={devices}, "
+            f"{len(gpus)} GPUs."
+        )
+    if not gpus and devices not in (None, 1):
+        _split_cpu(tf, devices)
+    if strategy == "mirrored":
+        kind = "GPU" if gpus else "CPU"
+        names = [f"{kind}:{i}" for i in range(devices or max(len(gpus), 1))]
+        # NCCL, the default, is for GPUs alone.
+        reduction = None if gpus else tf.distribute.ReductionToOneDevice()
+        found = tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+        return _Replicated("mirrored", found, found.num_replicas_in_sync)
+    cluster = Cluster.from_environment()
+    meet(cluster, timeout)
+    try:
+        found = tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.OpError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise DistributionError(
+            f"The workers met but could not form a cluster ({reason}). Received: "
+            f"{', '.join(cluster.addresses)}."
+        ) from error
+    return _MultiWorker(found, cluster)
+
+
+def _split_cpu(tf, devices):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * devices
+    if tf.config.get_logical_device_configuration(cpu) == parts:
+        return
+    try:
+        tf.config.set_logical_device_configuration(cpu, parts)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The CPU can be divided only before TensorFlow has started. Received: "
+            f"devices={devices} in a process that has used it already."
+        ) from error
+
+
+def _open_jax(strategy, devices, timeout):
+    import jax
+
+    cluster = None
+    if devices is not None:
+        with contextlib.suppress(RuntimeError):  # already started: counted below
+            jax.config.update("jax_num_cpu_devices", devices)
+    if strategy == "multiworker":
+        cluster = Cluster.from_environment()
+        meet(cluster, timeout)
+        with contextlib.suppress(AttributeError):
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        keras.distribution.initialize(
+            cluster.addresses[0], len(cluster.addresses), process_id=cluster.index
+        )
+    local = jax.local_devices()
+    if devices is not None and len(local) < devices:
+        raise ValueError(
+            f"There are fewer devices than asked for. Received: devices={devices}, {len(local)} "
+            f"of kind {local[0].platform}."
+        )
+    chosen = jax.devices() if cluster is not None else local[: devices or len(local)]
+    parallel = keras.distribution.DataParallel(
+        devices=[f"{d.platform}:{d.id}" for d in chosen], auto_shard_dataset=False
+    )
+    worker, workers = (0, 1) if cluster is None else (cluster.index, len(cluster.addresses))
+    return _Jax(strategy, parallel, len(chosen), worker, workers)

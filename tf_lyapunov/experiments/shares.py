@@ -1,0 +1,72 @@
+"""Batches divided evenly among replicas and workers."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+
+class Padded(keras.utils.PyDataset):
+    """Batches whose size is a multiple of the replicas, with weights that undo the padding.
+
+    A replica's loss is the mean over its share, and their mean is taken. With P - n copies of
+    the first example of weight 0, and weights P/n on the n others, that is the mean over the n
+    examples, whatever their number. Metrics weigh such a batch by P instead of n. Validation takes
+    weights 0 and 1: its accuracy is that of the n examples, and its loss weighs them by n/P.
+
+    Args:
+        batches: a `PyDataset` of pairs (x, y).
+        replicas: what the batch size is made a multiple of.
+        part: `(k, w)`: only the kth of w equal parts of each batch, for a worker of its own.
+        weight: of an example; by default P/n.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from tf_lyapunov.datasets import Batches
+    >>> rows = Batches(np.arange(3.0), np.arange(3), batch_size=3, shuffle=False)
+    >>> [part.tolist() for part in Padded(rows, 2)[0]]
+    [[0.0, 1.0, 2.0, 0.0], [0, 1, 2, 0], [1.3333333730697632, 1.3333333730697632, \
+1.3333333730697632, 0.0]]
+    """
+
+    def __init__(
+        self, batches, replicas: int, part: tuple[int, int] = (0, 1), weight: float | None = None
+    ):
+        super().__init__()
+        self.batches, self.replicas, self.part, self.weight = batches, replicas, part, weight
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def on_epoch_begin(self) -> None:
+        self.batches.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self.batches.on_epoch_end()
+
+    def __getitem__(self, index: int):
+        x, y = self.batches[index]
+        count = len(x)
+        size = -(-count // self.replicas) * self.replicas
+        rows = np.concatenate([np.arange(count), np.zeros(size - count, int)])
+        weight = np.float32(size / count if self.weight is None else self.weight)
+        weights = np.where(np.arange(size) < count, weight, np.float32(0))
+        share = size // self.part[1]
+        mine = slice(self.part[0] * share, (self.part[0] + 1) * share)
+        return x[rows][mine], y[rows][mine], weights[mine]
+
+
+class InOrder(keras.utils.PyDataset):
+    """Arrays in their order."""
+
+    def __init__(self, x, y, batch_size):
+        super().__init__()
+        self.x, self.y, self.batch_size = x, y, batch_size
+
+    def __len__(self):
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index):
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self.x[rows], self.y[rows]

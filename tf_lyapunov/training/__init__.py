@@ -1,0 +1,32 @@
+"""Training methods that wrap a classifier and work inside `fit`, to compare with or combine.
+
+Each takes a model, `AdversarialModel` also one of the others. Constraints and regularizers of the
+model's layers, such as `constraints.ParsevalFrame`, act as in plain training.
+"""
+
+from tf_lyapunov.training.adversarial import AdversarialModel
+from tf_lyapunov.training.base import TrainingModel
+from tf_lyapunov.training.laplacian import LaplacianModel, label_smoothness
+from tf_lyapunov.training.nonexpansive import NonexpansiveModel, distance_contraction, l2nn
+from tf_lyapunov.training.perturbation import (
+    ContractiveModel,
+    OutputMarginModel,
+    StabilityModel,
+    fgs_regularized,
+    output_distance,
+)
+
+__all__ = [
+    "AdversarialModel",
+    "ContractiveModel",
+    "LaplacianModel",
+    "NonexpansiveModel",
+    "OutputMarginModel",
+    "StabilityModel",
+    "TrainingModel",
+    "distance_contraction",
+    "fgs_regularized",
+    "l2nn",
+    "label_smoothness",
+    "output_distance",
+]
