@@ -92,10 +92,36 @@ def test_strangers_and_a_restarted_worker_do_no_harm():
                 time.sleep(0.02)
     dead = socket.create_connection((host, int(port)))  # worker 1, before its restart
     dead.sendall(f"tf-lyapunov 1 {Cluster(names, 1).digest}\n".encode())
-    assert meeting([Cluster(names, 1), Cluster(names, 2)]) == [None, None]
-    thread.join()
+    restarted = threading.Thread(target=meet, args=(Cluster(names, 1), 10.0))
+    restarted.start()
+    dead.settimeout(10)
+    assert dead.recv(1) == b""  # the chief has hung up on the first attempt
     dead.close()
+    assert meeting([Cluster(names, 2)]) == [None]
+    restarted.join()
+    thread.join()
     assert errors == []
+
+
+def test_a_worker_that_died_while_it_waited_is_not_counted():
+    names = addresses(3)
+    chief = threading.Thread(target=meet, args=(Cluster(names, 0), 10.0))
+    chief.start()
+    host, port = names[0].split(":")
+    for _ in range(100):
+        try:
+            dead = socket.create_connection((host, int(port)))
+            break
+        except OSError:
+            time.sleep(0.02)
+    dead.sendall(f"tf-lyapunov 1 {Cluster(names, 1).digest}\n".encode())
+    dead.close()
+    other = threading.Thread(target=meet, args=(Cluster(names, 2), 10.0))
+    other.start()
+    time.sleep(0.3)
+    assert meeting([Cluster(names, 1)]) == [None]
+    other.join()
+    chief.join()
 
 
 def test_a_server_of_an_older_run_is_not_taken_for_the_chief():

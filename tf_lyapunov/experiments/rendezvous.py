@@ -119,7 +119,7 @@ def _receive(cluster: Cluster, deadline: float, timeout: float) -> None:
         try:
             listener.bind(("", port))
             listener.listen(128)
-            while set(calls) < expected:
+            while set(calls) < expected or _forget_the_dead(calls):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError
@@ -155,6 +155,26 @@ def _receive(cluster: Cluster, deadline: float, timeout: float) -> None:
         finally:
             for call in calls.values():
                 call.close()
+
+
+def _forget_the_dead(calls: dict[int, socket.socket]) -> bool:
+    """Whether somebody hung up while it waited; its restart will call again."""
+    dead = [index for index, call in calls.items() if _hung_up(call)]
+    for index in dead:
+        calls.pop(index).close()
+    return bool(dead)
+
+
+def _hung_up(call: socket.socket) -> bool:
+    call.setblocking(False)
+    try:
+        return call.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        call.settimeout(2.0)
 
 
 def _caller(call: socket.socket, cluster: Cluster, expected: set[int]) -> int | None:
