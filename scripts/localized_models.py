@@ -49,6 +49,7 @@ class Settings:
     l2nn_filters: tuple = (6, 12)
     l2nn_widths: tuple = (64,)
     epochs: int = 3
+    warmup: int = 0  # epochs of a growing rate, which then falls; without, the rate is constant
     batch_size: int = 128
     config: str | None = None  # an experiment file with its model and training, instead
     adversary: tuple = (0.1, 5, 0.03)  # l∞ radius, steps, step of PGD training
@@ -81,10 +82,11 @@ class Settings:
             found = dataclasses.replace(
                 found,
                 train=10_000,
-                test=300,
+                test=500,
                 filters=(16, 32),
                 l2nn_filters=(8, 16),
-                epochs=5,
+                epochs=10,
+                warmup=1,  # without it, PGD training ends in a constant network
                 adversary=(8 / 255, 5, 3 / 255),
                 radii=(0.25, 0.5, 1.0, 2.0, 4.0),
                 shown=(0.25, 1.0, 4.0),
@@ -94,8 +96,7 @@ class Settings:
                 certified=(36 / 255, 72 / 255, 108 / 255),
                 snrs=(50.0, 40.0, 35.0, 30.0, 25.0, 20.0),
                 fgsm_snrs=(33.0,),
-                severities=(1, 3, 5),
-                methods=("vanilla", "parseval", "laplacian", "l2nn", "pgd"),
+                severities=(1, 2, 3, 4, 5),
                 every_norm=(),
                 pairs=(10_000, 5_000),
                 distances=(4.0, 8.0, 12.0),
@@ -111,6 +112,7 @@ class Settings:
                 l2nn_filters=(2, 4),
                 l2nn_widths=(16,),
                 epochs=1,
+                warmup=0,
                 adversary=(found.adversary[0], 2, found.adversary[0]),
                 pgd_steps=5,
                 points=6,
@@ -222,7 +224,7 @@ def build(name, shape, classes, settings):
     )
 
 
-def trainer(name, model, settings, steps=None):
+def trainer(name, model, settings, steps):
     """What `fit` trains: the model inside its method, compiled, and the scale of its logits."""
     loss, scale, inner = TemperatureCrossEntropy(), 1.0, model
     if name == "l2nn":
@@ -238,18 +240,26 @@ def trainer(name, model, settings, steps=None):
         radius, count, step = settings.adversary
         attack = PGD(Linf(radius), steps=count, step=step, random_start=True, bounds=(0.0, 1.0))
         inner = AdversarialModel(inner, attack, seed=settings.seed)
-    optimizer = keras.optimizers.Adam(1e-3)
+    optimizer = keras.optimizers.Adam(_rate(settings, steps) if settings.warmup else 1e-3)
     if settings.config and name not in CHAINS:
         from tf_lyapunov.experiments.objectives import add_weight_decay, make_optimizer
 
         training = _experiment(settings)
-        optimizer = make_optimizer(training, steps or 1)
+        optimizer = make_optimizer(training, steps)
         if training.training.weight_decay and "spectral" not in name and name != "l2nn":
             add_weight_decay(model, training.training.weight_decay)
     options = {} if name == "l2nn" else {"loss": loss}
     metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
     inner.compile(optimizer=optimizer, metrics=metrics, **options)
     return inner, scale
+
+
+def _rate(settings, steps):
+    """Linear growth to 1e-3, then a cosine to zero."""
+    warm, all_steps = steps * settings.warmup, steps * settings.epochs
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, all_steps - warm, warmup_target=1e-3, warmup_steps=warm
+    )
 
 
 def trained(name, data, settings, weights):

@@ -286,7 +286,7 @@ def write_results(records: dict, how: dict, out: Path) -> str:
                 parts += [
                     "Time grows as the square of the number of samples, memory linearly: 10⁶ "
                     f"samples take {more:.0f} times as long as the l2 line, "
-                    f"{more * took['cpu_seconds'] / 3600:.0f} CPU hours, and "
+                    f"{more * took['cpu_seconds'] / 3600:.0f} CPU hours, and at most "
                     f"{1e6 / found[0]['samples'] * took['peak_gib']:.0f} GiB.",
                     "",
                 ]

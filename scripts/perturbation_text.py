@@ -7,6 +7,7 @@ _NO_NIN = (
     "costs 12 ms of a CPU per image (measured), 4.5 hours for 30 epochs of 45000 images, which "
     "this run did not have. `--cifar DIR` trains and measures it.\n\n"
 )
+_NIN_PICTURES = "![Figure 5.9](figure_5_9.png)\n\n![Figure 5.10b](figure_5_10b.png)\n\n"
 TITLE = "# Lower bounds beside perturbations found: published and measured"
 
 
@@ -152,7 +153,9 @@ def _lenet(rows):
         "## Tables 5.1 to 5.3: LeNet-5 and LRN on MNIST\n\n"
         f"{first['training images']} training images, three epochs of Adam; the first "
         f"{first['images']} correctly classified test images. Norms in grey levels of 255. ε: FGS, "
-        "at most 100. The last three columns are medians of ratios.\n\n"
+        "at most 100. The last three columns are medians of ratios."
+        + (_nin(rows["CIFAR-NIN"]) if "CIFAR-NIN" in rows else "")
+        + "\n\n"
         + _table(head, lines)
         + "\n\nLeNet-5, norm divided by 784 pixels, paper / measured: published bound 7.27e-8 / "
         f"{_number(pixel['published bound'])}; our sound bound {_number(pixel['sound bound'])}, "
@@ -163,7 +166,16 @@ def _lenet(rows):
         + ("" if "CIFAR-NIN" in rows else _NO_NIN)
         + "![Brackets of LeNet-5](bracket_lenet.svg)\n\n![Figure 5.10](figure_5_10a.png)\n\n"
         "![Figure 5.11](figure_5_11.svg)\n\n![Figure 5.8](figure_5_8.png)\n\n"
-        "![Figure 2.5](figure_2_5.png)\n\n" + _scaling(first["kernels scaled"])
+        "![Figure 2.5](figure_2_5.png)\n\n"
+        + (_NIN_PICTURES if "CIFAR-NIN" in rows else "")
+        + _scaling(first["kernels scaled"])
+    )
+
+
+def _nin(row):
+    return (
+        f" CIFAR-NIN (`{row['options']}`): {row['training images']} training images, "
+        f"{row['epochs']} epochs, {row['images']} test images of a copy made of JPEG files."
     )
 
 

@@ -149,13 +149,15 @@ def _details(epsilon, fgs):
     return {"epsilons": epsilon[ok].round(3).tolist(), "class changes": counts.tolist()}
 
 
-def nin_part(quick, out, directory, epochs):
+def nin_part(quick, out, options):
     """Tables 5.1 and 5.2 for CIFAR-NIN, Figures 5.9, 5.10b and 5.11b: hours per epoch on a CPU."""
-    data = tables.datasets.load("cifar10", directory, crop=32, limit=64 if quick else None)
-    model = tables.fitted(tables.nin(), data.x_train, data.y_train, epochs, rate=1e-3)
+    limit = 64 if quick else options.cifar_images
+    data = tables.datasets.load("cifar10", options.cifar, crop=32, limit=limit)
+    model = tables.fitted(tables.nin(), data.x_train, data.y_train, options.cifar_epochs, rate=1e-3)
     row, found, x, epsilon, fgs = tables.image_row(
-        model, data, 4 if quick else 300, 5 if quick else 50
+        model, data, 4 if quick else options.cifar_tested, 5 if quick else 50
     )
+    row |= {"options": _nin_options(options), "epochs": options.cifar_epochs}
     row |= {"published": tables.NIN, **_details(epsilon, fgs)}
     print(f"CIFAR-NIN\n{found.table()}", flush=True)
     some = np.flatnonzero(fgs.success)[:4]
@@ -198,6 +200,15 @@ def contradictions(results):
     ]
 
 
+def _nin_options(options):
+    """CIFAR-NIN's part of the command; None without it."""
+    if not options.cifar:
+        return None
+    found = f"--cifar DIR --cifar-epochs {options.cifar_epochs}"
+    found += f" --cifar-images {options.cifar_images}" if options.cifar_images else ""
+    return f"{found} --cifar-tested {options.cifar_tested}"
+
+
 def _kept(path, command):
     """Results of finished parts that the same command made, or none."""
     if path.exists():
@@ -213,6 +224,8 @@ def main(argv=None) -> int:
     parser.add_argument("--data-dir", help="prepared TensorFlow Datasets directory, with MNIST")
     parser.add_argument("--cifar", help="prepared TensorFlow Datasets directory, with CIFAR-10")
     parser.add_argument("--cifar-epochs", type=int, default=30, help="epochs of CIFAR-NIN")
+    parser.add_argument("--cifar-images", type=int, help="training images of it (default: all)")
+    parser.add_argument("--cifar-tested", type=int, default=300, help="test images it attacks")
     parser.add_argument("--out", type=Path, help="directory of the results")
     parser.add_argument("--quick", action="store_true", help="a smoke test, a minute")
     options = parser.parse_args(argv)
@@ -227,9 +240,10 @@ def main(argv=None) -> int:
     command = "python scripts/rebuild_perturbation.py"
     command += " --spambase CSV" if spambase else ""
     command += " --data-dir DIR" if options.data_dir else ""
-    command += f" --cifar DIR --cifar-epochs {options.cifar_epochs}" if options.cifar else ""
     command += " --quick" if quick else ""
     results = _kept(out / "results.json", command)
+    if results.get("CIFAR-NIN", {}).get("options", _nin_options(options)) != _nin_options(options):
+        del results["CIFAR-NIN"]
     parts = {
         "Table 3.1": lambda: linear_part(quick, out),
         "Table 4.2": lambda: mlp_part(quick, out),
@@ -241,7 +255,7 @@ def main(argv=None) -> int:
         for name in list(tables.LENETS)[: 1 if quick else None]:
             parts[name] = functools.partial(lenet_part, quick, out, data, name)
     if options.cifar:
-        parts["CIFAR-NIN"] = lambda: nin_part(quick, out, options.cifar, options.cifar_epochs)
+        parts["CIFAR-NIN"] = lambda: nin_part(quick, out, options)
     for name, part in parts.items():
         if name in results:
             continue

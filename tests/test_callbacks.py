@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov.callbacks import ClaimLost, LyapunovMonitor
+from tf_lyapunov.certification import register_gain
 from tf_lyapunov.certification.layer_indices import layer_indices
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.design import spectral_design
@@ -281,3 +282,112 @@ def test_the_amortised_enforcement_between_epochs_bounds_the_true_norm():
     callbacks = [double, LyapunovMonitor(verbose=0), record]
     model.fit(X, Y, batch_size=16, verbose=0, callbacks=callbacks)
     assert max(seen[1::2]) <= 0.5 < min(seen[0::2])
+
+
+def test_growth_is_not_promised_where_something_else_moves_with_the_kernel():
+    """A batch normalization, or a kernel without a bound beside the bounded one."""
+
+    def growth(*middle):
+        model = keras.Sequential([keras.Input((4, 1)), *middle, keras.layers.Dense(2, name="last")])
+        constrain(model, [0.5, 0.5], guarantee="monitor", every=5)
+        for layer in model.layers:
+            if hasattr(layer, "pointwise_kernel"):
+                layer.pointwise_kernel.constraint = None
+        model.compile("adam", "mse")
+        monitor = LyapunovMonitor()
+        monitor.set_model(model)
+        monitor.on_train_begin()
+        return monitor.read().growth
+
+    assert list(growth(keras.layers.Dense(3, name="first"))) == ["first", "last"]
+    normalized = [keras.layers.Dense(3, name="first"), keras.layers.BatchNormalization()]
+    assert "first" not in growth(*normalized)
+    assert "first" not in growth(keras.layers.SeparableConv1D(2, 3, name="first"))
+
+
+def watched(model, design=None):
+    model.compile("sgd", "mse")
+    monitor = LyapunovMonitor(design, on_violation="ignore")
+    monitor.set_model(model)
+    monitor.on_train_begin()
+    return monitor
+
+
+def test_learned_slopes_are_read_again_and_may_lose_the_claim():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False)])
+    model.add(keras.layers.PReLU())
+    model.add(keras.layers.Dense(3, use_bias=False))
+    design = spectral_design(gain=1.0, sectors=[Sector(0.0, 1.0), Sector.linear()])
+    monitor = watched(constrain(model, design), design)
+    assert monitor.read().holds
+    model.layers[1].alpha.assign(np.full(3, 10.0))
+    reading = monitor.read()
+    assert not reading.holds and "sectors" in monitor.summary(reading)
+    assert reading.gain_upper_bound >= 9.9 * np.prod(
+        [np.linalg.norm(model.layers[i].get_weights()[0], 2) for i in (0, 2)]
+    )
+
+
+def test_a_steeper_activation_than_the_design_assumes_proves_no_claim():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(3, "selu"), keras.layers.Dense(3)]
+    )
+    for layer in model.layers:
+        layer.set_weights([0.7 * np.eye(3), np.zeros(3)])
+    design = spectral_design(gain=0.5, sectors=[Sector(0.0, 1.0), Sector.linear()])
+    reading = watched(model, design).read()
+    assert not reading.holds and reading.gain_upper_bound > 0.86
+
+
+def test_a_design_for_a_chain_proves_nothing_about_a_branched_model_or_a_part_of_one():
+    x = keras.Input((3,))
+    h = keras.layers.Dense(3, "relu", name="a")(x)
+    branched = keras.Model(x, keras.layers.Add()([x, keras.layers.Dense(3, name="b")(h)]))
+    design = spectral_design(gain=0.5, sectors=[Sector(0.0, 1.0), Sector.linear()])
+    reading = watched(constrain(branched, design), design).read()
+    assert not reading.holds and reading.gain_upper_bound >= 1.0
+
+
+def test_the_gain_of_a_model_without_stages_is_not_one():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Rescaling(5.0)])
+    assert watched(model).read().gain_upper_bound == 5.0
+
+
+def test_declared_gains_are_asked_again():
+    class Amplifier(keras.layers.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, x):
+            return self.factor * x
+
+    register_gain(Amplifier, lambda layer: abs(float(layer.factor)), assumption="It scales.")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), Amplifier()])
+    model.layers[0].set_weights([np.eye(3), np.zeros(3)])
+    monitor = watched(model)
+    assert monitor.read().gain_upper_bound < 1.1
+    model.layers[1].factor.assign(4.0)
+    assert monitor.read().gain_upper_bound >= 4.0
+    register_gain(Amplifier, None)
+
+
+def test_a_change_of_sign_between_layers_loses_a_conic_claim():
+    """Its gain is 1, so that no budget sees it; the network is then -W₂(-W₁) no more."""
+    x = keras.Input((3,))
+    y = layers.Dense(3)(keras.ops.negative(layers.Dense(3)(x)))
+    model = keras.Model(x, y)
+    design = spectral_design(Indices(0.3, 0.05), [Sector.linear()] * 2)
+    with pytest.raises(ValueError, match="nothing but an activation"):
+        constrain(model, design)
+    centers = [center for center, _ in design.balls]
+    for layer, center in zip((model.layers[1], model.layers[-1]), centers, strict=True):
+        layer.set_weights([center * np.eye(3), np.zeros(3)])
+    assert not watched(model, design).read().holds
+
+
+def test_without_a_claim_none_is_called_proved():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    monitor = watched(model)
+    assert "no claim" in monitor.summary(monitor.read())
+    monitor = watched(constrain(model, [0.5]))
+    assert "budgets kept" in monitor.summary(monitor.read())

@@ -183,3 +183,13 @@ def test_bad_arguments_are_refused():
         CertifiedAccuracy(0.1, "model")
     with pytest.raises(ValueError, match="Lipschitz constant"):
         CertifiedAccuracy(0.1, lambda: math.nan).reset_state()
+
+
+def test_a_single_probability_decides_at_one_half():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, activation="sigmoid")])
+    model.layers[0].set_weights([np.ones((1, 1)), np.zeros(1)])
+    metric = CertifiedAccuracy(radius=0.1, gain=model)
+    metric.reset_state()
+    x = np.array([[-1.0], [1.0], [-1.0], [0.05]])  # sigmoid(0.05) is within 0.25·0.1 of 1/2
+    metric.update_state(np.array([1, 1, 0, 1]), model.predict(x, verbose=0))
+    assert float(metric.result()) == 0.5

@@ -10,6 +10,7 @@ from tf_lyapunov.design import spectral_design
 from tf_lyapunov.projection import constrain, project
 from tf_lyapunov.spectral.reading import linear_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import LinearMap
 from tf_lyapunov.theory.sectors import Indices, Sector
 
 layers = keras.layers
@@ -231,3 +232,22 @@ def test_project_refuses_nan_and_changes_nothing():
     with pytest.raises(ValueError, match="diverged"):
         project(model)
     assert np.all(keras.ops.convert_to_numpy(model.get_layer("first").kernel) == 9)
+
+
+def test_a_shared_layer_gets_the_least_of_its_budgets_at_every_size():
+    shared = keras.layers.Dense(3, use_bias=False)
+    x = keras.Input((3,))
+    model = keras.Model(x, shared(keras.layers.ReLU()(shared(x))))
+    shared.set_weights([5 * np.eye(3)])
+    constrain(model, [0.5, 2.0])
+    assert np.linalg.norm(shared.get_weights()[0], 2) <= 0.5
+    shared = keras.layers.Conv2D(1, 3, padding="same", use_bias=False)
+    x = keras.Input((12, 12, 1))
+    model = keras.Model(x, shared(keras.layers.AveragePooling2D(6)(shared(x))))
+    shared.set_weights([np.ones((3, 3, 1, 1))])
+    constrain(model, [6.0, 1.0])
+    (kernel,) = shared.get_weights()
+    for size in (12, 2):
+        assert (
+            norm_upper_bound(kernel, LinearMap("conv", (size, size, 1), padding="same")).value <= 1
+        )

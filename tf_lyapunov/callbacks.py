@@ -8,12 +8,14 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.certification import lipschitz_upper_bound
+from tf_lyapunov.certification.activations import innermost
 from tf_lyapunov.certification.layer_indices import layer_indices
 from tf_lyapunov.certification.linear import BatchNormScale, inference_value
 from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.certification.stages import stages as read_stages
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.growth import growth_upper_bounds
+from tf_lyapunov.layers.activations import LipschitzPReLU
 from tf_lyapunov.layers.base import refresh
 from tf_lyapunov.projection import constrained_variables, project
 from tf_lyapunov.spectral.arguments import count
@@ -42,7 +44,8 @@ class Reading:
         true_indices: dict, layer name to the `Indices` that its weights proved when
             `indices_every` last measured them.
         growth: dict, layer name to a proven bound of its stage's gain at every step until the next
-            guaranteed projection (amortised stages only, where the optimizer's steps are bounded).
+            guaranteed projection (amortised stages without batch normalization only, where the
+            optimizer's steps are bounded).
     """
 
     sigma: dict
@@ -100,7 +103,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
             in `.readings` and appear in the logs of the epoch's end).
         on_violation: `"warn"`, `"stop"` (sets `model.stop_training`), `"raise"` or `"ignore"`,
             when a reading no longer proves the claim.
-        layers: names of the layers that the design is for, as given to `constrain`.
+        layers: names of the layers that the design is for, as given to `constrain`; a claim about
+            the network is proved only if they are all of its stages, in a chain.
         iterations: power steps per reading.
         indices_every: after the first epoch, and every so many epochs after it, `layer_indices`
             finds, by a semidefinite program per layer, the largest ν that the weights prove for
@@ -168,7 +172,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self.verbose = verbose
         self.readings = []
         self._stages = None
-        self._is_chain = True
+        self._is_whole, self._must_reread = False, False
         self._vectors = {}
         self._true_indices = {}
         self._step = 0
@@ -225,9 +229,9 @@ class LyapunovMonitor(keras.callbacks.Callback):
         return reading
 
     def _read(self):
-        if self._stages is None:
-            self._read_structure()
         self._sync()
+        if self._stages is None or self._must_reread:
+            self._read_structure()
         refresh(self.model)
         sigma, bound, budget, stored = {}, {}, {}, {}
         for stage in self._stages:
@@ -252,9 +256,11 @@ class LyapunovMonitor(keras.callbacks.Callback):
             if len(budgets) == len(bounds) and None not in budgets:
                 budget[stage.name] = _up(float(np.prod(budgets)) * fixed)
         check = None
+        gain = self._gain(bound)
         if self.design is not None:
             check = self.design.check(list(bound.values()), distances=self._distances())
-        gain = self._gain(bound, check)
+            check = self._checked(check, gain)
+            gain = min(gain, float(check.gain_upper_bound)) if check.holds else gain
         growth = self._growth(stored)
         return Reading(sigma, bound, budget, check, gain, dict(self._true_indices), growth)
 
@@ -264,6 +270,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
         parts = [f"gain ≤ {reading.gain_upper_bound:.4g}"]
         if reading.check is not None:
             parts.append(f"cascade margin {reading.check.margin:.3g}")
+            if not reading.check.holds:
+                parts.append(reading.check.reason)
         if ratios:
             name = max(ratios, key=ratios.get)
             parts.append(f"tightest {name} at {100 * ratios[name]:.2f}% of its budget")
@@ -271,7 +279,12 @@ class LyapunovMonitor(keras.callbacks.Callback):
             implied = dict(zip(reading.sigma, reading.check.indices, strict=True))
             name, found = min(reading.true_indices.items(), key=lambda item: item[1].nu)
             parts.append(f"true nu of {name} {found.nu:.3g} ({implied[name].nu:.3g} by its norm)")
-        state = "claim proved" if reading.holds else "CLAIM NOT PROVED"
+        if reading.check is not None:
+            state = "claim proved" if reading.holds else "CLAIM NOT PROVED"
+        elif reading.budget:
+            state = "budgets kept" if reading.holds else "BUDGETS NOT KEPT"
+        else:
+            state = "no claim and no budgets"
         return f"LyapunovMonitor: {state}; " + "; ".join(parts)
 
     # State for exact resumption.
@@ -326,6 +339,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         for stage, indices in zip(self._stages, implied or (), strict=False):
             norms = (*stage.batch_norms, *stage.post_batch_norms)
             bare = len(stage.maps) == 1 and not norms and stage.pre_gain * stage.post_gain == 1
+            bare &= getattr(stage.layer, "data_format", "channels_last") == "channels_last"
             if indices is None or not bare:
                 continue
             kernel, linear_map = stage.maps[0]
@@ -337,8 +351,17 @@ class LyapunovMonitor(keras.callbacks.Callback):
     def _read_structure(self):
         with one_thread():
             network = read_network(self.model)
-        self._is_chain = network.is_chain
-        self._stages = _selected_stages(read_stages(network), self.layers, self.design)
+        found = read_stages(network)
+        self._stages = _selected_stages(found, self.layers, self.design)
+        names = [stage.name for stage in self._stages]
+        # Whether the stages' gains multiply to the network's.
+        self._is_whole = network.is_chain and names == [s.name for s in found] != []
+        # Slopes and declared gains that training may move; kernels are read every time.
+        learned = (keras.layers.PReLU, LipschitzPReLU)
+        self._must_reread = any(
+            node.kind == "declared" or isinstance(innermost(node.layer), learned)
+            for node in network.nodes
+        )
 
     def _distances(self):
         """Upper bounds of ‖W - cI‖ for a conic design, else None."""
@@ -347,20 +370,36 @@ class LyapunovMonitor(keras.callbacks.Callback):
         distances = []
         for stage, (center, _) in zip(self._stages, self.design.balls, strict=True):
             kernel, linear_map = stage.maps[0]
-            kernel = ops.convert_to_numpy(kernel).astype(float)
+            kernel = inference_value(kernel, stage.layer.compute_dtype)
             offset = kernel - center * np.eye(*kernel.shape)
             distances.append(_up(norm_upper_bound(offset, linear_map).value))
         return distances
 
-    def _gain(self, bound, check):
-        if self._is_chain and self.layers is None:
-            gains = [s.sector.magnitude * bound[s.name] for s in self._stages]
-            gain = _up(float(np.prod(gains)))
+    def _gain(self, bound):
+        if not self._is_whole:
+            return lipschitz_upper_bound(self.model).gain_upper_bound
+        gains = [s.sector.magnitude * bound[s.name] for s in self._stages]
+        return _up(float(np.prod(gains)))
+
+    def _checked(self, check, gain):
+        """The design's check, lost where the model is not what the design is about."""
+        outside = [
+            stage.name
+            for stage, assumed in zip(self._stages, self.design.sectors, strict=True)
+            if stage.sector.alpha < assumed.alpha or stage.sector.beta > assumed.beta
+        ]
+        if outside:
+            reason = f"the slopes of the activations after {outside} have left the design's sectors"
+        elif self.design.balls is not None and not all(s.is_bare for s in self._stages):
+            reason = "a conic design is for layers with nothing but an activation after them"
+        elif not self._is_whole:
+            reason = "the design is for a chain of layers, and these are a part of the model"
         else:
-            gain = lipschitz_upper_bound(self.model).gain_upper_bound
-        if self._is_chain and check is not None and check.holds:
-            return min(gain, float(check.gain_upper_bound))
-        return gain
+            return check
+        margin = min(check.margin, 0.0)
+        return dataclasses.replace(
+            check, holds=False, margin=margin, gain_upper_bound=gain, reason=reason
+        )
 
     def _growth(self, norms):
         """Stage name to its gain's bound until the next projection, where all of it is known."""
@@ -373,10 +412,12 @@ class LyapunovMonitor(keras.callbacks.Callback):
         found = {}
         for stage in self._stages if grown else ():
             paths = [kernel.path for kernel, _ in stage.maps]
-            if any(path in grown for path in paths) and all(path in norms for path in paths):
-                gains = [grown.get(path, norms[path]) for path in paths]
-                around = stage.pre_gain * stage.post_gain * _normalization_gain(stage)
-                found[stage.name] = _up(float(np.prod(gains)) * around)
+            # Nothing bounds how a batch normalization, or a kernel by its side, moves meanwhile.
+            if stage.batch_norms or stage.post_batch_norms or not grown.keys() >= set(paths):
+                continue
+            if all(path in norms for path in paths):
+                gains = [grown[path] for path in paths]
+                found[stage.name] = _up(float(np.prod(gains)) * stage.pre_gain * stage.post_gain)
         return found
 
     def _judge(self, reading):

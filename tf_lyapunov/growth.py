@@ -40,7 +40,8 @@ def growth_upper_bounds(
 
     Raises:
         ValueError: nothing bounds the optimizer's steps: SGD without `clipnorm`,
-            `global_clipnorm` or `clipvalue`, averaged weights, or another kind of optimizer.
+            `global_clipnorm` or `clipvalue`, averaged weights, kernels in 16 bits, or another
+            kind of optimizer.
 
     Example:
 
@@ -59,6 +60,13 @@ def growth_upper_bounds(
         constraint = variable.constraint
         if getattr(constraint, "guarantee", None) != "monitor" or constraint.max_gain is None:
             continue
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if dtype not in ("float32", "float64"):
+            raise ValueError(
+                "A kernel's rounding is bounded for float32 only. Received: kernel "
+                f"{variable.path!r} of dtype {dtype}. Use a mixed precision policy, which keeps "
+                "kernels in float32."
+            )
         count = constraint.every if steps is None else int(steps)
         kernel = variable.numpy().astype(np.float64)
         linear_map = constraint.linear_map(kernel.shape)
@@ -89,17 +97,18 @@ def _moves(optimizer, variable, count: int) -> list[float]:
         )
     rates = _rates(optimizer, count)
     decay = optimizer.weight_decay or 0.0
-    if decay * max(rates, default=0.0) > 1:
+    if not 0 <= decay * max(rates, default=0.0) <= 1:
         raise ValueError(
             f"Weight decay must shrink. Received: weight_decay={decay} times a learning rate of "
-            f"{max(rates)} is above 1."
+            f"{max(rates)} is not in [0, 1]."
         )
-    if isinstance(optimizer, keras.optimizers.SGD):
+    kind = type(optimizer)  # a subclass may step as it likes
+    if kind is keras.optimizers.SGD:
         return _sgd(optimizer, variable, rates, size)
-    if isinstance(optimizer, keras.optimizers.Adam) and name in ("Adam", "AdamW"):
+    if kind in (keras.optimizers.Adam, keras.optimizers.AdamW):
         ratio = adam_ratio_upper_bound(optimizer.beta_1, optimizer.beta_2, optimizer.epsilon)
-    elif name == "RMSprop" and not optimizer.centered:
-        norm = rmsprop_ratio_upper_bound(optimizer.rho) * math.sqrt(size)
+    elif kind is keras.optimizers.RMSprop and not optimizer.centered:
+        norm = rmsprop_ratio_upper_bound(optimizer.rho, optimizer.epsilon) * math.sqrt(size)
         return _with_momentum(optimizer, variable, rates, norm, nesterov=False)
     else:
         raise ValueError(
@@ -134,5 +143,5 @@ def _rates(optimizer, count: int) -> list[float]:
     rate = optimizer._learning_rate
     if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return [float(rate.numpy())] * count
-    first = int(optimizer.iterations.numpy())
+    first = int(optimizer._iterations.numpy())  # unlike `iterations`, counts accumulated gradients
     return [float(keras.ops.convert_to_numpy(rate(first + j))) for j in range(count)]

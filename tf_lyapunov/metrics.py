@@ -12,11 +12,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_lyapunov.certification import lipschitz_upper_bound
+from tf_lyapunov.certification.composition import lipschitz_constants
+from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.losses.labels import margins, one_hot
 
 # Rounding of the margin and of its comparison in float32, with room to spare.
 _SLACK = 1 + 16 * 2.0**-24
+# What stands for logit 0 in the outputs of a single unit.
+_THRESHOLDS = {"sigmoid": 0.5, "log_sigmoid": math.log(0.5)}
 
 
 class _CertifiedMetric(keras.metrics.Metric):
@@ -39,6 +42,14 @@ class _CertifiedMetric(keras.metrics.Metric):
             aggregation="only_first_replica",
             name="gain",
         )
+        # Of a single output: where its decision changes.
+        self.threshold = self.add_variable(
+            (),
+            "zeros",
+            dtype="float32",
+            aggregation="only_first_replica",
+            name="threshold",
+        )
         self.bind(gain)
 
     def bind(self, gain):
@@ -56,7 +67,7 @@ class _CertifiedMetric(keras.metrics.Metric):
             self._measure = lambda: self._declared
         elif isinstance(gain, keras.Model):
             # A closure: the metric must not save the model as a part of itself.
-            self._measure = lambda: lipschitz_upper_bound(gain, outputs="model").gain_upper_bound
+            self._measure = lambda: self._measured(gain)
         elif callable(gain):
             self._measure = gain
         else:
@@ -66,6 +77,11 @@ class _CertifiedMetric(keras.metrics.Metric):
             )
         self.gain.assign(math.inf if self._declared is None else _float32_up(self._declared))
         return self
+
+    def _measured(self, model):
+        network = read_network(model)
+        self.threshold.assign(_THRESHOLDS.get(network.decision, 0.0))
+        return lipschitz_constants(network)[network.output]
 
     def reset_state(self):
         """Starts anew, and measures the constant of the model's present weights."""
@@ -82,7 +98,8 @@ class _CertifiedMetric(keras.metrics.Metric):
             y_pred = ops.cast(y_pred, "float32")
         if y_pred.shape[-1] == 1:
             sign = ops.where(ops.reshape(y_true, (-1,)) > 0, 1.0, -1.0)
-            margin, factor = ops.cast(sign, y_pred.dtype) * ops.reshape(y_pred, (-1,)), 1.0
+            logit = ops.reshape(y_pred, (-1,)) - ops.cast(self.threshold, y_pred.dtype)
+            margin, factor = ops.cast(sign, y_pred.dtype) * logit, 1.0
         else:
             margin, factor = margins(one_hot(y_true, y_pred), y_pred), math.sqrt(2.0)
         scale = ops.cast(self.gain, margin.dtype) * (factor * _SLACK)
@@ -110,7 +127,8 @@ class CertifiedAccuracy(_CertifiedMetric):
 
         mean [ f_y - max_{j≠y} f_j > √2·L·radius ]
 
-    (f·(±1) > L·radius for a single logit). L is a Lipschitz constant of the model's outputs in l2.
+    ((f - t)·(±1) > L·radius for a single output; t is 0, or 1/2 for a model that ends with a
+    sigmoid). L is a Lipschitz constant of the model's outputs in l2.
     Measured at `reset_state`, it belongs to the weights of that moment: right for `evaluate` and
     the validation of `fit`, but in the training part of an epoch the weights move on, and the
     number is an estimate. Rounding within the model is not taken off: `certify` does that.

@@ -4,6 +4,7 @@ Keras applies constraints nowhere but at the end of `optimizer.apply`: not after
 `set_weights` or weight averaging. `project` enforces them at once.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import keras
@@ -21,7 +22,7 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100):
     gain of all its linear parts: a kernel before a pooling of gain g gets budget / g, the two
     kernels of a separable convolution get the root each, and batch normalizations after the kernel
     are held at gain 1 (which `project` and `LyapunovMonitor` enforce, since their gain depends on
-    the moving variance).
+    the moving variance). A layer that several stages share gets the least of their budgets.
 
     Args:
         model: built Keras model (functional, sequential, subclassed or nested), compiled or not.
@@ -49,12 +50,13 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100):
     """
     found = read_stages(model)
     budgets = _budgets_by_stage(found, design, layers)
+    given = {}
     for position, (stage, budget) in enumerate(budgets):
         if budget is None:
             continue
         _check_sector(stage, getattr(design, "sectors", None), position)
         ball = (getattr(design, "balls", None) or [None] * len(budgets))[position]
-        _constrain_stage(stage, float(budget), ball, guarantee=guarantee, every=every)
+        _constrain_stage(stage, float(budget), ball, given, guarantee=guarantee, every=every)
     _reset_compiled_functions(model)
     return project(model)
 
@@ -152,28 +154,38 @@ def _check_sector(stage, sectors, position):
         )
 
 
-def _constrain_stage(stage, budget, ball, *, guarantee, every):
+def _constrain_stage(stage, budget, ball, given, *, guarantee, every):
+    """Sets a stage's constraints; `given` holds those of kernels that earlier stages share."""
     fixed_gain = stage.pre_gain * stage.post_gain
     for normalization in (*stage.batch_norms, *stage.post_batch_norms):
         _constrain_normalization(normalization)
     if ball is not None:
-        _set_conic(stage, ball, fixed_gain)
+        _set_conic(stage, ball, given)
         return
     share = (budget / fixed_gain) ** (1 / len(stage.maps))
     for kernel, linear_map in stage.maps:
-        constraint = SpectralBound.for_map(linear_map, share, guarantee=guarantee, every=every)
+        least, known = given.get(id(kernel), (share, linear_map))
+        if known != linear_map:  # called at several sizes: bounded at every one
+            linear_map = dataclasses.replace(linear_map, input_shape=None)
+        least = min(least, share)
+        given[id(kernel)] = least, linear_map
+        constraint = SpectralBound.for_map(linear_map, least, guarantee=guarantee, every=every)
         _attach(stage.layer, kernel, constraint)
 
 
-def _set_conic(stage, ball, fixed_gain):
+def _set_conic(stage, ball, given):
     kernel, linear_map = stage.maps[0]
     square = linear_map.kind == "dense" and kernel.shape[0] == kernel.shape[1]
-    bare = fixed_gain == 1 and not stage.batch_norms and not stage.post_batch_norms
-    if not (square and bare):
+    if not (square and stage.is_bare):
         raise ValueError(
-            f"A conic design needs square dense layers without pooling or normalization. "
+            f"A conic design needs square dense layers with nothing but an activation after them. "
             f"Received: layer {stage.name!r} with kernel {tuple(kernel.shape)}. "
             f"Choose a claim with nu < 0 for other shapes."
+        )
+    if given.setdefault(id(kernel), ball) != ball:
+        raise ValueError(
+            f"A shared layer can be in one ball only. Received: layer {stage.name!r} for "
+            f"{given[id(kernel)]} and {ball}."
         )
     center, radius = ball
     _attach(stage.layer, kernel, ConicBound(center, radius))

@@ -22,7 +22,7 @@ def measure(quick):
         import pyautoattack
         import torch
     except ImportError:
-        return {"rows": [{"what": "skipped: install tf_lyapunov[peers] (pyautoattack, torch)"}]}
+        return {"rows": [{"what": "skipped: install tf_lyapunov[benchmark] (pyautoattack, torch)"}]}
     import numpy as np
 
     import tf_lyapunov as tfl

@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 TITLE = "Replicas / one process on the same cores"
+SCALE = True
 WAYS = {"one process": "none", "mirrored, 2": "mirrored", "two workers": "multiworker"}
 BUDGETS = (2.0, 2.0, 2.0, 2.0)
 

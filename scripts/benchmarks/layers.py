@@ -1,10 +1,34 @@
 """Cost of Lipschitz layers beside plain ones of the same shape, all families, in one run.
 
 Training: an epoch of Adam steps of batch 128, each variant's against plain Keras' in rotating
-order. Inference: `predict` with cached weights. CPU seconds count all cores and leave out what the
-machine's other guests take. "Plain" is the same network of `keras.layers.Dense` or `Conv2D`, with
-ReLU; for potential layers, which apply every matrix twice (Wᵀ, then W), "plain" is the residual
-network x - W relu(Wᵀx + b) of the same matrices.
+order. Inference: `predict` with cached weights, and after `condense`. CPU seconds count all cores
+and leave out what the machine's other guests take. "Plain" is the same network of
+`keras.layers.Dense` or `Conv2D`, with ReLU; for potential layers, which apply every matrix twice
+(Wᵀ, then W), "plain" is the residual network x - W relu(Wᵀx + b) of the same matrices.
+
+What a step of the MLP 784-256-128-10 must compute, in 10⁶ flops (products alone, in·units·batch·2
+each; m = 784, n = 256 for the large layer, the small one in brackets):
+
+    plain               forward 60, gradients 69                                  129
+    frobenius           + nothing: three passes over W
+    spectral            + WᵀW 2mn² = 103, three squarings 2n³ = 34 each           + 203 (21)
+    almost_orthogonal   + WᵀW 103, its gradient 103                               + 206 (17)
+    cayley              + VᵀV 69, inverse 33, its Newton step 67, VR 69, QᵀQ 103;
+                          gradients 69, 67, 138                                   + 615 (50)
+    sandwich            + as cayley with V of 784 rows, second map 3·17           + 870 (90)
+    bjorck              + WᵀW 103, bounds 4·34, five steps 3·34, WP 103, XᵀX 103,
+                          XC 3·17; gradients 206                                  + 1200 (130)
+    plain residual      forward 119, gradients 187                                306
+    convex_potential    + 2·(WᵀW 34 + 3·34)                                       + 268
+    sdp                 + 2·(WᵀW 34, its gradient 34)                             + 134
+
+Products of n columns run at up to twice the rate of those of a batch, and an Adam step reads and
+writes all weights: a step with as many flops again costs 1.5 to 2 times as much. Within 1.5 lie
+therefore the families that add no more than about half of their own network's flops, or none;
+orthogonalising at every step adds five to ten times these. The share falls as 1/batch.
+
+Norms are exact at every step. Between exact norms the bound ‖W‖ ≤ bound(W₀) + ‖W - W₀‖_F would
+hold too, but Adam at the rate 10⁻³ moves W by up to 10⁻³√(mn) = 0.45 a step, 23% of σ(W) = 1.9.
 
 deel-lip needs legacy Keras, hence another environment: name its Python in `DEEL_LIP_PYTHON`.
 """
@@ -31,11 +55,13 @@ FAMILIES = (
 def measure(quick):
     """Ratios of all families, dense and convolutional; deel-lip's, where it is installed."""
     rows = []
-    for kind, steps, rounds in (("MLP", 100, 5), ("conv", 20, 4)):
+    for kind, steps, rounds in (("MLP", 100, 5), ("conv", 10, 4)):
         models = {name: _model(kind, name) for name in FAMILIES}
         models = {name: model for name, model in models.items() if model is not None}
         x, y = _data(models["plain"].input_shape[1:], 10 if quick else steps)
-        rows += _rows(kind, *_seconds(models, x, y, 2 if quick else rounds))
+        found = _seconds(models, x, y, 2 if quick else rounds)
+        condensed = _condensed_seconds(models, x, 2 if quick else rounds)
+        rows += _rows(kind, *found, condensed)
     return {"rows": rows, "deel_lip": _deel_lip(quick)}
 
 
@@ -153,20 +179,36 @@ def _seconds(models, x, y, rounds):
     return epochs, predictions
 
 
+def _condensed_seconds(models, x, rounds):
+    """As the predictions of `_seconds`, with the weights fixed: nothing is compared any more."""
+    from tf_lyapunov.layers.condensing import condense
+
+    seconds, names = {n: [] for n in models}, list(models)
+    for model in models.values():
+        condense(model)
+    for attempt in range(rounds + 1):
+        for name in names[attempt % len(names) :] + names[: attempt % len(names)]:
+            timed = _timed(lambda m=models[name]: m.predict(x, batch_size=BATCH, verbose=0))
+            if attempt:
+                seconds[name].append(timed)
+    return seconds
+
+
 def _timed(action):
     started = time.perf_counter(), time.process_time()
     action()
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
-def _rows(kind, epochs, predictions):
+def _rows(kind, epochs, predictions, condensed):
     """Medians of the rounds' ratios to the plain network of the same shape."""
     found = []
     for name in epochs:
         residual = name in ("plain residual", "convex_potential", "sdp")
         base = "plain residual" if residual else "plain"
         row = {"model": kind, "layers": name, "to": base}
-        for what, seconds in (("epoch", epochs), ("predict", predictions)):
+        measured = {"epoch": epochs, "predict": predictions, "condensed predict": condensed}
+        for what, seconds in measured.items():
             row[f"{what}, CPU s"] = statistics.median(s[1] for s in seconds[name])
             for position, clock in ((1, "CPU"), (0, "wall")):
                 row[f"{what} ratio, {clock}"] = statistics.median(

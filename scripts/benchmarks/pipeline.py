@@ -13,6 +13,7 @@ import tempfile
 import time
 
 TITLE = "Input pipelines / the model's consumption"
+SCALE = True
 BATCH = 128
 
 

@@ -208,3 +208,24 @@ def test_residual_blocks_are_bounded_as_wholes_and_no_attack_beats_them(tmp_path
     with pytest.raises(ValueError, match="no multipliers of residual blocks"):
         whole.save(tmp_path / "proof.npz")
     composed.save(tmp_path / "proof.npz")
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "composition"])
+def test_flattening_channels_first_is_not_taken_for_row_major_order(method):
+    """It swaps the two middle units: the row-major product of the matrices has norm 1, not 4."""
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(4, use_bias=False),
+            layers.Reshape((2, 2)),
+            layers.Flatten(data_format="channels_first"),
+            layers.Dense(4, use_bias=False),
+        ]
+    )
+    model.layers[0].set_weights([np.diag([1.0, 2.0, 0.1, 1.0])])
+    model.layers[-1].set_weights([np.diag([1.0, 0.1, 2.0, 1.0])])
+    if method == "local":
+        with pytest.raises(UnsupportedLayerError):
+            certify(model, np.ones((1, 4)), method=method)
+    else:
+        assert certify(model, np.ones((1, 4)), method=method).gain_upper_bound >= 4.0

@@ -6,6 +6,7 @@ import pytest
 
 from tf_lyapunov.certification.chains import Chain, product_gain, scaled_chain
 from tf_lyapunov.certification.eclipse import closed_form, closed_form_multipliers, eclipse
+from tf_lyapunov.certification.liplt import liplt
 from tf_lyapunov.certification.lipsdp import lipsdp
 from tf_lyapunov.certification.multipliers import certified_squared_gain, smallest_squared_gain
 from tf_lyapunov.theory.sectors import Sector
@@ -70,3 +71,13 @@ def test_constant_weights_of_rank_one_are_handled():
     exact = np.linalg.norm(np.ones((1, 5)) @ np.ones((5, 4)) @ np.ones((4, 3)), 2)
     for method in (closed_form, eclipse, lipsdp):
         assert method(chain).gain_upper_bound == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("bound", [closed_form, liplt, lipsdp])
+@pytest.mark.parametrize("sector", [Sector(0.0, 1.0), Sector.linear()])
+def test_gains_beyond_the_range_of_floats_are_neither_zero_nor_errors(bound, sector):
+    for size in (1e-110, 1e-170):
+        chain = Chain((size * np.eye(2),) * 3, (sector,) * 2)
+        assert 0 < bound(chain).gain_upper_bound < 1e-300
+    if sector != Sector.linear():
+        assert bound(Chain((1e110 * np.eye(2),) * 3, (sector,) * 2)).gain_upper_bound == np.inf

@@ -8,6 +8,7 @@ from keras import layers
 from tf_lyapunov.certification import lipschitz_upper_bound, read_network
 from tf_lyapunov.certification.pooling import average_pooling_gain, max_pooling_gain
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.verification.reading import read
 
 # A float32 Jacobian of these sizes is off by a few hundred units in the last place at most.
 FLOAT32 = 1 + 1e-4
@@ -254,3 +255,27 @@ def test_low_precision_certifies_the_cast_kernel():
     bound = lipschitz_upper_bound(model).gain_upper_bound
     assert truth <= bound <= truth * (1 + 1e-12)
     assert abs(bound - np.linalg.norm(kernel.astype(np.float64), 2)) > 1e-6
+
+
+@pytest.mark.parametrize("scale", [[1.0] * 4, [[2.0] * 4], [[[1.0]], [[1.0]]]])
+def test_rescaling_that_repeats_its_input_is_refused(scale):
+    """Keras records the input's shape, and the output is larger: its gain is 2 times the scale."""
+    model = keras.Sequential([keras.Input((1, 1)), keras.layers.Rescaling(np.array(scale))])
+    with pytest.raises(UnsupportedLayerError, match="do not fit"):
+        lipschitz_upper_bound(model)
+
+
+def test_a_layer_that_may_or_may_not_cast_its_kernel_is_refused():
+    """Alone it computes with 1.0, the kernel in float16; in a mixed precision model with 1.0004."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        dense = keras.layers.Dense(1, use_bias=False, autocast=False)
+        model = keras.Sequential([keras.Input((1,), dtype="float32"), dense])
+    finally:
+        keras.config.set_dtype_policy(policy)
+    dense.set_weights([np.array([[1.0004]])])
+    with pytest.raises(UnsupportedLayerError, match="autocast"):
+        lipschitz_upper_bound(model)
+    with pytest.raises(UnsupportedLayerError, match="autocast"):
+        read(model)

@@ -294,3 +294,40 @@ def test_bad_arguments_are_refused_by_name():
         layer_indices(
             np.ones((3, 3, 3, 3)), relu, delta=1.0, linear_map=wide, multiplier="diagonal"
         )
+
+
+def test_quantized_layers_and_adapters_are_refused():
+    """The stored integers of an int8 layer are not its weights: here they are 8 times smaller."""
+    layer = keras.layers.Dense(3)
+    layer.build((None, 3))
+    layer.set_weights([1000 * np.eye(3), np.zeros(3)])
+    layer.quantize("int8")
+    with pytest.raises(UnsupportedLayerError, match="Quantized"):
+        layer_indices(layer, Sector(0.0, 1.0), delta=1.0)
+    layer = keras.layers.Dense(3)
+    layer.build((None, 3))
+    layer.enable_lora(1)
+    with pytest.raises(UnsupportedLayerError, match="LoRA"):
+        layer_indices(layer, Sector(0.0, 1.0), delta=1.0)
+
+
+def test_layers_that_use_their_kernel_in_another_way_are_refused():
+    class Amplified(keras.layers.Dense):
+        def call(self, x):
+            return 100.0 * super().call(x)
+
+    layer = Amplified(3)
+    layer.build((None, 3))
+    with pytest.raises(UnsupportedLayerError, match="Amplified"):
+        layer_indices(layer, delta=1.0)
+
+
+def test_signals_with_channels_first_are_not_paired_as_if_channels_came_last():
+    layer = keras.layers.Conv1D(1, 1, use_bias=False, data_format="channels_first")
+    layer.build((None, 2, 3))
+    layer.set_weights([np.array([[[1.0], [0.0]]])])
+    found = layer_indices(layer, delta=0.1)
+    # y_t = u_{0t} by rows: Δuᵀ Δy = |u_0|², hence ν = 0; with channels last it is negative.
+    assert found.method == "norm" and found.nu <= 0.0
+    with pytest.raises(ValueError, match="channels_last"):
+        layer_indices(layer, delta=0.1, multiplier="diagonal")

@@ -142,3 +142,20 @@ def test_chain_nets_helper_and_reader_agree():
     chain = LocalGains(read_network(perceptron())).chain
     assert chain.widths == (6, 12, 10, 4)
     assert chain_nets.sampled_gain(chain, starts=2, rounds=2) > 0
+
+
+def test_a_cap_inside_an_activation_layer_is_seen():
+    """f_0 - f_1 = 1.5 + min(x, 1) - 10·min(0.1x, 1) vanishes at 2.5; without the cap never."""
+    capped = layers.Activation(layers.ReLU(max_value=1.0))
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(2), capped, layers.Dense(2)])
+    model.layers[0].set_weights([np.array([[1.0, 0.1]]), np.zeros(2)])
+    model.layers[2].set_weights([np.array([[1.0, 0.0], [-10.0, 0.0]]), np.array([1.5, 0.0])])
+    with pytest.raises(UnsupportedLayerError, match="ReLU or leaky ReLU"):
+        certify(model, np.array([[2.0]]), method="local")
+
+
+def test_inputs_that_are_flattened_in_another_order_are_refused():
+    flat = layers.Flatten(data_format="channels_first", name="turned")
+    model = keras.Sequential([keras.Input((3, 2)), flat, layers.Dense(4, "relu"), layers.Dense(2)])
+    with pytest.raises(UnsupportedLayerError, match="'turned'"):
+        certify(model, np.zeros((1, 3, 2)), method="local")

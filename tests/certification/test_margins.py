@@ -293,3 +293,17 @@ def test_settings_that_backends_round_to_float32_are_in_the_allowance_of_float64
     exact = 0.1
     assert abs(proof.margins[0] - exact) <= 2 * proof.float_allowance < 1e-5
     assert proof.radius[0] <= exact / np.sqrt(2)
+
+
+def test_an_elu_that_was_changed_is_evaluated_and_digested_as_it_is():
+    """Its configuration repeats the alpha that it was made with, which decides otherwise here."""
+    elu = keras.layers.ELU(alpha=1.0)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1), elu, keras.layers.Dense(2)])
+    model.layers[0].set_weights([np.array([[1.0]]), np.zeros(1)])
+    model.layers[2].set_weights([np.array([[1.0, 0.0]]), np.array([1.5, 0.0])])
+    x = np.array([[-1.5]])
+    before = certify(model, x, precision="float64")
+    elu.alpha = 3.0
+    after = certify(model, x, precision="float64")
+    assert before.predictions[0] == 0 and after.predictions[0] == 1
+    assert before.model_digest != after.model_digest

@@ -328,3 +328,11 @@ def test_stages_of_a_branched_graph_end_at_branches():
     names = [stage.name for stage in stages(network)]
     assert names == ["stem", "branch", "head"]
     assert [s.sector.beta for s in stages(network)] == [1.0, 1.0, 1.0]
+
+
+def test_sums_of_tensors_of_different_ranks_are_refused():
+    """(n, 3) and (n, 3, 1) broadcast to (n, 3, n): samples would meet."""
+    x = keras.Input((3,))
+    model = keras.Model(x, keras.ops.add(x, keras.layers.Reshape((3, 1))(x)))
+    with pytest.raises(UnsupportedLayerError, match="across samples"):
+        read_network(model)

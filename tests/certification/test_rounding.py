@@ -64,3 +64,8 @@ def test_a_relaxed_math_mode_is_noticed(monkeypatch):
         assert rounding.operand_roundoff() == 0.0
     monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", "BF16")
     assert rounding.operand_roundoff() == 2.0**-8
+
+
+def test_norms_of_small_rows_do_not_vanish_beside_large_ones():
+    norms = rounding.euclidean_norms_up(np.array([[1.0, 0.0], [3e-200, 4e-200], [0.0, 0.0]]))
+    assert 5e-200 <= norms[1] < 5.0001e-200 and norms[0] >= 1.0 and norms[2] == 0.0

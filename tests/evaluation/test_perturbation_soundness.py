@@ -63,10 +63,11 @@ def pairs(name, draws, inputs):
         x = rng.normal(size=(inputs, *model.input_shape[1:])).astype("float32")
         found = bracket(model, x, attacks=ATTACKS, batch_size=1024)
         assert np.all(found.bound <= found.upper) and np.all(found.bound[~found.wrong] > 0)
-        assert found.found.mean() > 0.5
-        # Something is found near the bounds: attacks too weak to contradict would prove nothing.
-        assert np.min(found.ratio[found.found]) < (1.001 if name == "linear" else 30)
         count += int(found.found.sum())
+        if found.found.any():  # one class may win everywhere
+            # Something is found near the bounds: attacks too weak to contradict prove nothing.
+            assert np.min(found.ratio[found.found]) < (1.001 if name == "linear" else 30)
+    assert count > draws * inputs / 2
     return count
 
 

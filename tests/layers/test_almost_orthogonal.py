@@ -73,6 +73,26 @@ def test_rescaling_is_the_published_one():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("a", "b"), [(7, 4), (4, 7), (5, 5)])
+def test_dense_layers_rescale_the_side_with_the_smaller_gram_matrix(a, b):
+    layer = AlmostOrthogonalDense(b)
+    layer.build((None, a))
+    set_kernel(layer, 1, 2.0)
+    w = np.asarray(keras.ops.convert_to_numpy(layer.kernel)).astype(float)
+    expected = w / np.sqrt(np.abs(w.T @ w).sum(0))
+    if a < b:
+        expected = w / np.sqrt(np.abs(w @ w.T).sum(0))[:, None]
+    np.testing.assert_allclose(layer.effective_values()["kernel"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(700, 512), (40, 300)])
+def test_large_orthogonal_kernels_lose_a_few_hundredths_at_most(shape):
+    layer = AlmostOrthogonalDense(shape[1], kernel_initializer="orthogonal")
+    layer.build((None, shape[0]))
+    sigma = np.linalg.svd(layer.effective_values()["kernel"], compute_uv=False)
+    assert 0.97 <= sigma[-1] and sigma[0] <= 1.0
+
+
 def test_orthogonal_kernels_are_kept():
     q = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0].astype("float32")
     np.testing.assert_allclose(keras.ops.convert_to_numpy(rescaled(q)), q, atol=1e-4)

@@ -8,13 +8,15 @@ import sys
 import keras
 import numpy as np
 import pytest
-from linear_layers import assert_within_gain, call_matrix, fit_briefly
+from linear_layers import assert_within_gain, call_matrix, fit_briefly, gradients
 
 from tf_lyapunov.layers.activations import GroupSort
-from tf_lyapunov.layers.almost_orthogonal import AlmostOrthogonalConv2D
+from tf_lyapunov.layers.almost_orthogonal import AlmostOrthogonalConv2D, AlmostOrthogonalDense
 from tf_lyapunov.layers.bjorck import BjorckDense
-from tf_lyapunov.layers.normalized import NormalizedDense, SpectralDense
-from tf_lyapunov.layers.orthogonal import CayleyConv2D
+from tf_lyapunov.layers.condensing import condense
+from tf_lyapunov.layers.normalized import FrobeniusDense, NormalizedDense, SpectralDense
+from tf_lyapunov.layers.orthogonal import CayleyConv2D, CayleyDense
+from tf_lyapunov.layers.sandwich import SandwichDense
 from tf_lyapunov.layers.skew import SkewOrthogonalConv2D
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -74,6 +76,41 @@ def test_inference_changes_no_variable_and_uses_the_cache():
     assert not np.any(call_matrix(layer, (6,)))
     layer.kernel.assign(2 * layer.kernel.numpy())
     assert np.any(call_matrix(layer, (6,)))
+
+
+@pytest.mark.parametrize("kind", [SpectralDense, FrobeniusDense, BjorckDense, SandwichDense])
+def test_condensed_layers_keep_their_weights_in_training_too(kind):
+    model = keras.Sequential([keras.Input((5,)), kind(4)])
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype("float32")
+    free = keras.ops.convert_to_numpy(model(x, training=True))
+    condense(model).layers[0].kernel.assign(np.ones(model.layers[0].kernel.shape))
+    for training in (True, False):
+        found = keras.ops.convert_to_numpy(model(x, training=training))
+        np.testing.assert_allclose(found, free, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        SpectralDense,
+        FrobeniusDense,
+        NormalizedDense,
+        AlmostOrthogonalDense,
+        CayleyDense,
+        BjorckDense,
+        SandwichDense,
+    ],
+)
+def test_factors_applied_in_training_have_the_outputs_and_gradients_of_the_weights(kind, shape):
+    layer = kind(shape[1])
+    layer.build((None, shape[0]))
+    layer.kernel.assign(2 * np.random.default_rng(1).standard_normal(layer.kernel.shape))
+    x = np.random.default_rng(0).standard_normal((3, shape[0])).astype("float32")
+    found, expected = (keras.ops.convert_to_numpy(layer(x, training=t)) for t in (True, False))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    found, expected = (gradients(layer, x, training) for training in (True, False))
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
 _ELSEWHERE = """

@@ -90,6 +90,15 @@ def test_normalised_kernels_reach_the_bound_and_shrunk_ones_stay_below_it():
     np.testing.assert_array_equal(layer.effective_values()["kernel"], np.asarray(layer.kernel))
 
 
+@pytest.mark.parametrize("initializer", ["orthogonal", "glorot_uniform"])
+@pytest.mark.parametrize("shape", [(300, 128), (60, 300)])
+def test_large_kernels_are_within_two_hundredths_of_the_gain(shape, initializer):
+    """Equal singular values are the worst case of the bound."""
+    layer = SpectralDense(shape[1], kernel_initializer=initializer)
+    layer.build((None, shape[0]))
+    assert 0.975 <= np.linalg.norm(layer.effective_values()["kernel"], 2) <= 1.0
+
+
 def test_reshaped_norm_would_be_unsound():
     """Negative control: the all-ones 5×5 filter, normalised as a matrix, has a gain near 5."""
     layer = SpectralConv2D(1, 5)

@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
+from derivatives import gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from tf_lyapunov.spectral import orthogonal
+from tf_lyapunov.spectral import orthogonal, polar
 from tf_lyapunov.theory import orthogonal as theory
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 
@@ -77,28 +78,23 @@ def test_contraction_factor_holds_for_any_matrix_and_is_tight_for_orthogonal_one
     assert norm >= (1 + noise) / math.sqrt(1 + slack) - 1e-4
 
 
-@settings(max_examples=15)
-@given(SEEDS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.floats(1e-20, 1e15))
-def test_bjorck_is_a_contraction_close_to_exact_iterations(seed, a, b, iterations, scale):
-    kernel = gaussian(seed, (a, b), scale)
-    found = array(orthogonal.bjorck(kernel, iterations))
-    assert np.linalg.norm(found, 2) <= 1.0
-    exact = kernel.astype(float)
-    sigma = np.linalg.norm(exact, 2)
-    if sigma > 0:
-        exact /= sigma
-    # The first bound may lie 2% above the norm, and each step stretches that by 3/2 at most.
-    error = np.linalg.norm(found - theory.bjorck(exact, iterations))
-    assert error <= 0.03 * 1.5**iterations * math.sqrt(min(a, b))
+def steered(kernel, weights, function):
+    """Σ weights·function(kernel), a scalar."""
+    return ops.sum(function(kernel) * ops.cast(weights, kernel.dtype))
 
 
-def test_bjorck_excess_is_a_fixed_point_and_refuses_what_it_cannot_bound():
-    for shape in [(10, 4), (784, 256), (2048, 2048)]:
-        excess = orthogonal.bjorck_excess(shape, "float32")
-        assert 0 < excess < 0.2
-        assert orthogonal.bjorck_excess(shape, "float64") < 1e-8 * excess
-    with pytest.raises(ValueError, match="too large"):
-        orthogonal.bjorck_excess((10**5, 10**5), "float32")
+def test_inverses_by_halves_and_their_gradients_are_those_of_the_matrix():
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((150, 150)) / 10
+    matrix = np.eye(150) + matrix - matrix.T
+    weights = rng.standard_normal((150, 150))
+    inverse = np.linalg.inv(matrix)
+    found = array(orthogonal._inverse(matrix.astype("float32")))
+    # Norms of at most 1, 150 terms of 6e-8.
+    np.testing.assert_allclose(found, inverse, atol=1e-5)
+    found = gradient(lambda m: steered(m, weights, orthogonal._inverse), matrix.astype("float32"))
+    expected = -inverse.T @ weights @ inverse.T
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @settings(max_examples=15)
@@ -178,7 +174,7 @@ def test_fourier_bases_are_unitary_in_float64():
 
 def test_float64_is_kept_in_float64():
     kernel = np.random.default_rng(0).standard_normal((6, 4))
-    for found in (orthogonal.cayley(kernel), orthogonal.bjorck(kernel, 25)):
+    for found in (orthogonal.cayley(kernel), polar.bjorck(kernel, 25)):
         if keras.backend.standardize_dtype(found.dtype) == "float64":  # JAX has it on request
             found = array(found)
             np.testing.assert_allclose(found.T @ found, np.eye(4), atol=1e-12)

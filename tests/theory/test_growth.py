@@ -219,3 +219,48 @@ def test_a_kernel_with_a_guarantee_at_every_step_is_not_listed():
     model = model_with("adam")
     tfl.constrain(model, [0.8, 0.8])
     assert growth_upper_bounds(model) == {}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.1, clipnorm=1.0, weight_decay=-1.0),
+        lambda: type("SGD", (keras.optimizers.SGD,), {})(0.1, clipnorm=1.0),
+        lambda: type("Adam", (keras.optimizers.Adam,), {})(0.1),
+        lambda: type("RMSprop", (keras.optimizers.RMSprop,), {})(0.1),
+        lambda: keras.optimizers.RMSprop(0.1, epsilon=0.0),
+    ],
+)
+def test_growing_decay_and_subclasses_with_steps_of_their_own_are_refused(optimizer):
+    with pytest.raises(ValueError, match="Received"):
+        growth_upper_bounds(model_with(optimizer()))
+
+
+def test_accumulated_gradients_move_on_along_the_schedule_at_every_call():
+    rates = keras.optimizers.schedules.PiecewiseConstantDecay([9], [1e-3, 1.0])
+    optimizer = keras.optimizers.SGD(rates, clipnorm=1.0, gradient_accumulation_steps=2)
+    model = model_with(optimizer)
+    optimizer.build(model.trainable_variables)
+    kernel = model.trainable_variables[0]
+
+    def step():
+        gradients = [-100.0 * keras.ops.ones(v.shape) for v in model.trainable_variables]
+        optimizer.apply(gradients, model.trainable_variables)
+        matrix = keras.ops.convert_to_numpy(kernel).astype(float)
+        linear_map = kernel.constraint.linear_map(matrix.shape)
+        return np.linalg.norm(convolution_matrix(matrix, linear_map).toarray(), 2)
+
+    for _ in range(10):
+        step()
+    bound = growth_upper_bounds(model, steps=4)[kernel.path]
+    assert max(step() for _ in range(4)) <= bound
+
+
+def test_kernels_in_sixteen_bits_have_no_growth_bound():
+    layer = keras.layers.Dense(3, dtype="bfloat16")
+    model = tfl.constrain(
+        keras.Sequential([keras.Input((4,)), layer]), [0.5], guarantee="monitor", every=10
+    )
+    model.compile(keras.optimizers.SGD(0.01, clipnorm=1.0), "mse")
+    with pytest.raises(ValueError, match="bfloat16"):
+        growth_upper_bounds(model)

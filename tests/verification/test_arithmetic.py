@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
-from tf_lyapunov.verification import activations
+from tf_lyapunov.verification import activations, inequalities
 from tf_lyapunov.verification.arithmetic import (
     has_square_root,
     hypot_up,
@@ -22,7 +22,8 @@ from tf_lyapunov.verification.arithmetic import (
     sum_up,
     times,
 )
-from tf_lyapunov.verification.inequalities import cone_gain
+from tf_lyapunov.verification.inequalities import Multipliers, cone_gain
+from tf_lyapunov.verification.network import Chain
 from tf_lyapunov.verification.operations import AveragePooling, Axis, Convolution, MaxPooling
 
 positive = st.floats(1e-100, 1e100)
@@ -171,3 +172,12 @@ def test_cone_gains_are_those_of_exact_arithmetic():
         root = math.sqrt(1 - 4 * delta * nu)
         assert (1 + root) / (2 * delta) <= cone_gain(delta, nu) <= (1 + root) / (2 * delta) + 1e-7
     assert cone_gain(1.0, 0.3) == math.inf
+
+
+@pytest.mark.parametrize("lam", [5e-324, 3e-320, 1e-300, 1.0])
+def test_the_error_of_the_form_covers_products_that_underflow(lam):
+    chain = Chain((np.array([[0.9]]), np.array([[1.0]])), (0.0, 0.0), ((0.1, 1.0),))
+    used = Multipliers(1.0, (np.array([lam]),), ((0.1, 1.0),))
+    matrix, error, _ = inequalities._layers_form(chain, used)
+    exact = -(Fraction(0.1) + 1) / 2 * Fraction(lam) * Fraction(0.9)
+    assert abs(Fraction(matrix[1, 0]) - exact) <= Fraction(error[1, 0])

@@ -260,3 +260,44 @@ def test_the_verifier_imports_nothing_that_made_the_proof():
                     assert file.name in ("reading.py", "layers.py")
                 else:
                     assert name in allowed, (file, name)
+
+
+def _masked():
+    x = keras.Input((2,))
+    mask = layers.Dense(2)(x)
+    return keras.Model(x, layers.Softmax(name="odd")(layers.Dense(2)(x), mask=mask))
+
+
+def _dropping():
+    x = keras.Input((2,))
+    return keras.Model(x, layers.Dense(2)(layers.Dropout(0.9, name="odd")(x, training=1)))
+
+
+def _normalized_elsewhere():
+    norm = layers.Normalization(axis=1, mean=[0.0, 0.0], variance=[1.0, 1e-4], name="odd")
+    return keras.Sequential([keras.Input((2, 2)), norm, layers.Flatten(), layers.Dense(2)])
+
+
+def _stretched():
+    odd = layers.Rescaling(np.ones(4), name="odd")
+    return keras.Sequential([keras.Input((1,)), odd])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        _masked,
+        _dropping,
+        _normalized_elsewhere,
+        _stretched,
+    ],
+)
+def test_layers_that_compute_more_than_the_verifier_reads_are_refused(build):
+    with pytest.raises(UnsupportedLayerError, match="'odd'"):
+        read(build())
+
+
+def test_a_softmax_over_one_unit_is_refused():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, activation="softmax")])
+    with pytest.raises(UnsupportedLayerError, match="one unit"):
+        read(model)

@@ -68,6 +68,19 @@ def is_softmax(activation):
     return type(activation) is _layers.Softmax or any(activation is f for f in own)
 
 
+def innermost(layer):
+    """The activation layer that a layer holds as its activation, however deep, or the layer."""
+    while isinstance(getattr(layer, "activation", None), keras.Layer):
+        layer = layer.activation
+    return layer
+
+
+def current_config(layer):
+    """A layer's configuration as it computes now: for ELU Keras repeats what it was made with."""
+    config = layer.get_config()
+    return {**config, "alpha": layer.alpha} if type(layer) is _layers.ELU else config
+
+
 def activation_name(activation):
     """Short lower-case name of an activation function or layer."""
     if activation is None:

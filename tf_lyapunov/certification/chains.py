@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from tf_lyapunov.certification import rounding
+from tf_lyapunov.certification.activations import innermost
 from tf_lyapunov.certification.linear import BatchNormScale, inference_value, kernel_maps
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.theory.norms import norm_upper_bound
@@ -136,7 +137,7 @@ class ScaledChain:
         """Gain of the original chain from a proven ρ ≥ (gain of this one)², rounded up."""
         if not math.isfinite(squared):
             return math.inf
-        return math.ldexp(rounding.sqrt_up(squared), self.exponent)
+        return rounding.ldexp_up(rounding.sqrt_up(squared), self.exponent)
 
 
 def gram_factor(weight, entry_error):
@@ -170,7 +171,8 @@ def _merged(chain):
     for weight, error, sector in zip(
         chain.weights[1:], chain.errors[1:], chain.sectors, strict=True
     ):
-        if sector.alpha != sector.beta:
+        tiny = math.prod(map(_smallest_entry, (weight, weights[-1], sector.alpha))) < 2.0**-900
+        if sector.alpha != sector.beta or tiny:  # a product might underflow
             weights.append(weight)
             errors.append(error)
             sectors.append(sector)
@@ -183,6 +185,11 @@ def _merged(chain):
         weights[-1] = slope * (weight @ before)
         errors[-1] = abs(slope) * bound * (1 + 1e-9)
     return weights, sectors, errors
+
+
+def _smallest_entry(values):
+    """Smallest magnitude but zero; 1 for zeros alone."""
+    return float(np.min(np.abs(values), where=np.not_equal(values, 0), initial=1.0))
 
 
 def normal_form(chain):
@@ -350,15 +357,18 @@ def chain_of(run, nodes, size=None):
 
 def is_readable(node, nodes):
     """Whether a node can be part of a chain: a small matrix, a function, or the order."""
-    if node.kind not in (*_LINEAR, "activation", "identity") and not _keeps_order(node):
+    if node.kind not in (*_LINEAR, "activation", "identity") and not keeps_order(node):
         return False
     if len(node.inputs) != 1 or (node.kind == "activation" and node.sector is None):
         return False
     return node.kind not in _LINEAR or _matrix(node, nodes[node.inputs[0]]) is not None
 
 
-def _keeps_order(node):
-    return type(node.layer).__name__ in ("Flatten", "Reshape") and node.kind == "reshape"
+def keeps_order(node):
+    """Whether a node only reshapes, row-major (Keras' Flatten of channels_first moves entries)."""
+    is_row_major = getattr(node.layer, "data_format", "channels_last") == "channels_last"
+    known = type(node.layer).__name__ in ("Flatten", "Reshape") and node.kind == "reshape"
+    return known and is_row_major
 
 
 def _matrix(node, reads):
@@ -407,13 +417,13 @@ def _scaling(node):
 
 def _interval_slopes(node):
     """Slopes on an interval of piecewise linear functions with one kink at zero."""
-    sector, method = node.sector, node.method
-    if getattr(node.layer, "max_value", None) is not None:
+    sector, method, layer = node.sector, node.method, innermost(node.layer)
+    if getattr(layer, "max_value", None) is not None:
         return None  # a second kink
     if method.startswith("relu,") and (sector.alpha, sector.beta) == (0.0, 1.0):
         return _kinked(0.0, 1.0)
     if method.startswith("leaky_relu,") and sector.beta == 1.0:
-        if type(node.layer).__name__ != "PReLU":
+        if type(layer).__name__ != "PReLU":
             return _kinked(sector.alpha, 1.0)
     return None
 

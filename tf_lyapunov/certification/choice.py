@@ -181,6 +181,8 @@ def _by_indices(chain, seconds, solver):
     size = fallback.gain_upper_bound
     if size == 0:
         return 0.0, "The chain is constant: every (δ, ν) with ν ≤ 0 holds.", fallback, None
+    if chain.depth == 1:
+        return size, "The chain is one linear map, bounded by its norm.", fallback, None
     found = network_indices(chain, delta=64.0 / size, solver=solver, seconds=max(seconds, 1.0))
     if found.verdict != "PROVED":
         text = "No indices were proved (SOLVER_FAILED); the closed form's bound stands."

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.chains import Chain, dense_tail
+from tf_lyapunov.certification.chains import Chain, dense_tail, keeps_order
 from tf_lyapunov.certification.interior import MultiplierProblem
 from tf_lyapunov.certification.multipliers import as_chain
 from tf_lyapunov.certification.network import Network, read_network
@@ -191,7 +191,7 @@ def chain_from_input(network, reader):
     """
     tail = dense_tail(network)
     node = network[tail.start]
-    while node.kind == "identity" or type(node.layer).__name__ == "Flatten":
+    while node.kind == "identity" or keeps_order(node):
         node = network[node.inputs[0]]
     if node.kind != "input":
         raise UnsupportedLayerError(

@@ -138,7 +138,7 @@ def trivial_bound(chain, scaled, method, begin):
     if len(scaled.weights) == 1:
         weight = scaled.weights[0]
         norm = rounding.sum_up(norm_up(weight), error_norm(scaled.errors[0], weight))
-        gain = min(math.ldexp(norm, scaled.exponent), product_gain(chain))
+        gain = min(rounding.ldexp_up(norm, scaled.exponent), product_gain(chain))
         return ChainBound(gain, method, seconds=time.monotonic() - begin)
     return None
 

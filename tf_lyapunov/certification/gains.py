@@ -334,8 +334,19 @@ def _rescaling_rule(call):
     shifts = np.asarray(layer.offset, dtype=np.float64)
     if not (np.all(np.isfinite(scales)) and np.all(np.isfinite(shifts))):
         raise ValueError(f"Layer {layer.name!r} must have finite numbers. Received: {layer.scale}.")
+    tensor = call.inputs[0]
+    if scales.ndim and keras.config.image_data_format() == "channels_first":
+        refuse(layer, "Keras turns its numbers where images have channels first")
+    # Keras records the input's shape, whatever the numbers broadcast it to.
+    unknown = tuple(n or 2**31 for n in tensor.shape[1:])
+    try:
+        fits = np.broadcast_shapes(unknown, scales.shape, shifts.shape) == unknown
+    except ValueError:
+        fits = False
+    if not fits:
+        refuse(layer, f"its numbers do not fit inputs of shape {tensor.shape}")
     gain = diagonal_gain("scaling", "largest |scale|", scales, shifts, call.outputs[0], dtype)
-    return _input_cast(gain, call.inputs[0], dtype)
+    return _input_cast(gain, tensor, dtype)
 
 
 def _normalization_rule(call):

@@ -181,6 +181,7 @@ class _Reader:
         else:
             if isinstance(operation, keras.Layer) and self.traced:
                 self._check_owned(operation)
+            _check_cast(operation)
             name = self._unique(name)
             shapes = _output_specs(operation, node, tensors, args, kwargs)
             outputs = tuple(Tensor(name, i, s, d) for i, (s, d) in enumerate(shapes))
@@ -297,6 +298,17 @@ def _ordered_nodes(inputs, outputs, model):
             stack.append((tensor, True))
             stack.extend((t, False) for t in reversed(node.input_tensors))
     return order
+
+
+def _check_cast(operation):
+    """Without autocast it depends on the model around it whether weights are cast."""
+    if isinstance(operation, keras.Layer) and operation.weights and not operation.autocast:
+        if operation.compute_dtype != operation.variable_dtype:
+            raise UnsupportedLayerError(
+                "A layer in mixed precision must cast its weights. Received: layer "
+                f"{operation.name!r} of dtype policy {operation.dtype_policy.name!r} with "
+                "autocast=False. Leave `autocast` out, or use a single dtype."
+            )
 
 
 def _positional_training(operation, args):

@@ -344,10 +344,11 @@ class _Layer:
     linear_map: LinearMap
     sector: Sector
     name: str
+    channels_first: bool = False
 
     @classmethod
     def read(cls, layer, sector, linear_map):
-        name = "kernel"
+        name, first = "kernel", getattr(layer, "data_format", "") == "channels_first"
         if hasattr(layer, "get_config"):
             kernel, linear_map = _kernel(layer)
             sector, name = layer.activation if sector is None else sector, layer.name
@@ -368,7 +369,7 @@ class _Layer:
             raise ValueError(f"A kernel must be finite. Received: shape {kernel.shape}, or NaN.")
         if linear_map.kind == "dense":
             linear_map = LinearMap("dense", (kernel.shape[0],))
-        return cls(kernel, linear_map, Sector.of(sector), name)
+        return cls(kernel, linear_map, Sector.of(sector), name, first)
 
     @property
     def sizes(self):
@@ -386,7 +387,8 @@ class _Layer:
     @property
     def fitting(self):
         """The multiplier that is tightest among those that take about a minute at most."""
-        if self.sizes is not None and sum(self.sizes) <= _DIAGONAL_SIZE:
+        small = self.sizes is not None and sum(self.sizes) <= _DIAGONAL_SIZE
+        if small and not self.channels_first:
             return "diagonal"
         return "scalar" if self.tap is not None else "norm"
 
@@ -398,6 +400,12 @@ class _Layer:
 
     def matrix(self):
         """W, float64 (outputs, inputs)."""
+        if self.channels_first:
+            raise ValueError(
+                "Signals are compared in the order of their entries, which is known for "
+                f"channels_last. Received: layer {self.name!r} with channels_first. Use "
+                "multiplier='scalar' or 'norm'."
+            )
         sizes = self.sizes
         if sizes is None:
             raise ValueError(
@@ -425,6 +433,12 @@ def _kernel(layer):
         is_dense = call is LipschitzDense.call
         linear_map = LinearMap("dense") if is_dense else layer.linear_map
         return layer.effective_values()["kernel"], linear_map
+    if not call.__module__.startswith("keras."):
+        raise UnsupportedLayerError(
+            "The indices of a layer are read from its kernel. Received: layer "
+            f"{layer.name!r} of type {type(layer).__name__}, which may use it in another way. "
+            "Pass the kernel that it computes with."
+        )
     maps = linear_maps(layer)
     if len(maps) != 1:
         raise UnsupportedLayerError(

@@ -8,7 +8,6 @@ import numpy as np
 
 from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.gain import Affine
-from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers import almost_orthogonal, bjorck, normalized, orthogonal
 from tf_lyapunov.spectral.reading import SUPPORTED, linear_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
@@ -120,16 +119,6 @@ def linear_gains(layer, tensor, output, batch_norm=None):
     Returns:
         List of `LinearGain`, in the order of application.
     """
-    if getattr(layer, "quantization_mode", None) is not None:
-        raise UnsupportedLayerError(
-            f"Quantized layers have no certificate. Received: layer {layer.name!r} in mode "
-            f"{layer.quantization_mode!r}. Certify the model before quantizing it."
-        )
-    if getattr(layer, "lora_enabled", False):
-        raise UnsupportedLayerError(
-            f"A layer with LoRA adapters has no certificate. Received: layer {layer.name!r}. "
-            "Merge the adapter into the kernel first."
-        )
     dtype = layer.compute_dtype
     maps = kernel_maps(layer, tensor.shape)
     gains = []

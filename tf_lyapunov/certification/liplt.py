@@ -69,9 +69,7 @@ def liplt(chain, sectors=None):
             product = scaled @ before
         gains.append(rounding.sum_up(*terms))
     # gains[l] bounds v_l / 2^exponent, since every layer was divided by its own power.
-    with np.errstate(over="ignore"):
-        gain = float(np.ldexp(gains[-1], exponents[-1]))
-    gain = min(gain, product_gain(chain)) if gain > 0 or gains[-1] == 0 else product_gain(chain)
+    gain = min(rounding.ldexp_up(gains[-1], exponents[-1]), product_gain(chain))
     return ChainBound(gain, "liplt", seconds=time.monotonic() - begin)
 
 

@@ -6,6 +6,7 @@ import math
 import keras
 import numpy as np
 
+from tf_lyapunov.certification.activations import current_config, innermost
 from tf_lyapunov.certification.graph import Tensor, is_graph
 from tf_lyapunov.certification.linear import BatchNormScale, inference_value
 from tf_lyapunov.certification.lipschitz_layers import fix_as_used, float64_config
@@ -30,7 +31,7 @@ def with_rounded_settings(network):
     nodes = []
     for node in network.nodes:
         name = node.method.split(",")[0]
-        capped = getattr(node.layer, "max_value", None)
+        capped = getattr(innermost(node.layer), "max_value", None)
         norms = [n for n in (*node.batch_norms, node.layer) if _is_norm(n)]
         is_rounded = node.kind == "scaling" or norms or (
             node.kind == "activation" and (name not in _EXACT or capped is not None)
@@ -146,7 +147,7 @@ class LogitsModel:
     def _copy(self, layer, args, without_activation):
         config = {
             key: value
-            for key, value in layer.get_config().items()
+            for key, value in current_config(layer).items()
             if not key.endswith(("regularizer", "constraint", "initializer"))
         }
         if isinstance(layer, LipschitzLayer) and self.precision == "float64":

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.certification import gains, rounding
-from tf_lyapunov.certification.activations import activation_name
+from tf_lyapunov.certification.activations import activation_name, current_config
 from tf_lyapunov.certification.gain import Affine
 from tf_lyapunov.certification.graph import Graph, Tensor, read_graph
 from tf_lyapunov.certification.linear import (
@@ -297,7 +297,7 @@ def _settings(operation):
     """Type and settings of a layer or operation, without names."""
     kind = f"{type(operation).__module__}.{type(operation).__qualname__}"
     try:
-        config = operation.get_config()
+        config = current_config(operation)
     except Exception:  # custom layers need not be serialisable to be certified
         config = {}
     skipped = ("name", "trainable", "build_config")

@@ -81,6 +81,8 @@ def _merge_rule(call):
     name, output = _MERGES[type(call.operation).__name__], call.outputs[0]
     arguments = list(call.args) + list(call.kwargs.values())
     constants = [_constant(call, a) for a in arguments if not isinstance(a, Tensor)]
+    if any(len(t.shape) != len(output.shape) for t in call.inputs):
+        refuse(call.operation, "tensors of different ranks are combined across samples")
     if not constants:
         return merged_gain(name, call.inputs, output, output.dtype)
     if len(call.inputs) != 1 or len(constants) != 1:

@@ -9,7 +9,7 @@ from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.activations import activation_name
 from tf_lyapunov.certification.composition import lipschitz_constants, rounding_errors
 from tf_lyapunov.certification.linear import inference_value
-from tf_lyapunov.certification.logits import LogitsModel, batches
+from tf_lyapunov.certification.logits import LogitsModel, batches, with_rounded_settings
 from tf_lyapunov.certification.margins import (
     _check_logits,
     _checked_inputs,
@@ -154,7 +154,8 @@ def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_s
     network, parts = None, []
     for inputs, labels in batches(x, y):
         if network is None:
-            network = read_network(model, [_input_shape(model, inputs)])
+            shape = _input_shape(model, inputs)
+            network = with_rounded_settings(read_network(model, [shape]))
             walk = _Sound(network) if rules == "sound" else _Published(network)
         for start in range(0, len(inputs), batch_size):
             here = slice(start, start + batch_size)

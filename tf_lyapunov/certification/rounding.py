@@ -87,6 +87,21 @@ def root_sum_squares_up(*terms):
     return sqrt_up(sum_up(*(product_up(t, t) for t in present)))
 
 
+def ldexp_up(x, exponent):
+    """Upper bound on x·2^exponent for x ≥ 0; exact but where it under- or overflows.
+
+    Example:
+
+    >>> ldexp_up(1.0, -1100) > 0, ldexp_up(1.0, 2000), ldexp_up(3.0, 1)
+    (True, inf, 6.0)
+    """
+    try:
+        value = math.ldexp(x, exponent)
+    except OverflowError:
+        return math.inf
+    return value if abs(value) >= sys.float_info.min or x == 0 else float(up(value))
+
+
 def quotient_up(numerator, denominator):
     """Upper bound on the exact quotient of two positive floats."""
     return numerator if denominator == 1.0 else float(up(numerator / denominator))
@@ -98,10 +113,10 @@ def euclidean_norms_up(rows):
     The sum of n squares errs by the relative amount γ_n ≤ 1.01·n·2⁻⁵³, in any order of summation.
     """
     rows = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
-    # A common scale keeps squares away from overflow; a power of two is exact.
-    largest = np.max(np.abs(rows), initial=0.0)
-    scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
-    scaled = rows / scale
+    # A scale per row keeps squares away from over- and underflow; a power of two is exact.
+    largest = np.max(np.abs(rows), axis=1, initial=0.0)
+    scale = 2.0 ** np.floor(np.log2(np.where(largest > 0, largest, 1.0)))
+    scaled = rows / scale[:, None]
     norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
     return norms * (1 + (rows.shape[1] + 4) * 1.01 * UNIT_ROUNDOFF["float64"]) * scale
 

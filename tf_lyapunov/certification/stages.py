@@ -7,6 +7,7 @@ before them, so that every stage's gain is (linear gain)·(largest slope)·(post
 import dataclasses
 
 from tf_lyapunov.certification import rounding
+from tf_lyapunov.certification.chains import keeps_order
 from tf_lyapunov.certification.linear import BatchNormScale, kernel_maps
 from tf_lyapunov.certification.network import Network, read_network
 from tf_lyapunov.errors import UnsupportedLayerError
@@ -29,6 +30,8 @@ class Stage:
             their gain max|γ|/√(var + e) changes in training.
         pre_gain: gain of weight-free layers before the first linear layer (Rescaling, …); 1 for
             all stages but the first.
+        is_bare: whether the stage is its linear map and one activation alone, entry by entry: what
+            a claim with ν ≥ 0 is about. A permutation or a change of sign has gain 1 too.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Stage:
     batch_norms: tuple = ()
     post_batch_norms: tuple = ()
     pre_gain: float = 1.0
+    is_bare: bool = True
 
     @property
     def surrounding_gain(self):
@@ -87,11 +91,10 @@ def stages(model, input_shapes=None):
                 break
             node = following
         after = _following(node, nodes, consumers, kept)
-        pre_gain = 1.0
+        before = []
         if not found and network.is_chain:
             before = network.nodes[1 : network.nodes.index(first)]
-            pre_gain = rounding.product_up(*map(_lasting_gain, before))
-        found.append(_stage(first, node, after, pre_gain, nodes))
+        found.append(_stage(first, node, after, before, nodes))
     return tuple(found)
 
 
@@ -118,7 +121,7 @@ def _following(node, nodes, consumers, kept):
         after.append(node)
 
 
-def _stage(first, last, after, pre_gain, nodes):
+def _stage(first, last, after, before, nodes):
     activations = [n for n in after if n.sector is not None]
     norms = [n for n in after if n.kind == "batch normalization"]
     rest = [n for n in after if n not in norms and n not in activations[:1]]
@@ -133,7 +136,10 @@ def _stage(first, last, after, pre_gain, nodes):
         post_gain=rounding.product_up(*map(_lasting_gain, rest)) if rest else 1.0,
         batch_norms=last.batch_norms,
         post_batch_norms=tuple(n.layer for n in norms),
-        pre_gain=pre_gain,
+        pre_gain=rounding.product_up(*map(_lasting_gain, before)),
+        is_bare=first is last
+        and not last.batch_norms
+        and all(n.kind == "identity" or keeps_order(n) for n in (*before, *rest, *norms)),
     )
 
 

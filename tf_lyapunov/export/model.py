@@ -4,6 +4,7 @@ import json
 
 import keras
 
+from tf_lyapunov.certification.activations import current_config
 from tf_lyapunov.certification.graph import Tensor, read_graph
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.export import activations, weighted, weightless
@@ -92,7 +93,7 @@ def _copied(operation, name, names, copies):
     """A callable with the effect of a Keras layer or operation: a copy, with copied weights."""
     if id(operation) in copies:
         return copies[id(operation)]
-    config = {**operation.get_config(), "name": names(name)}
+    config = {**current_config(operation), "name": names(name)}
     if not isinstance(operation, keras.Layer):
         return type(operation).from_config(config)
     held = getattr(operation, "activation", None)

@@ -7,12 +7,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_lyapunov.layers.linear import LipschitzConv, LipschitzDense, with_gain
-from tf_lyapunov.spectral.gram import product, product_terms, unit_entries
+from tf_lyapunov.layers.base import rounded_down
+from tf_lyapunov.layers.linear import LipschitzConv, ScaledDense, with_gain
+from tf_lyapunov.spectral.gram import PIECE, product, product_terms, unit_entries
+from tf_lyapunov.spectral.polar import differentiable_gram, partner_in_range
 from tf_lyapunov.spectral.precision import full_precision, gamma, unit_roundoff, work_dtype
 
 # Columns whose row sum, relative to the largest entry squared, is smaller are only shrunk.
 FLOOR = 2.0**-40
+# Matrices of more entries are multiplied in pieces: rounding adds u times this to a sum at most.
+UNCUT = 2**18
 
 
 def rescaled(kernel):
@@ -96,14 +100,46 @@ def _shift_matrix(spatial):
     return gather, np.array([float(shift != zero) for shift in index], "float32")
 
 
+def row_sum_scale(kernel, max_gain):
+    """d with ‖W·diag(d)‖ ≤ max_gain, `(units,)`, or ‖diag(d)·W‖, `(in, 1)` if units > in.
+
+        d_j = max_gain·(Σ_k |G|_jk)^(-1/2),   G = WᵀW, or WWᵀ                               (2)
+
+    (1) of a matrix, for the smaller of its two Gram matrices. Forming G errs by γ‖w_j‖‖w_k‖ in
+    each entry, which is added. Costs 2·in·units·min(in, units) flops, and as many for the gradient.
+    """
+    axis = -2 if kernel.shape[0] >= kernel.shape[1] else -1
+    side, given, dtype = min(kernel.shape), kernel.dtype, work_dtype(kernel)
+    u, stored = unit_roundoff(dtype), max(unit_roundoff(dtype), unit_roundoff(given))
+    length = max(kernel.shape)
+    pieces = 1 if length * side <= UNCUT else math.ceil(length / PIECE)
+    terms = math.ceil(length / pieces) + pieces + 6
+    with full_precision():
+        matrix = ops.cast(kernel, dtype)
+        partner, unit = partner_in_range(matrix)
+        gram = differentiable_gram(matrix, axis, partner, pieces)
+    squares = ops.diagonal(ops.stop_gradient(gram))
+    norms = ops.sqrt(ops.maximum(squares, 0.0) * (1 + 2 * gamma(terms, u)))
+    largest = ops.max(squares)
+    largest = ops.where(largest > 0, largest, ops.ones_like(largest))
+    forming = gamma(terms, u) * norms * ops.sum(norms) + FLOOR * largest
+    sums = (ops.sum(ops.abs(gram), axis=-1) + forming) * (1 + gamma(2 * side + 16, u))
+    scale = (1 / ops.sqrt(sums)) / unit
+    goal = max_gain * (1 - 8 * u - 8 * stored * math.sqrt(side))
+    scale = ops.cast(scale * rounded_down(goal, dtype), given)
+    return scale if axis == -2 else scale[:, None]
+
+
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
-class AlmostOrthogonalDense(LipschitzDense):
-    """Dense layer with the almost-orthogonal rescaling of its columns (AOL).
+class AlmostOrthogonalDense(ScaledDense):
+    """Dense layer with the almost-orthogonal rescaling of its rows or columns (AOL).
 
-        y = φ(x K + b),   K = max_gain·diag(d)W,   d_i = (Σ_j |WWᵀ|_ij)^(-1/2)
+        y = φ(x K + b),   K = max_gain·W·diag(d),   d_j = (Σ_k |WᵀW|_jk)^(-1/2)
 
-    (the weight matrix of the paper is Wᵀ: its columns belong to the inputs). ‖K‖ ≤ max_gain for
-    every W, with equality for orthogonal ones, which training approaches from below.
+    with W and Wᵀ exchanged if units > in, so that the Gram matrix is that of the smaller side (the
+    paper rescales inputs; its bound holds for Wᵀ alike, and only the smaller side can be
+    orthogonal). ‖K‖ ≤ max_gain for every W, with equality for orthogonal ones, which training
+    approaches from below.
 
     Args:
         units: width of the output.
@@ -116,11 +152,11 @@ class AlmostOrthogonalDense(LipschitzDense):
     >>> bool(np.linalg.norm(layer.effective_values()["kernel"], 2) <= 1.0)
     True
 
-    Reference: Prach and Lampert (2022), Theorem 1; as published, with rounding provided for.
+    Reference: Prach and Lampert (2022), Theorem 1; sound form (smaller side, rounding).
     """
 
-    def _parametrised(self, kernel, training=False):
-        return (with_gain(rescaled(kernel), self.max_gain, min(kernel.shape)),)
+    def _scale(self, kernel):
+        return row_sum_scale(kernel, self.max_gain)
 
 
 class _AlmostOrthogonalConv(LipschitzConv):

@@ -52,6 +52,7 @@ class LipschitzLayer(keras.layers.Layer):
     def __init__(self, max_gain=1.0, **kwargs):
         super().__init__(**kwargs)
         self.max_gain = positive("max_gain", max_gain, GAIN_RANGE)
+        self._condensed = False
 
     @property
     def rounding_inflation(self):
@@ -105,6 +106,15 @@ class LipschitzLayer(keras.layers.Layer):
             cache = [ops.convert_to_tensor(v) for v in self._cache]
             values = _recalled(self._compute, sources, self._is_fresh(sources), cache)
         return tuple(ops.cast(v, self.compute_dtype) for v in values)
+
+    def _in_factors(self, training):
+        """Whether a call may apply the factors of its weights one after the other.
+
+        Their product costs in·units·n flops, each of them batch·units·n: training saves what
+        inference, which has the product in its cache, need not pay. 16-bit types would round the
+        factors, whose entries no bound keeps near 1.
+        """
+        return bool(training) and not self._condensed and self.compute_dtype == self.work_dtype
 
     def effective_values(self):
         """The effective weights as inference uses them: dict of names and float64 arrays.
@@ -274,6 +284,12 @@ def _recalled(fn, sources, fresh, cache):
 def _recalled_tensorflow(forward, fn, sources, fresh, cache):
     tf = importlib.import_module("tensorflow")
     count = len(sources)
+    # A branch that is not taken costs as many dead operations as it has: make it one.
+    again = tf.function(
+        lambda *values: tuple(fn(values)),
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
 
     @tf.custom_gradient
     def recall(*arguments):
@@ -286,7 +302,9 @@ def _recalled_tensorflow(forward, fn, sources, fresh, cache):
             found = tape.gradient(values, sources, list(upstream))
             return (*found, *[None] * (len(arguments) - count))
 
-        return forward(sources, fresh, cache), gradient
+        if tf.executing_eagerly():
+            return forward(sources, fresh, cache), gradient
+        return tf.cond(fresh, lambda: tuple(cache), lambda: again(*sources)), gradient
 
     # Keras hands out `tf.Variable`s, which a custom gradient would want to know by name.
     return recall(*(tf.convert_to_tensor(a) for a in (*sources, fresh, *cache)))

@@ -1,10 +1,11 @@
 """Dense layers with nearly orthonormal kernels, by Björck-Bowie iterations."""
 
 import keras
+from keras import ops
 
 from tf_lyapunov.layers.linear import LipschitzDense, with_gain
 from tf_lyapunov.spectral.arguments import count
-from tf_lyapunov.spectral.orthogonal import bjorck
+from tf_lyapunov.spectral.polar import bjorck, bjorck_factors
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -16,11 +17,13 @@ class BjorckDense(LipschitzDense):
     σ(K) ≤ max_gain for every number of iterations, because each maps singular values in [0, 1]
     into [0, 1] and the rounding of the last is divided out. More iterations bring the singular
     values closer to max_gain (of a singular value 1 - e they leave about 1 - 3e²/2); kernels
-    start orthogonal, and the gradient, that of the iterations, keeps them near.
+    start orthogonal. The gradient is that of the last iteration from where the others have led,
+    which descends from every kernel of full rank (`spectral.polar.bjorck_factors`).
 
     Args:
         units: width of the output.
-        iterations: number of iterations k; cost 4·in·units·min(in, units) flops each.
+        iterations: number of iterations k; cost 6·min(in, units)³ flops each, in training and
+            when the cache is filled.
         **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
 
     Example:
@@ -41,6 +44,13 @@ class BjorckDense(LipschitzDense):
 
     def _parametrised(self, kernel, training=False):
         return (with_gain(bjorck(kernel, self.iterations), self.max_gain, min(kernel.shape)),)
+
+    def _applied(self, x, kernel):
+        outer, inner = bjorck_factors(kernel, self.iterations)
+        inner = with_gain(inner, self.max_gain, 4 * min(kernel.shape))
+        if kernel.shape[0] >= kernel.shape[1]:
+            return ops.matmul(ops.matmul(x, outer), inner)
+        return ops.matmul(ops.matmul(x, inner), outer)
 
     def get_config(self):
         return {**super().get_config(), "iterations": self.iterations}

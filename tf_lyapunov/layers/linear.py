@@ -121,7 +121,13 @@ class LipschitzDense(LipschitzLinear):
     def _parametrised(self, kernel, training=False):
         raise NotImplementedError
 
+    def _applied(self, x, kernel):
+        """x K in training, from the raw kernel, in `work_dtype`."""
+        return ops.matmul(x, self._parametrised(kernel, training=True)[0])
+
     def call(self, x, training=None):
+        if self._in_factors(training):
+            return self._activated(self._applied(x, ops.convert_to_tensor(self.kernel)))
         (kernel,) = self.effective(training)
         return self._activated(ops.matmul(x, kernel))
 
@@ -135,6 +141,28 @@ class LipschitzDense(LipschitzLinear):
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
+
+
+class ScaledDense(LipschitzDense):
+    """Base of dense layers with K = s·W, W·diag(s) or diag(s)·W; subclasses give s.
+
+    ‖K‖ ≤ max_gain holds for the exact product of the stored numbers. In training the scale meets
+    the output (or the input), of batch·units elements, and not the kernel: of a step's passes over
+    the kernel three are left out, its scaling and the two of the gradient.
+    """
+
+    def _scale(self, kernel):
+        """s: a scalar, `(units,)`, or `(in, 1)`."""
+        raise NotImplementedError
+
+    def _parametrised(self, kernel, training=False):
+        return (kernel * self._scale(kernel),)
+
+    def _applied(self, x, kernel):
+        scale = self._scale(kernel)
+        if len(scale.shape) == 2:
+            return ops.matmul(x * ops.squeeze(scale, -1), kernel)
+        return ops.matmul(x, kernel) * scale
 
 
 class LipschitzConv(LipschitzLinear):

@@ -3,49 +3,129 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from tf_lyapunov.layers.base import rounded_down
-from tf_lyapunov.layers.linear import LipschitzConv, LipschitzDense
+from tf_lyapunov.layers.linear import LipschitzConv, ScaledDense
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
-from tf_lyapunov.spectral.gram import frobenius_norm_upper_bound, unit_entries
+from tf_lyapunov.spectral.gram import (
+    SAFE_TRACE,
+    eigenvalue_upper_bound,
+    product,
+    product_terms,
+    trace,
+    unit_entries,
+)
 from tf_lyapunov.spectral.norms import kernel_bounds, spectral_norm
-from tf_lyapunov.spectral.precision import gamma, unit_roundoff
+from tf_lyapunov.spectral.polar import partner_in_range, top_eigenvector
+from tf_lyapunov.spectral.precision import full_precision, gamma, unit_roundoff, work_dtype
 
 # Kernels of a smaller norm are not enlarged: their reciprocal would overflow.
 SMALLEST = 1e-30
-# Power steps behind the gradient of a norm and the guess that makes its bound tight.
+# Power steps behind the gradient of a convolution's norm and the guess that makes its bound tight.
 STEERING_STEPS = 8
+# Squarings of a Gram matrix, enough but for flat spectra; two more where the bound on σ² exceeds
+# an estimate from below by more than this.
+FEW_SQUARINGS, CLOSE = 3, 1.04
+# Matrices of more entries are multiplied in pieces: rounding adds u times this to σ² at most, where
+# all singular values are equal.
+UNCUT = 2**18
 
 
-def divided(kernel, bound, entries, estimate, max_gain, shrink_only):
-    """A kernel of norm at most `max_gain`, from a bound on the norm of a raw one.
+def norm_scale(bound, entries, estimate, max_gain, shrink_only):
+    """s with ‖s·K‖ ≤ `max_gain`, from a bound on ‖K‖.
 
-        K·max_gain/bound, or K·min(1, max_gain/bound) with `shrink_only`                     (1)
+        s = max_gain/bound, or min(1, max_gain/bound) with `shrink_only`                      (1)
 
     The value uses `bound` alone; the gradient is that of (1) with the norm's own gradient, taken
     from `estimate`, in place of the bound's.
 
     Args:
-        kernel: tensor.
-        bound: scalar ≥ its norm.
+        bound: scalar ≥ the norm of K; or one per column, and so the rest.
         entries: scalar; rounding each entry by u adds at most u·entries to the norm.
         estimate: scalar close to the norm, whose gradient is used.
         max_gain: positive float.
         shrink_only: whether kernels below `max_gain` are left as they are.
     """
-    u = unit_roundoff(kernel.dtype)
+    dtype = keras.backend.standardize_dtype(estimate.dtype)
+    u = unit_roundoff(dtype)
     bound, entries, near = (ops.stop_gradient(v) for v in (bound, entries, estimate))
-    goal = rounded_down(max_gain * (1 - 8 * u), kernel.dtype)
+    goal = rounded_down(max_gain * (1 - 8 * u), dtype)
     safe = bound + 4 * u * entries
     # The comparison is false for NaN, which must spread to the whole kernel.
     scale = goal / ops.where(safe < SMALLEST, ops.ones_like(safe), safe)
     change = (estimate - near) / ops.where(near < SMALLEST, ops.ones_like(near), near)
-    scale = ops.cast(scale * (1 - change), kernel.dtype)
+    scale = ops.cast(scale * (1 - ops.cast(change, scale.dtype)), dtype)
     if shrink_only:
         inside = bound <= rounded_down(max_gain, bound.dtype)
         scale = ops.where(inside, ops.ones_like(scale), scale)
-    return kernel * scale
+    return scale
+
+
+def spectral_norms(kernel):
+    """`(bound, ‖W‖_F bound, estimate)` of a matrix from one Gram matrix G of its smaller side.
+
+    The power steps v ← Gv/trace(G) that steer the bound, and whose ‖Wv‖ has the norm's gradient,
+    read n² numbers each and not in·units twice.
+    """
+    frozen = ops.cast(ops.stop_gradient(kernel), work_dtype(kernel))
+    axis = -2 if kernel.shape[0] >= kernel.shape[1] else -1
+    side, length = min(kernel.shape), max(kernel.shape)
+    u, cut = unit_roundoff(frozen.dtype), length * side > UNCUT
+    terms = product_terms(length) if cut else length
+
+    def squared(matrix):
+        if cut:
+            return product(matrix, matrix, axis)
+        other = ops.transpose(matrix)
+        return ops.matmul(other, matrix) if axis == -2 else ops.matmul(matrix, other)
+
+    def measured(gram, total):
+        near, vector = top_eigenvector(gram)
+        # ‖ΔG‖ ≤ γ·trace(G), and the trace is a sum of non-negative terms (`gram.dense_bounds`).
+        total = total * (1 + 2 * gamma(terms + side, u))
+        top = _close_bound(gram, total, near)
+        top = ops.minimum(top + gamma(terms, u) * total, total) * (1 + 8 * u)
+        sigma, frobenius = (ops.sqrt(v) * (1 + 8 * u) for v in (top, total))
+        return ops.where(total < np.inf, sigma, np.nan), frobenius, vector
+
+    def scaled():
+        scale, unit = unit_entries(frozen)
+        gram = squared(unit)
+        sigma, frobenius, vector = measured(gram, trace(gram))
+        # Scaling rounds every entry by 2u: ‖ΔW‖ ≤ 2u‖W‖_F.
+        return scale * (sigma + 4 * u * frobenius), scale * frobenius * (1 + 8 * u), vector
+
+    with full_precision():
+        gram = squared(frozen)
+        total = trace(gram)
+        low, high = SAFE_TRACE
+        sigma, frobenius, vector = ops.cond(
+            ops.logical_and(total > low, total < high),
+            lambda: measured(gram, total),
+            scaled,
+        )
+    vector = ops.cast(ops.stop_gradient(vector), kernel.dtype)
+    image = ops.matmul(kernel, vector) if axis == -2 else ops.matmul(ops.transpose(vector), kernel)
+    return sigma, frobenius, euclidean_norm(image)
+
+
+def _close_bound(gram, total, near):
+    """`eigenvalue_upper_bound` by few squarings, and by more where these leave it too loose."""
+    top = eigenvalue_upper_bound(gram, total, near=near, squarings=FEW_SQUARINGS)
+    return ops.cond(
+        top <= CLOSE * near,
+        lambda: top,
+        lambda: eigenvalue_upper_bound(gram, total, near=near, squarings=FEW_SQUARINGS + 2),
+    )
+
+
+def euclidean_norm(image):
+    """‖v‖ as ⟨v, v/‖v‖⟩ with the second factor held fixed: the norm's gradient, and 0 at 0."""
+    unit = unit_entries(ops.stop_gradient(image))[1]
+    direction = unit / ops.sqrt(ops.maximum(ops.sum(ops.square(unit)), 0.5))
+    return ops.sum(direction * image)
 
 
 def spectrally_normalized(kernel, max_gain, linear_map=None, *, shrink_only=False, rank=None):
@@ -53,7 +133,7 @@ def spectrally_normalized(kernel, max_gain, linear_map=None, *, shrink_only=Fals
 
     Args:
         kernel: tensor in Keras' layout.
-        max_gain, shrink_only: see `divided`.
+        max_gain, shrink_only: see `norm_scale`.
         linear_map: `LinearMap`, or `None` for a matrix.
         rank: m with ‖K‖_F² ≤ m‖W‖² for maps on large images; ‖K‖_F ≤ √m·max_gain is then
             enforced on images smaller than the kernel too, where it does not follow.
@@ -76,17 +156,18 @@ def spectrally_normalized(kernel, max_gain, linear_map=None, *, shrink_only=Fals
     if rank is not None:
         taps = math.prod(kernel.shape[:-2])
         bound = ops.maximum(bound, entries / math.sqrt(taps * rank))
-    return divided(kernel, bound, entries, estimate, max_gain, shrink_only)
+    scale = norm_scale(bound, entries, estimate, max_gain, shrink_only)
+    return kernel * ops.cast(scale, kernel.dtype)
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
-class SpectralDense(LipschitzDense):
+class SpectralDense(ScaledDense):
     """Dense layer normalised by an upper bound of its operator norm.
 
         y = φ(x K + b),   K = W·max_gain/bound(W),   bound(W) ≥ σ(W)
 
-    The bound is above σ by less than 1%, and proven (`dense_norm_upper_bound`): power iteration,
-    which others divide by, is always below.
+    The bound is above σ by 2% at most, where power iteration has converged, and proven
+    (`spectral_norms`): power iteration alone, which others divide by, is always below.
 
     Args:
         units: width of the output.
@@ -108,8 +189,8 @@ class SpectralDense(LipschitzDense):
         super().__init__(units, **kwargs)
         self.shrink_only = bool(shrink_only)
 
-    def _parametrised(self, kernel, training=False):
-        return (spectrally_normalized(kernel, self.max_gain, shrink_only=self.shrink_only),)
+    def _scale(self, kernel):
+        return norm_scale(*spectral_norms(kernel), self.max_gain, self.shrink_only)
 
     def get_config(self):
         return {**super().get_config(), "shrink_only": self.shrink_only}
@@ -194,23 +275,28 @@ class SpectralConv1D(_SpectralConv):
 def frobenius_norms(kernel, axis=None):
     """`(bound, estimate)` of the Frobenius norm, or (`axis=0`) of the norms of the columns.
 
-    The estimate ⟨K, K/‖K‖⟩ with the second factor held fixed has the norm's gradient, and 0 at 0.
+    The estimate has the norm's gradient, and 0 at 0.
     """
-    scale, unit = unit_entries(ops.stop_gradient(kernel))
-    u = unit_roundoff(kernel.dtype)
+    rows, columns = kernel.shape
+    entries, terms = (rows * columns, rows + columns) if axis is None else (rows, rows)
+    partner, scale = partner_in_range(kernel)
+    squares = ops.sum(partner * kernel, axis=0)
     if axis is None:
-        bound = frobenius_norm_upper_bound(unit)
-    else:
-        squares = ops.sum(ops.square(unit), axis=axis)
-        # Squares below the smallest float are lost: at most 1e-36 of a sum.
-        bound = ops.sqrt(squares + 1e-36 * kernel.shape[axis])
-        bound = bound * (1 + gamma(kernel.shape[axis] + 8, u))
-    direction = unit / ops.where(bound < SMALLEST, ops.ones_like(bound), bound)
-    return scale * bound * (1 + 8 * u), ops.sum(direction * kernel, axis=axis)
+        # Divided by the largest, or a compiler may make one long sum of the two.
+        top = ops.stop_gradient(ops.maximum(ops.max(squares), 1e-30))
+        squares = top * ops.sum(squares / top)
+    still = ops.stop_gradient(squares)
+    root = ops.sqrt(still)
+    # √(W·W/c²) with the gradient of both factors, and 0 at 0.
+    change = (squares - still) / ops.where(root > 0, root, ops.ones_like(root))
+    # Squares below the smallest float are lost: at most 1e-36 of a sum.
+    bound = root * (1 + gamma(terms + 16, unit_roundoff(kernel.dtype)))
+    bound = scale * (bound + 1e-18 * math.sqrt(entries))
+    return bound, scale * (root + change)
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
-class FrobeniusDense(LipschitzDense):
+class FrobeniusDense(ScaledDense):
     """Dense layer normalised by its Frobenius norm.
 
         y = φ(x K + b),   K = W·max_gain/‖W‖_F,   σ(K) ≤ ‖K‖_F = max_gain
@@ -237,16 +323,16 @@ class FrobeniusDense(LipschitzDense):
         super().__init__(units, **kwargs)
         self.shrink_only = bool(shrink_only)
 
-    def _parametrised(self, kernel, training=False):
+    def _scale(self, kernel):
         bound, estimate = frobenius_norms(kernel)
-        return (divided(kernel, bound, bound, estimate, self.max_gain, self.shrink_only),)
+        return norm_scale(bound, bound, estimate, self.max_gain, self.shrink_only)
 
     def get_config(self):
         return {**super().get_config(), "shrink_only": self.shrink_only}
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
-class NormalizedDense(LipschitzDense):
+class NormalizedDense(ScaledDense):
     """Last layer with class vectors of norm `row_norm` (last-layer normalisation, LLN).
 
         y_j = ⟨k_j, x⟩ + b_j,   k_j = w_j·row_norm/‖w_j‖
@@ -284,9 +370,9 @@ class NormalizedDense(LipschitzDense):
         super().__init__(units, max_gain=gain, **kwargs)
         self.row_norm, self.shrink_only = row_norm, bool(shrink_only)
 
-    def _parametrised(self, kernel, training=False):
+    def _scale(self, kernel):
         bound, estimate = frobenius_norms(kernel, axis=0)
-        return (divided(kernel, bound, bound, estimate, self.row_norm, self.shrink_only),)
+        return norm_scale(bound, bound, estimate, self.row_norm, self.shrink_only)
 
     def get_config(self):
         config = super().get_config()

@@ -15,7 +15,13 @@ from tf_lyapunov.layers.linear import (
     with_gain,
 )
 from tf_lyapunov.spectral.arguments import count
-from tf_lyapunov.spectral.orthogonal import block_fourier, cayley, circular_symbol, fourier_bases
+from tf_lyapunov.spectral.orthogonal import (
+    block_fourier,
+    cayley,
+    cayley_factors,
+    circular_symbol,
+    fourier_bases,
+)
 from tf_lyapunov.spectral.precision import unit_roundoff
 
 
@@ -51,6 +57,12 @@ class CayleyDense(LipschitzDense):
         else:
             q = ops.transpose(cayley(ops.transpose(kernel)))
         return (with_gain(q, self.max_gain, min(kernel.shape)),)
+
+    def _applied(self, x, kernel):
+        tall = kernel.shape[0] >= kernel.shape[1]
+        q, factor = cayley_factors(kernel if tall else ops.transpose(kernel))
+        factor = with_gain(ops.reshape(factor, ()), self.max_gain, min(kernel.shape))
+        return ops.matmul(x, q if tall else ops.transpose(q)) * factor
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")

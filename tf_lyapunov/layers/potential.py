@@ -13,6 +13,7 @@ from keras import ops
 
 from tf_lyapunov.layers.base import LipschitzLayer, representable, rounded_down
 from tf_lyapunov.layers.linear import per_axis
+from tf_lyapunov.layers.normalized import spectral_norms
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, count, positive
 from tf_lyapunov.spectral.norms import (
     kernel_norm_upper_bound,
@@ -238,10 +239,13 @@ class ConvexPotential(PotentialLayer):
             sigma = spectral_norm(kernel, self.linear_map, iterations=steps, start=vector[0])
         else:
             # Value of the bound, which the estimate steers; gradient u vᵀ of the norm.
-            estimate = spectral_norm(kernel, self.linear_map, iterations=GRADIENT_STEPS)
-            still = ops.stop_gradient(estimate)
-            bound = kernel_norm_upper_bound(ops.stop_gradient(kernel), self.linear_map, near=still)
-            sigma = ops.stop_gradient(bound) + (estimate - still)
+            if self.spatial_axes:
+                estimate = spectral_norm(kernel, self.linear_map, iterations=GRADIENT_STEPS)
+                still, frozen = ops.stop_gradient(estimate), ops.stop_gradient(kernel)
+                bound = kernel_norm_upper_bound(frozen, self.linear_map, near=still)
+            else:
+                bound, _, estimate = spectral_norms(kernel)
+            sigma = ops.stop_gradient(bound) + (estimate - ops.stop_gradient(estimate))
         return ops.square(sigma) / (2 * self.step)
 
     def call(self, inputs, training=None):

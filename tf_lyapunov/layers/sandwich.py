@@ -22,7 +22,13 @@ from tf_lyapunov.layers.linear import (
 )
 from tf_lyapunov.layers.potential import monotone_activation
 from tf_lyapunov.spectral.arguments import count
-from tf_lyapunov.spectral.orthogonal import block_fourier, cayley, circular_symbol, fourier_bases
+from tf_lyapunov.spectral.orthogonal import (
+    block_fourier,
+    cayley,
+    cayley_factors,
+    circular_symbol,
+    fourier_bases,
+)
 from tf_lyapunov.spectral.precision import unit_roundoff
 from tf_lyapunov.theory.potential import sandwich_gain_upper_bound
 
@@ -98,13 +104,16 @@ class Sandwich(LipschitzLayer):
         """`(top, bottom)` of the Cayley transform, as real matrices or blocks of them."""
         raise NotImplementedError
 
-    def _weights(self, kernel, length, logarithm, training):
-        units, size = self._units, math.prod(kernel.shape)
-        usual = math.sqrt(2 * size / (self._inputs + 2 * units) / math.prod(kernel.shape[:-2]))
+    def _of_length(self, kernel, length):
+        size = math.prod(kernel.shape)
+        usual = 2 * size / (self._inputs + 2 * self._units) / math.prod(kernel.shape[:-2])
         norm = ops.sqrt(ops.sum(ops.square(kernel)) + 1e-30)
-        top, bottom = self._orthogonal(kernel * (length * usual / norm))
+        return kernel * (length * math.sqrt(usual) / norm)
+
+    def _weights(self, kernel, length, logarithm, training):
+        top, bottom = self._orthogonal(self._of_length(kernel, length))
         psi = ops.exp(ops.clip(logarithm, -LARGEST_LOGARITHM, LARGEST_LOGARITHM))
-        psi = ops.tile(psi, bottom.shape[-1] // units)
+        psi = ops.tile(psi, bottom.shape[-1] // self._units)
         outer = math.sqrt(2) * self._gain * psi * top
         return math.sqrt(2) / psi * bottom, ops.swapaxes(outer, -1, -2)
 
@@ -196,11 +205,25 @@ class SandwichDense(Sandwich):
         return q[: self._units], q[self._units :]
 
     def call(self, inputs, training=None):
+        if self._in_factors(training):
+            return self._applied(inputs)
         inner, outer = self.effective(training)
         hidden = ops.matmul(inputs, inner)
         if self.bias is not None:
             hidden = hidden + self.bias
         return ops.matmul(self.activation(hidden), outer)
+
+    def _applied(self, inputs):
+        """`call` in training: scales meet the units of the batch, not the matrices."""
+        kernel, length, logarithm = (ops.convert_to_tensor(v) for v in self._sources)
+        q, factor = cayley_factors(self._of_length(kernel, length))
+        factor = math.sqrt(2) * ops.reshape(factor, ())
+        psi = ops.exp(ops.clip(logarithm, -LARGEST_LOGARITHM, LARGEST_LOGARITHM))
+        hidden = ops.matmul(inputs, q[self._units :]) * (factor / psi)
+        if self.bias is not None:
+            hidden = hidden + self.bias
+        hidden = self.activation(hidden) * (self._gain * factor * psi)
+        return ops.matmul(hidden, ops.transpose(q[: self._units]))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self._units)

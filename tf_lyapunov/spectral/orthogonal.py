@@ -11,19 +11,14 @@ import math
 import numpy as np
 from keras import ops
 
-from tf_lyapunov.spectral.gram import (
-    dense_norm_upper_bound,
-    product,
-    product_terms,
-    sum_of_squares,
-)
-from tf_lyapunov.spectral.norms import norm_estimate
+from tf_lyapunov.spectral.gram import product, product_terms, sum_of_squares, trace
+from tf_lyapunov.spectral.polar import differentiable_gram
 from tf_lyapunov.spectral.precision import full_precision, gamma, unit_roundoff, work_dtype
 
 # Cayley's A is at most this squared: I + A is then far from singular in float32.
 LARGEST_NORM = 512.0
-# Power steps behind the guess that makes the bound of a raw kernel tight.
-STEERING_STEPS = 4
+# Real matrices of a larger side are inverted by halves.
+DIRECT_SIDE = 64
 
 
 def contraction_factor(real, imag=None):
@@ -60,7 +55,7 @@ def contraction_factor(real, imag=None):
     u, stored = unit_roundoff(dtype), max(unit_roundoff(dtype), unit_roundoff(given))
     with full_precision():
         gram = product(stacked, stacked, axis=-2)
-        trace = ops.trace(gram, axis1=-2, axis2=-1) * (1 + 2 * gamma(terms + side, u))
+        total = trace(gram) * (1 + 2 * gamma(terms + side, u))
         squares = sum_of_squares(gram - ops.eye(side, dtype=dtype))
         if imag is not None:
             turned = ops.concatenate([imag, -real], axis=-2)
@@ -68,7 +63,7 @@ def contraction_factor(real, imag=None):
     residual = ops.sqrt(squares) * (1 + gamma(2 * side + 12, u))
     # |ΔG| ≤ γ|S|ᵀ|S| for the real and for the imaginary part, so √2·γ‖S‖_F² together; squares
     # below the smallest float are lost, at most 1e-18 per entry.
-    forming = (1 if imag is None else 1.5) * gamma(terms, u) * trace + 1e-17 * side
+    forming = (1 if imag is None else 1.5) * gamma(terms, u) * total + 1e-17 * side
     squared = (1 + residual + forming) * (1 + 8 * u)
     margin = 8 * u + 3 * stored * math.sqrt(side)
     return ops.cast((1 - margin) / ops.sqrt(squared), given)[..., None, None]
@@ -113,17 +108,13 @@ def cayley(real, imag=None):
     u = unit_roundoff(real.dtype)
     if side * u >= 0.1:
         raise ValueError(f"The type {real.dtype} is too coarse for a matrix of shape {shape}.")
+    if imag is None:
+        q, factor = cayley_factors(real)
+        return q * factor
     eye = ops.eye(side, dtype=real.dtype)
-    if imag is not None:
-        imag = ops.convert_to_tensor(imag)
+    imag = ops.convert_to_tensor(imag)
     real, imag, finite = _limited(real, imag)
     with full_precision():
-        if imag is None:
-            inverse = _resolvent(*_split(real, side))
-            q = ops.concatenate(
-                [2 * inverse - eye, -2 * ops.matmul(real[..., side:, :], inverse)], axis=-2
-            )
-            return q * (contraction_factor(q) * finite)
         inverse_real, inverse_imag = _complex_resolvent(real, imag, side)
         low_real, low_imag = real[..., side:, :], imag[..., side:, :]
         products = (
@@ -136,9 +127,51 @@ def cayley(real, imag=None):
     return q_real * factor, q_imag * factor
 
 
+def cayley_factors(kernel):
+    """Q of real matrices before it is divided by its excess, and s of (1): ‖s·Q‖ ≤ 1.
+
+    Args:
+        kernel: `(..., n, m)`, n ≥ m, see `cayley`.
+
+    Returns:
+        Tensors `(..., n, m)`, and `(..., 1, 1)` without a gradient.
+
+    Example:
+
+    >>> q, factor = cayley_factors(np.array([[0.0, 3.0], [1.0, 0.0], [2.0, 2.0]], "float32"))
+    >>> tuple(q.shape), bool(0.9999 < float(np.asarray(factor)[0, 0]) < 1.0)
+    ((3, 2), True)
+    """
+    kernel = ops.convert_to_tensor(kernel)
+    side = kernel.shape[-1]
+    eye = ops.eye(side, dtype=kernel.dtype)
+    frozen = ops.stop_gradient(kernel)
+    squares = ops.sum(ops.square(frozen), axis=(-2, -1), keepdims=True)
+    ones = ops.ones_like(squares)
+    # The comparison is false for NaN.
+    shrink, finite = ops.cond(
+        ops.all(squares < 0.99 * LARGEST_NORM**2),
+        lambda: (ones, ones),
+        lambda: _limits([frozen])[1:],
+    )
+    with full_precision():
+        top, low = _split(kernel * shrink, side)
+        matrix = eye + (top - _turn(top))
+        if low.shape[-2]:
+            matrix = matrix + differentiable_gram(low)
+        inverse = _inverse(ops.where(ops.isfinite(finite), matrix, eye))
+        q = ops.concatenate([2 * inverse - eye, -2 * ops.matmul(low, inverse)], axis=-2)
+        return q, contraction_factor(q) * finite
+
+
 def _limited(real, imag):
     """Matrices of ‖·‖_F ≤ `LARGEST_NORM`, finite; and 1 per matrix, or NaN where it was not."""
-    parts = [real] if imag is None else [real, imag]
+    (real, imag), shrink, mark = _limits([real, imag])
+    return real * shrink, imag * shrink, mark
+
+
+def _limits(parts):
+    """Finite parts, a factor per matrix that limits its norm, and 1, or NaN if it is not finite."""
     sizes = [ops.max(ops.abs(ops.stop_gradient(p)), axis=(-2, -1), keepdims=True) for p in parts]
     sums = [ops.sum(ops.stop_gradient(p), axis=(-2, -1), keepdims=True) for p in parts]
     # A maximum may pass over NaN; a sum of finite entries may overflow, which is as bad.
@@ -148,23 +181,46 @@ def _limited(real, imag):
     units = [ops.stop_gradient(p) / largest for p in parts]
     squares = sum(ops.sum(ops.square(p), axis=(-2, -1), keepdims=True) for p in units)
     shrink = ops.minimum(1.0, LARGEST_NORM / (largest * ops.sqrt(ops.maximum(squares, 1e-30))))
-    parts = [p * shrink for p in parts]
     mark = ops.where(finite, ops.ones_like(largest), np.nan * ops.ones_like(largest))
-    return parts[0], None if imag is None else parts[1], mark
+    return parts, shrink, mark
 
 
 def _split(matrix, side):
-    return matrix[..., :side, :], matrix[..., side:, :]
+    return ops.split(matrix, [side], axis=-2)
 
 
 def _turn(matrix):
     return ops.swapaxes(matrix, -1, -2)
 
 
-def _resolvent(top, bottom):
-    """(I + U - Uᵀ + VᵀV)⁻¹ of real U, V."""
-    eye = ops.broadcast_to(ops.eye(top.shape[-1], dtype=top.dtype), top.shape)
-    return ops.solve(eye + top - _turn(top) + ops.matmul(_turn(bottom), bottom), eye)
+def _inverse(matrix):
+    """M⁻¹ of matrices with M + Mᵀ ⪰ 2I, by a Newton step from an inverse held fixed.
+
+        R = R₀ + R₀(I - MR₀)
+
+    Its gradient -RᵀR̄Rᵀ takes two products and no second solution; its residual is the square of
+    that of R₀.
+    """
+    start = ops.stop_gradient(_inverse_by_halves(ops.stop_gradient(matrix)))
+    residual = ops.eye(matrix.shape[-1], dtype=matrix.dtype) - ops.matmul(matrix, start)
+    return start + ops.matmul(start, residual)
+
+
+def _inverse_by_halves(matrix):
+    """M⁻¹ through Schur complements, mostly products: of M + Mᵀ ⪰ 2I they are such matrices too."""
+    side = matrix.shape[-1]
+    if side <= DIRECT_SIDE:
+        eye = ops.broadcast_to(ops.eye(side, dtype=matrix.dtype), matrix.shape)
+        return ops.solve(matrix, eye)
+    half = side // 2
+    (a, b), (c, d) = ((rows[..., :half], rows[..., half:]) for rows in _split(matrix, half))
+    first = _inverse_by_halves(a)
+    left = ops.matmul(c, first)
+    second = _inverse_by_halves(d - ops.matmul(left, b))
+    corner = -ops.matmul(ops.matmul(first, b), second)
+    upper = ops.concatenate([first - ops.matmul(corner, left), corner], axis=-1)
+    lower = ops.concatenate([-ops.matmul(second, left), second], axis=-1)
+    return ops.concatenate([upper, lower], axis=-2)
 
 
 def _complex_resolvent(real, imag, side):
@@ -182,94 +238,7 @@ def _complex_resolvent(real, imag, side):
         ],
         axis=-2,
     )
-    target = np.eye(2 * side, side)
-    target = ops.broadcast_to(ops.cast(target, real.dtype), (*block.shape[:-1], side))
-    solution = ops.solve(block, target)
-    return _split(solution, side)
-
-
-def bjorck_excess(shape, dtype):
-    """How far a Björck-Bowie step as computed can exceed the norm 1 for matrices of this shape.
-
-        e = r·(1 + e)³,   r = ½m(γ_n' + γ_m') + 6u√m                                       (2)
-
-    If ‖W‖ ≤ 1 + e then the exact step has norm ≤ 1 (σ(3-σ²)/2 ≤ 1 for σ ≤ 2) and the computed one
-    ≤ 1 + e: with ‖W‖_F² ≤ m(1+e)², forming WᵀW errs by γ_n'‖W‖_F², its product with W by
-    γ_m'‖W‖_F‖WᵀW‖_F, both halved, and the rest by 6u‖W‖_F. γ' are those of `gram.product`.
-
-    Args:
-        shape: of the matrix; n is the larger and m the smaller side.
-        dtype: type of the arithmetic.
-
-    Returns:
-        float e < 0.2.
-
-    Raises:
-        ValueError: if the matrix is too large for this type, so that (2) has no small solution.
-
-    Example:
-
-    >>> bjorck_excess((784, 256), "float32") < 0.005
-    True
-    """
-    n, m, u = max(shape), min(shape), unit_roundoff(dtype)
-    gammas = gamma(product_terms(n), u) + gamma(product_terms(m), u)
-    first = 0.5 * m * gammas + 6 * u * math.sqrt(m)
-    if first > 0.1:
-        raise ValueError(
-            f"A matrix is too large to be orthogonalised in {dtype}. Received: shape={shape}. "
-            "Use a float64 kernel."
-        )
-    excess = first
-    for _ in range(60):  # increases to the fixed point; contracts by 0.45 or less a step
-        excess = first * (1 + excess) ** 3
-    return excess * (1 + 1e-9)
-
-
-def bjorck(kernel, iterations):
-    """Contraction close to the nearest matrix with orthonormal columns (or rows).
-
-        W ← W/bound(W), then W ← W(3I - WᵀW)/2 a few times, then W/(1 + e)                 (3)
-
-    The norm of the result, as stored, is at most 1 for every number of steps, converged or not:
-    a step maps singular values in [0, 1] into [0, 1], and e of (2) bounds the rounding of the
-    last one. The singular values approach 1 - e from below.
-
-    Args:
-        kernel: `(a, b)` tensor, float32 or float64.
-        iterations: steps, at least 1.
-
-    Returns:
-        Tensor of the same shape and type; 0 for 0, NaN if the kernel is not finite.
-
-    Example:
-
-    >>> import numpy as np
-    >>> q = np.asarray(bjorck(np.diag([1.0, 0.5]).astype("float32"), 10))
-    >>> bool(np.allclose(q, np.eye(2), atol=1e-5))
-    True
-
-    Reference: Björck and Bowie (1971), order 1; sound form.
-    """
-    kernel = ops.convert_to_tensor(kernel)
-    given, dtype = kernel.dtype, work_dtype(kernel)
-    # Scaling does not change the polar factor: no gradient is lost.
-    frozen = ops.stop_gradient(kernel)
-    near, _ = norm_estimate(frozen, iterations=STEERING_STEPS)
-    sigma = dense_norm_upper_bound(frozen, near=ops.where(near > 0, near, ops.ones_like(near)))
-    w = ops.cast(kernel, dtype)
-    w = w / ops.where(sigma > 0, sigma, ops.ones_like(sigma))
-    tall = w.shape[0] >= w.shape[1]
-    with full_precision():
-        for _ in range(iterations):
-            gram = product(w, w, axis=-2 if tall else -1)
-            if tall:
-                w = 1.5 * w - 0.5 * product(w, gram, axis=-1)
-            else:
-                w = 1.5 * w - 0.5 * product(gram, w, axis=-2)
-    u = max(unit_roundoff(dtype), unit_roundoff(given))
-    margin = 4 * u * math.sqrt(min(w.shape))
-    return ops.cast(w * ((1 - margin) / (1 + bjorck_excess(w.shape, dtype))), given)
+    return _split(_inverse(block)[..., :side], side)
 
 
 def skew_kernel(kernel):

@@ -2,7 +2,9 @@
 
 Model: every product and sum is rounded with relative error at most the unit roundoff u, in any
 order and with or without fused multiply-adds, so an inner product of n terms errs by at most
-γ_n·Σ|xᵢyᵢ| with γ_n = n·u / (1 - n·u) (Higham, Accuracy and Stability, section 3.1).
+γ_n·Σ|xᵢyᵢ| with γ_n = n·u / (1 - n·u) (Higham, Accuracy and Stability, section 3.1). Subnormal
+numbers (below 1.2e-38 in float32) count as the zeros that many devices take them for: a bound may
+miss √entries times as much.
 """
 
 import contextlib

@@ -34,7 +34,8 @@ def linear_maps(layer, input_shape=None):
         else one. The norm of the layer's linear part is at most the product over the entries.
 
     Raises:
-        UnsupportedLayerError: if the layer's type holds no kernel that is known here.
+        UnsupportedLayerError: if the layer's type holds no kernel that is known here, or another
+            one than inference uses (quantized, or with an adapter).
         ValueError: if the layer is not built.
 
     Example:
@@ -56,6 +57,16 @@ def linear_maps(layer, input_shape=None):
         raise ValueError(
             f"A layer must be built before its kernel can be read. Received: unbuilt layer "
             f"{layer.name!r}. Call the model on data or `model.build(input_shape)` first."
+        )
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise UnsupportedLayerError(
+            f"Quantized layers have no certificate. Received: layer {layer.name!r} in mode "
+            f"{layer.quantization_mode!r}. Certify the model before quantizing it."
+        )
+    if getattr(layer, "lora_enabled", False):
+        raise UnsupportedLayerError(
+            f"A layer with LoRA adapters has no certificate. Received: layer {layer.name!r}. "
+            "Merge the adapter into the kernel first."
         )
     if isinstance(layer, keras.layers.Dense):
         kernel = layer.kernel

@@ -24,6 +24,8 @@ import numpy as np
 
 #: Unit roundoff of float32, in which optimizers and constraints compute.
 ROUNDOFF = 2.0**-24
+# Smallest positive number that no device takes for zero.
+_TINY = 2.0**-126
 # A kernel's entry is rounded by the step, by weight decay (twice) and by steering (twice).
 _STORED = 8 * ROUNDOFF
 # And an update by its own few operations.
@@ -70,7 +72,8 @@ def adam_ratio_upper_bound(
     Args:
         beta_1: decay β₁ of the mean, in [0, 1).
         beta_2: decay β₂ of the mean square, in (β₁², 1).
-        epsilon: Keras' ε, positive: it alone bounds updates after squares have underflowed.
+        epsilon: Keras' ε, at least 2⁻¹²⁶ (or it is flushed to zero too): it alone bounds updates
+            after squares have underflowed.
 
     Returns:
         The ratio R, at least 1.
@@ -85,9 +88,9 @@ def adam_ratio_upper_bound(
 
     Reference: Adam, Kingma and Ba (2015), algorithm 1; sound form of its section 2.1.
     """
-    if not 0 <= beta_1 < 1 or not 0 < beta_2 < 1 or not epsilon > 0:
+    if not 0 <= beta_1 < 1 or not 0 < beta_2 < 1 or not epsilon >= _TINY:
         raise ValueError(
-            "Adam needs 0 ≤ beta_1 < 1, 0 < beta_2 < 1 and epsilon > 0. Received: "
+            "Adam needs 0 ≤ beta_1 < 1, 0 < beta_2 < 1 and epsilon ≥ 2⁻¹²⁶. Received: "
             f"beta_1={beta_1}, beta_2={beta_2}, epsilon={epsilon}."
         )
     b1, b2 = beta_1 + 4 * ROUNDOFF, beta_2 - 4 * ROUNDOFF
@@ -111,17 +114,18 @@ def adam_ratio_upper_bound(
     return ratio * rounding + (1 + ratio) * smallest / epsilon
 
 
-def rmsprop_ratio_upper_bound(rho: float = 0.9) -> float:
+def rmsprop_ratio_upper_bound(rho: float = 0.9, epsilon: float = 1e-7) -> float:
     """Largest |g_t|/√(v_t + ε) of one entry under RMSprop, as in (G.4); not if centered.
 
     Args:
         rho: decay ρ of the mean square, in [0, 1).
+        epsilon: Keras' ε, at least 2⁻¹²⁶: it alone bounds updates after squares have underflowed.
 
     Returns:
         1/√(1 - ρ), with the rounding of float32 added.
 
     Raises:
-        ValueError: the decay is out of range.
+        ValueError: an argument is out of range.
 
     Example:
 
@@ -130,9 +134,13 @@ def rmsprop_ratio_upper_bound(rho: float = 0.9) -> float:
 
     Reference: RMSprop as Keras computes it (sound form: one gradient after none attains it).
     """
-    if not 0 <= rho < 1:
-        raise ValueError(f"RMSprop needs 0 ≤ rho < 1. Received: rho={rho}.")
-    return (1 + 16 * ROUNDOFF * (1 + 1 / (1 - rho))) / math.sqrt(1 - rho)
+    if not 0 <= rho < 1 or not epsilon >= _TINY:
+        raise ValueError(
+            "RMSprop needs 0 ≤ rho < 1 and epsilon ≥ 2⁻¹²⁶. Received: "
+            f"rho={rho}, epsilon={epsilon}."
+        )
+    ratio = (1 + 16 * ROUNDOFF * (1 + 1 / (1 - rho))) / math.sqrt(1 - rho)
+    return max(ratio, 2.0**-63 / math.sqrt((1 - rho) * epsilon))
 
 
 def sgd_moves(

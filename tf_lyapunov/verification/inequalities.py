@@ -16,6 +16,7 @@ import numpy as np
 
 from tf_lyapunov.verification.arithmetic import (
     SLACK,
+    TINY,
     UNIT,
     frobenius_up,
     gamma,
@@ -191,7 +192,7 @@ def _layers_form(chain, multipliers):
 
 def _add(matrix, error, block, value, value_error=0.0):
     """Adds a block, and to the errors its own and that of this sum."""
-    error[block] += value_error + 2 * UNIT * (np.abs(matrix[block]) + np.abs(value))
+    error[block] += value_error + 2 * UNIT * (np.abs(matrix[block]) + np.abs(value)) + TINY
     matrix[block] += value
 
 

@@ -296,13 +296,21 @@ def _merge_rule(layer, shapes):
     return [("", Merge(kind), shapes[0])]
 
 
-def _scale(scale, shift, roundings):
+def _scale(layer, shape, scale, shift, roundings):
     scale, shift = (np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (scale, shift))
+    try:
+        fits = np.broadcast_shapes(shape, scale.shape, shift.shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        refuse(layer, f"its numbers do not fit inputs of shape {tuple(shape)}")
     return Scale(scale, shift, roundings * UNIT * np.abs(scale), roundings * UNIT * np.abs(shift))
 
 
 def _rescaling_rule(layer, shapes):
-    return [("", _scale(layer.scale, layer.offset, 0.0), shapes[0])]
+    if np.ndim(layer.scale) and keras.config.image_data_format() == "channels_first":
+        refuse(layer, "Keras turns its numbers where images have channels first")
+    return [("", _scale(layer, shapes[0], layer.scale, layer.offset, 0.0), shapes[0])]
 
 
 def _whitening_rule(layer, shapes):
@@ -314,10 +322,12 @@ def _whitening_rule(layer, shapes):
     if held:
         mean, variance = (stored(v, layer.compute_dtype) for v in (mean, variance))
     mean, variance = (np.asarray(v, dtype=np.float64) for v in (mean, variance))
-    if mean.size not in (1, shapes[0][-1]):
+    rank = len(shapes[0]) + 1
+    if mean.size > 1 and {a % rank for a in layer.axis} != {rank - 1}:
         refuse(layer, "it must normalize the last axis")
     deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
-    return [("", _scale(1 / deviation.ravel(), -(mean / deviation).ravel(), 8.0), shapes[0])]
+    scale, shift = 1 / deviation.ravel(), -(mean / deviation).ravel()
+    return [("", _scale(layer, shapes[0], scale, shift, 8.0), shapes[0])]
 
 
 LINEAR = (
@@ -330,6 +340,9 @@ LINEAR = (
     _layers.SeparableConv1D,
     _layers.SeparableConv2D,
 )
+
+
+MERGES = (_layers.Add, _layers.Subtract, _layers.Average, _layers.Concatenate)
 
 
 def _family(name, *ranks):
@@ -351,9 +364,7 @@ RULES = {
     **dict.fromkeys((_layers.Flatten, _layers.Reshape), _reshape_rule),
     **dict.fromkeys(_family("ZeroPadding{}D"), _pads_rule),
     **dict.fromkeys(_family("Cropping{}D"), _pads_rule),
-    **dict.fromkeys(
-        (_layers.Add, _layers.Subtract, _layers.Average, _layers.Concatenate), _merge_rule
-    ),
+    **dict.fromkeys(MERGES, _merge_rule),
     _layers.Rescaling: _rescaling_rule,
     _layers.Normalization: _whitening_rule,
     **dict.fromkeys(

@@ -10,6 +10,7 @@ import keras
 from tf_lyapunov.errors import ModelFileError, UnsupportedLayerError
 from tf_lyapunov.verification.layers import (
     LINEAR,
+    MERGES,
     RULES,
     Final,
     activation_name,
@@ -88,6 +89,10 @@ class _Reader:
         first = self._add("input", (), shape, None)
         output = self._open(model, [first], "")[0]
         logits = self._logits(output)
+        if isinstance(self._final(output).operation, Final) and self._shape(logits)[-1] == 1:
+            raise UnsupportedLayerError(
+                f"A softmax over one unit is constant. Received: model {model.name!r}."
+            )
         before = self.steps[: [step.name for step in self.steps].index(logits) + 1]
         if any(isinstance(step.operation, Final) for step in before):
             raise UnsupportedLayerError(
@@ -95,12 +100,17 @@ class _Reader:
             )
         return Network(tuple(self.steps), logits, tuple(self.records))
 
-    def _logits(self, name):
-        """Step before a final softmax or sigmoid."""
+    def _final(self, name):
+        """The last step that does something."""
         steps = {step.name: step for step in self.steps}
         step = steps[name]
         while type(step.operation) is Identity:
             step = steps[step.inputs[0]]
+        return step
+
+    def _logits(self, name):
+        """Step before a final softmax or sigmoid."""
+        step = self._final(name)
         if isinstance(step.operation, Final):
             return step.inputs[0]
         if isinstance(step.operation, Activation) and step.operation.name in _FINAL:
@@ -187,13 +197,19 @@ def _check_graph(model):
 
 
 def _check_call(node):
-    arguments = node.arguments
-    if any(v is True for v in arguments.kwargs.values()) or any(v is True for v in arguments.args):
+    layer, given = node.operation, (node.arguments.args, node.arguments.kwargs)
+    rest = [a for a in keras.tree.flatten(given) if not isinstance(a, keras.KerasTensor)]
+    if any(a is not None and a is not False for a in rest):
         raise UnsupportedLayerError(
-            f"A layer called with `training=True` is refused. Received: {node.operation.name!r}."
+            "A layer called with more than tensors, such as `training=True`, is refused. "
+            f"Received: {layer.name!r}."
         )
-    if len(node.outputs) != 1 and not isinstance(node.operation, keras.Model):
-        refuse(node.operation)
+    if isinstance(layer, keras.Model):
+        return
+    if not layer.autocast and layer.compute_dtype != layer.variable_dtype:
+        refuse(layer, "without autocast, whether its weights are cast depends on the model")
+    if len(node.outputs) != 1 or (len(node.input_tensors) != 1 and type(layer) not in MERGES):
+        refuse(layer, "it is called on several tensors (a mask or a state), or returns several")
 
 
 def _ordered(model):
