@@ -215,7 +215,9 @@ def draw(path: Path, panels: list, xlabel: str, ylabel: str) -> None:
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel(ylabel)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(panels))
+    widest = 0.6 + 0.085 * max(map(len, labels))  # inches, about
+    columns = max(1, min(len(panels), int(figure.get_figwidth() / widest)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     for suffix in (".svg", ".png"):
         plots.save(figure, path.with_suffix(suffix))
 
