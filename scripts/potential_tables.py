@@ -137,7 +137,12 @@ def _costs(path):
         for r in section["rows"]
     ]
     header = ("model", "layers", "ratio to", *ratios)
-    text = f"{section.get('note', '')}. {section['deel_lip'].get('skipped', '')}."
+    deel = section["deel_lip"]
+    text = section.get("note", "") + "".join(
+        f" {r['layers']}: {r['epoch ratio, CPU']:.2f} times the CPU time of its {r['to']}."
+        for r in deel.get("rows", ())
+    )
+    text += f" {deel['skipped']}." if "skipped" in deel else ""
     return "\n\n".join(["## Cost beside plain layers", _table(header, rows), text])
 
 
