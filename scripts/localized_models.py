@@ -53,6 +53,7 @@ class Settings:
     batch_size: int = 128
     config: str | None = None  # an experiment file with its model and training, instead
     adversary: tuple = (0.1, 5, 0.03)  # l∞ radius, steps, step of PGD training
+    mix: float = 1.0  # weight of the adversarial loss
     pgd_steps: int = 20
     radii: tuple = (0.5, 1.0, 2.0, 4.0, 8.0)
     shown: tuple = (0.5, 2.0, 8.0)  # of these, in the comparison table
@@ -86,8 +87,9 @@ class Settings:
                 filters=(16, 32),
                 l2nn_filters=(8, 16),
                 epochs=10,
-                warmup=1,  # without it, PGD training ends in a constant network
+                warmup=1,
                 adversary=(8 / 255, 5, 3 / 255),
+                mix=0.5,  # adversarial inputs alone end in a constant network
                 radii=(0.25, 0.5, 1.0, 2.0, 4.0),
                 shown=(0.25, 1.0, 4.0),
                 radii_linf=(8 / 255, 0.1, 0.3),
@@ -239,7 +241,7 @@ def trainer(name, model, settings, steps):
     if name.startswith("pgd"):
         radius, count, step = settings.adversary
         attack = PGD(Linf(radius), steps=count, step=step, random_start=True, bounds=(0.0, 1.0))
-        inner = AdversarialModel(inner, attack, seed=settings.seed)
+        inner = AdversarialModel(inner, attack, mix=settings.mix, seed=settings.seed)
     optimizer = keras.optimizers.Adam(_rate(settings, steps) if settings.warmup else 1e-3)
     if settings.config and name not in CHAINS:
         from tf_lyapunov.experiments.objectives import add_weight_decay, make_optimizer

@@ -226,6 +226,11 @@ def limits(records, settings):
         "L2NN and the spectral network are bounded and train for as few epochs as the others, "
         "which is far from enough for them.",
     ]
+    if settings.get("mix", 1.0) < 1:
+        lines.append(
+            f"PGD trains on adversarial inputs with weight {settings['mix']} and on clean ones: "
+            "alone they end in a constant network here."
+        )
     return lines + ([f"Not done: {', '.join(missing)}."] if missing else [])
 
 

@@ -65,7 +65,9 @@ def pairs(name, draws, inputs):
         last = model.layers[-1].bias
         last.assign(last - np.mean(model.predict(x, verbose=0), axis=0))
         found = bracket(model, x, attacks=ATTACKS, batch_size=1024)
-        assert np.all(found.bound <= found.upper) and np.all(found.bound[~found.wrong] > 0)
+        assert np.all(found.bound <= found.upper)
+        # It is 0 for wrong inputs, and for those within rounding of the decision boundary.
+        assert np.mean(found.bound[~found.wrong] > 0) > 0.99
         assert found.found.mean() > 0.5
         # Something is found near the bounds: attacks too weak to contradict would prove nothing.
         assert np.min(found.ratio[found.found]) < (1.001 if name == "linear" else 30)

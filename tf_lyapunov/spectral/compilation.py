@@ -24,7 +24,10 @@ def compiled(function):
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        return importlib.import_module("tensorflow").function(function, autograph=False)
+        graph = importlib.import_module("tensorflow").function(function, autograph=False)
+        # TensorFlow counts the first traces of several layers' functions as retraces of one.
+        graph._omit_frequent_tracing_warning = True
+        return graph
     if backend == "jax":
         return importlib.import_module("jax").jit(function)
     return function
