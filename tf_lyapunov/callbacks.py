@@ -350,7 +350,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
 
     def _read_structure(self):
         with one_thread():
-            network = read_network(self.model)
+            network = read_network(self.model, bounded=False)
         found = read_stages(network)
         self._stages = _selected_stages(found, self.layers, self.design)
         names = [stage.name for stage in self._stages]

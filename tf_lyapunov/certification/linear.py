@@ -108,13 +108,14 @@ def channel_axis(layer, rank):
     return 1 if getattr(layer, "data_format", "") == "channels_first" else rank - 1
 
 
-def linear_gains(layer, tensor, output, batch_norm=None):
+def linear_gains(layer, tensor, output, batch_norm=None, *, bounded=True):
     """Gains of the maps of one dense or convolution layer, called on `tensor`.
 
     Args:
         layer: a built Keras layer for which `is_linear` holds.
         tensor, output: `graph.Tensor` of the input and of the output.
         batch_norm: `BatchNormScale` to fold into the last map, or None.
+        bounded: whether to compute norms; else the gains are infinite, without error models.
 
     Returns:
         List of `LinearGain`, in the order of application.
@@ -130,6 +131,10 @@ def linear_gains(layer, tensor, output, batch_norm=None):
                 f"Weights must be finite. Received: NaN or infinity in the kernel of layer "
                 f"{layer.name!r}. The model has diverged; no certificate of it exists."
             )
+        suffix = ("/depthwise", "/pointwise")[i] if len(maps) == 2 else ""
+        if not bounded:
+            gains.append(LinearGain(suffix, math.inf, "not bounded", None, None, None))
+            continue
         absolute = absolute_norm_upper_bound(kernel, linear_map)
         terms = _terms(kernel.shape, linear_map)
         bias = bias_norm(layer, output, dtype) if last else 0.0
@@ -147,7 +152,6 @@ def linear_gains(layer, tensor, output, batch_norm=None):
             value = rounding.sum_up(bound.value, extra)
             matrix = kernel if matrix is not None else None
             folded = ", batch normalization folded"
-        suffix = ("/depthwise", "/pointwise")[i] if len(maps) == 2 else ""
         exact = "exact" if bound.exact else "upper bound"
         method = f"operator norm, {bound.method} ({exact}){folded}"
         after = (batch_norm, output) if last else (None, output)

@@ -142,7 +142,7 @@ class Network:
         return names.index(producer)
 
 
-def read_network(model, input_shapes=None):
+def read_network(model, input_shapes=None, *, bounded=True):
     """Reads a built Keras model into nodes with proven gains.
 
     Args:
@@ -150,6 +150,8 @@ def read_network(model, input_shapes=None):
             and operations only; nested models are opened.
         input_shapes: list of shapes with the batch axis, one per input, that fix sizes which the
             model leaves open; by default those that it was built with.
+        bounded: whether to bound the linear nodes; without, their gains are infinite and the
+            structure alone is read, which takes no time.
 
     Returns:
         `Network`.
@@ -180,7 +182,7 @@ def read_network(model, input_shapes=None):
             continue
         if is_linear(call.operation) and len(call.inputs) == 1:
             fold = next((c for c in graph.calls if c.name == folds.get(call.name)), None)
-            new = _linear_nodes(call, inputs, fold, cache)
+            new = _linear_nodes(call, inputs, fold, cache, bounded)
         else:
             gain = gains.call_gain(call)
             if gain.affine64 is not None:
@@ -224,13 +226,13 @@ def _node(call, inputs, gain, gain64, name=None, layer=None):
     )
 
 
-def _linear_nodes(call, inputs, fold, cache):
+def _linear_nodes(call, inputs, fold, cache, bounded):
     """Nodes of a dense or convolution call: its maps, then its activation."""
     layer, output = call.operation, call.outputs[0]
     scale = BatchNormScale.of(fold.operation) if fold is not None else None
     key = (id(layer), call.inputs[0].shape, call.inputs[0].dtype, fold and id(fold.operation))
     if key not in cache:
-        cache[key] = linear_gains(layer, call.inputs[0], output, scale)
+        cache[key] = linear_gains(layer, call.inputs[0], output, scale, bounded=bounded)
     nodes = []
     for i, gain in enumerate(cache[key]):
         is_last = i == len(cache[key]) - 1

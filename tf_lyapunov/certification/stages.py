@@ -75,7 +75,9 @@ def stages(model, input_shapes=None):
     >>> [(stage.layer.name[:4], stage.sector.alpha, stage.post_gain) for stage in stages(model)]
     [('conv', 0.0, 2.0), ('dens', 1.0, 1.0)]
     """
-    network = model if isinstance(model, Network) else read_network(model, input_shapes)
+    network = (
+        model if isinstance(model, Network) else read_network(model, input_shapes, bounded=False)
+    )
     nodes = {node.name: node for node in network.nodes}
     consumers = network.consumers()
     kept = _ancestors(nodes, network.logits)

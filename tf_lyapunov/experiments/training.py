@@ -70,7 +70,7 @@ def make_design(config: ExperimentConfig, model: keras.Model):
     from ..design import spectral_design
     from ..theory.sectors import Indices
 
-    network = read_network(model)
+    network = read_network(model, bounded=False)
     if not network.is_chain:
         raise ConfigError(
             f"A claim is designed for a chain of layers, and this model branches. Received: "
