@@ -124,7 +124,10 @@ def _serve(way, path, steps):
     x = rng.normal(size=(128 * steps, 28, 28, 1)).astype("float32")
     batches = datasets.Batches(x, rng.integers(0, 10, len(x)), 128, seed=0)
     with distribution.scope():
-        model = models.cnn((28, 28, 1), 10, filters=(16, 32), widths=(100,), seed=0)
+        model = models.cnn((28, 28, 1), 10, filters=(16, 32), widths=(100,))
+        # Within a scope every replica draws its own initial weights: they are given instead.
+        arrays = [rng.normal(size=w.shape) for w in model.get_weights()]
+        model.set_weights([a / max(1, a.size // a.shape[-1]) ** 0.5 for a in arrays])
         tfl.constrain(model, BUDGETS)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
