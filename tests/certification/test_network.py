@@ -336,3 +336,17 @@ def test_sums_of_tensors_of_different_ranks_are_refused():
     model = keras.Model(x, keras.ops.add(x, keras.layers.Reshape((3, 1))(x)))
     with pytest.raises(UnsupportedLayerError, match="across samples"):
         read_network(model)
+
+
+def test_the_structure_alone_is_the_same_with_infinite_gains_for_linear_nodes():
+    """So that a gain that was never computed can prove nothing."""
+    inputs = [keras.Input((8, 8, 2)), layers.SeparableConv2D(3, 3), layers.BatchNormalization()]
+    model = keras.Sequential([*inputs, layers.ReLU(), layers.Flatten(), layers.Dense(2)])
+    full, bare = read_network(model), read_network(model, bounded=False)
+    assert [(n.name, n.kind, n.inputs) for n in full.nodes] == [
+        (n.name, n.kind, n.inputs) for n in bare.nodes
+    ]
+    for known, unknown in zip(full.nodes, bare.nodes, strict=True):
+        is_linear = known.kind == "linear"
+        expected = np.inf if is_linear else known.gain_upper_bound
+        assert unknown.gain_upper_bound == expected and np.isfinite(known.gain_upper_bound)
