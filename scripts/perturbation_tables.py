@@ -11,6 +11,7 @@ from keras import ops
 from tf_lyapunov import datasets
 from tf_lyapunov.attacks import DDN, FMN, DeepFool, Ensemble, MinimalFGS, MinimalFGV
 from tf_lyapunov.evaluation.bracket import bracket
+from tf_lyapunov.experiments import checkpoints
 from tf_lyapunov.layers import LocalResponseNormalization
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.balls import L2, Linf
@@ -213,6 +214,33 @@ def fitted(model, x, y, epochs, wrap=None, rate=0.01):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trained.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
     trained.fit(x, y, batch_size=32 if len(x) < 1000 else 128, epochs=epochs, verbose=0)
+    return model
+
+
+def fitted_by_epochs(model, x, y, epochs, folder, identity, rate=1e-3):
+    """Trains as `fitted`, printing each epoch; an interrupted run continues after its last one."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=False)
+    batches = datasets.Batches(x, y, batch_size=128)
+    checkpoint, messages = checkpoints.newest_checkpoint(folder)
+    for message in messages:
+        print(message, flush=True)
+    done = 0
+    if checkpoint is not None and checkpoint.identity == identity:
+        checkpoints.restore(model, checkpoint)
+        done = checkpoint.epoch
+        print(f"continues after epoch {done}", flush=True)
+    for epoch in range(done, epochs):
+        model.fit(
+            batches,
+            shuffle=False,  # they are shuffled, as a function of the epoch
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            verbose=2,
+            callbacks=[batches.epoch_callback()],
+        )
+        state = checkpoints.snapshot(model, epoch + 1, [], {}, identity)
+        checkpoints.write_checkpoint(folder, state)
     return model
 
 

@@ -14,6 +14,7 @@ import pytest
 from tf_lyapunov import datasets, streams
 from tf_lyapunov import jpegs as jpegs_module
 from tf_lyapunov.errors import DatasetNotFound
+from tf_lyapunov.experiments.shares import Padded
 
 tf = pytest.importorskip("tensorflow")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -157,10 +158,9 @@ def test_an_epoch_is_a_function_of_seed_and_number(jpegs):
 def test_readers_of_their_own_share_no_example(jpegs):
     stream = opened(jpegs, validation=32)
     seen = [
-        [record.numpy() for *_, record in stream._records(stream._train, (k, 2), 5)]
-        for k in range(2)
+        [record.numpy() for record in stream._records(stream._train, (k, 2), 5)] for k in range(2)
     ]
-    whole = [record.numpy() for *_, record in stream._records(stream._train)]
+    whole = [record.numpy() for record in stream._records(stream._train)]
     assert not set(seen[0]) & set(seen[1])
     assert len(seen[0]) + len(seen[1]) == len(whole) == TRAIN - 32
     many = [sum(1 for _ in stream._records(stream._train, (k, 40), 5)) for k in range(40)]
@@ -185,6 +185,24 @@ def test_batches_repeat_the_epoch_that_keras_asks_for(stream):
     assert np.array_equal(ahead[0], x[48:64]) and np.array_equal(back[1], y[16:32])
     with pytest.raises(IndexError):
         batches[len(batches)]
+
+
+@pytest.mark.parametrize("on_damage", streams.ON_DAMAGE)
+def test_workers_read_parts_of_the_batches_that_one_process_reads(jpegs, on_damage):
+    batches = opened(jpegs, on_damage=on_damage).batches(12, seed=3)
+    others = opened(jpegs, on_damage=on_damage).batches(12, seed=3)
+    workers = [Padded(batches, 6, (0, 2)), Padded(others, 6, (1, 2))]
+    for index in (0, 2, 1):  # and back
+        parts = [worker[index] for worker in workers]
+        whole = opened(jpegs).batches(12, seed=3)[index]
+        for place in range(2):
+            joined = np.concatenate([part[place] for part in parts])
+            assert np.array_equal(joined, whole[place])
+        assert all(np.array_equal(part[2], np.ones(6)) for part in parts)
+    uneven = [Padded(data, 5, (k, 5))[0] for k, data in enumerate([batches] * 5)]
+    assert [len(part[0]) for part in uneven] == [3] * 5  # 15 with padding
+    with pytest.raises(ValueError, match="5 parts of 12"):
+        batches.rows(0, (0, 5))
 
 
 @pytest.mark.slow  # an experiment below does the same and more

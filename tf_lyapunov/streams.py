@@ -167,11 +167,12 @@ class ImageStream:
         """
         return StreamBatches(self, batch_size, seed, shard)
 
-    def epoch(self, batch_size: int, epoch: int, *, seed: int = 0, shard=(0, 1)):
+    def epoch(self, batch_size: int, epoch: int, *, seed: int = 0, shard=(0, 1), part=(0, 1)):
         """One epoch as a `tf.data.Dataset` of (float32 (batch, size, size, 3), int64 (batch,)).
 
         It has `steps_per_epoch` batches; where damaged images are skipped, its first images fill
-        it up.
+        it up. With `part=(k, w)`, the kth of w equal parts of each batch, and nothing else decoded
+        (unless damaged images are skipped: what fills a gap is known only then).
         """
         import tensorflow as tf
 
@@ -182,9 +183,9 @@ class ImageStream:
             records = self._records(self._train, shard, mixed)
         # TensorFlow mixes its global seed in, which a run sets to the same value.
         records = records.shuffle(self.shuffle_buffer, mixed, reshuffle_each_iteration=False)
-        images = self._images(records, mixed).repeat()
-        batches = images.batch(
-            batch_size,
+        images, rows = self._images(records, mixed, batch_size, part), batch_size // part[1]
+        batches = images.repeat().batch(
+            rows,
             drop_remainder=True,
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=self.deterministic,
@@ -249,7 +250,10 @@ class ImageStream:
     # The pipeline.
 
     def _records(self, shards: Shards, shard=(0, 1), seed: int | None = None):
-        """Dataset of (path, position, record): in the order of the files, or from many at once."""
+        """Dataset of records, in the order of the files or from many at once.
+
+        Where damage is skipped, of (path, position, record).
+        """
         import tensorflow as tf
 
         order = np.arange(len(shards.paths))
@@ -272,28 +276,28 @@ class ImageStream:
         import tensorflow as tf
 
         records = tf.data.TFRecordDataset(path)
-        if self.on_damage == "skip":
-            # The empty record at the end tells how many came before it.
-            records = records.ignore_errors().concatenate(tf.data.Dataset.from_tensors(""))
+        if self.on_damage == "refuse":
+            return records.skip(skip).take(take)
+        # The empty record at the end tells how many came before it.
+        records = records.ignore_errors().concatenate(tf.data.Dataset.from_tensors(""))
         records = records.enumerate().take_while(lambda i, record: i < skip + take)
         records = records.filter(lambda i, record: (i >= skip) | (record == ""))
 
         def name(i, record):
-            if self.on_damage == "skip":
-                short = (record == "") & (i < length)
-                _when(short, lambda: tf.numpy_function(self._note_shard, [path, i], []))
+            short = (record == "") & (i < length)
+            _when(short, lambda: tf.numpy_function(self._note_shard, [path, i], []))
             return path, i, record
 
         return records.map(name).filter(lambda path, i, record: record != "")
 
-    def _images(self, records, seed: int | None):
-        """Dataset of (image, label); augmented where a seed is given."""
+    def _images(self, records, seed: int | None, batch_size: int = 1, part=(0, 1)):
+        """Dataset of (image, label), or a part of each batch; augmented where a seed is given."""
         import tensorflow as tf
 
         decode = decoder(self._train.features, self.size, augment=seed is not None)
 
-        def plain(n, item):
-            return decode(item[2], tf.stack([tf.cast(seed or 0, tf.int64), n]))
+        def plain(n, record):
+            return decode(record, tf.stack([tf.cast(seed or 0, tf.int64), n]))
 
         def lenient(n, item):
             path, i, record = item
@@ -302,8 +306,14 @@ class ImageStream:
             _when(~good, lambda: tf.numpy_function(self._note_image, [path, i], []))
             return good, image, label
 
-        skip = self.on_damage == "skip"
-        images = records.enumerate().map(
+        def mine(n, *unused):
+            return n % batch_size // (batch_size // part[1]) == part[0]
+
+        skip, divided = self.on_damage == "skip", part[1] > 1
+        numbered = records.enumerate()
+        if divided and not skip:
+            numbered = numbered.filter(mine)
+        images = numbered.map(
             lenient if skip else plain,
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=self.deterministic,
@@ -311,6 +321,8 @@ class ImageStream:
         if skip:
             images = images.filter(lambda good, image, label: good)
             images = images.map(lambda good, image, label: (image, label))
+            if divided:
+                images = images.repeat().enumerate().filter(mine).map(lambda n, pair: pair)
         return images
 
     def _arrays(self, shards: Shards, rows: slice):
@@ -353,6 +365,7 @@ class StreamBatches(keras.utils.PyDataset):
     def __init__(self, stream: ImageStream, batch_size: int, seed: int, shard: tuple[int, int]):
         super().__init__()
         self.stream, self.arguments = stream, (batch_size, seed, tuple(shard))
+        self.batch_size = batch_size
         self._steps = stream.steps_per_epoch(batch_size, shard[1])
         self._next_epoch = 0
         self.set_epoch(0)
@@ -363,7 +376,7 @@ class StreamBatches(keras.utils.PyDataset):
     def set_epoch(self, epoch: int) -> None:
         """Take the content of this epoch, now and until the next one begins."""
         self._epoch = self._next_epoch = epoch
-        self._iterator, self._position = None, 0
+        self._iterator, self._position, self._part = None, 0, None
 
     def on_epoch_begin(self) -> None:
         epoch = self._next_epoch
@@ -375,13 +388,23 @@ class StreamBatches(keras.utils.PyDataset):
         return datasets.EpochNumber(self)
 
     def __getitem__(self, index: int):
+        return self.rows(index, (0, 1))
+
+    def rows(self, index: int, part: tuple[int, int]):
+        """Part k of w equal ones of a batch, for a worker that needs no other.
+
+        Raises:
+            ValueError: w does not divide the batch size.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"Batch {index} of {len(self)}.")
+        size, seed, shard = self.arguments
+        if size % part[1]:
+            raise ValueError(f"Parts must be equal. Received: {part[1]} parts of {size} examples.")
         with self.stream.reading():
-            if self._iterator is None or index < self._position:
-                size, seed, shard = self.arguments
-                epoch = self.stream.epoch(size, self._epoch, seed=seed, shard=shard)
-                self._iterator, self._position = epoch.as_numpy_iterator(), 0
+            if self._iterator is None or index < self._position or part != self._part:
+                epoch = self.stream.epoch(size, self._epoch, seed=seed, shard=shard, part=part)
+                self._iterator, self._position, self._part = epoch.as_numpy_iterator(), 0, part
             batch = None
             for _ in range(index + 1 - self._position):
                 batch = next(self._iterator, None)
@@ -418,7 +441,7 @@ class Column:
         with self.stream.reading():
             found = [
                 int(parsed(chosen.features, record)["label"])
-                for _, _, record in (self.stream._records(chosen) if chosen.count else ())
+                for record in (self.stream._records(chosen) if chosen.count else ())
             ]
         return np.array(found, np.int64)
 

@@ -1,13 +1,13 @@
 """Cost of Lipschitz layers beside plain ones of the same shape, all families, in one run.
 
-Training: an epoch of Adam steps of batch 128, each variant's against plain Keras' in rotating
-order. Inference: `predict` with cached weights, and after `condense`. CPU seconds count all cores
-and leave out what the machine's other guests take. "Plain" is the same network of
+Training: an epoch of Adam steps of batch 128 (and 1024), each variant's against plain Keras' in
+rotating order. Inference: `predict` with cached weights, and after `condense`. CPU seconds count
+all cores and leave out what the machine's other guests take. "Plain" is the same network of
 `keras.layers.Dense` or `Conv2D`, with ReLU; for potential layers, which apply every matrix twice
 (Wᵀ, then W), "plain" is the residual network x - W relu(Wᵀx + b) of the same matrices.
 
-What a step of the MLP 784-256-128-10 must compute, in 10⁶ flops (products alone, in·units·batch·2
-each; m = 784, n = 256 for the large layer, the small one in brackets):
+What a step of the MLP 784-256-128-10 must compute at batch 128, in 10⁶ flops (products alone,
+in·units·batch·2 each; m = 784, n = 256 for the large layer, the small one in brackets):
 
     plain               forward 60, gradients 69                                  129
     frobenius           + nothing: three passes over W
@@ -40,7 +40,7 @@ import subprocess
 import time
 
 TITLE = "An epoch, and inference, of Lipschitz layers / plain Keras"
-BATCH = 128
+BATCH, LARGE = 128, 1024
 WIDTHS = (256, 128)
 CHANNELS = (32, 64)
 IMAGE = (16, 16, 16)
@@ -55,13 +55,15 @@ FAMILIES = (
 def measure(quick):
     """Ratios of all families, dense and convolutional; deel-lip's, where it is installed."""
     rows = []
-    for kind, steps, rounds in (("MLP", 100, 5), ("conv", 10, 4)):
+    for kind, batch, steps, rounds in (
+        ("MLP", BATCH, 100, 9), ("MLP", LARGE, 15, 5), ("conv", BATCH, 10, 5)
+    ):  # fmt: skip
         models = {name: _model(kind, name) for name in FAMILIES}
         models = {name: model for name, model in models.items() if model is not None}
-        x, y = _data(models["plain"].input_shape[1:], 10 if quick else steps)
-        found = _seconds(models, x, y, 2 if quick else rounds)
-        condensed = _condensed_seconds(models, x, 2 if quick else rounds)
-        rows += _rows(kind, *found, condensed)
+        x, y = _data(models["plain"].input_shape[1:], batch * (10 if quick else steps))
+        found = _seconds(models, x, y, batch, 2 if quick else rounds)
+        condensed = _condensed_seconds(models, x, batch, 2 if quick else rounds)
+        rows += _rows(f"{kind}, batch {batch}", *found, condensed)
     return {"rows": rows, "deel_lip": _deel_lip(quick)}
 
 
@@ -153,15 +155,15 @@ def _residual(kind, width):
     return Residual()
 
 
-def _data(shape, steps):
+def _data(shape, count):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(BATCH * steps, *shape)).astype("float32")
+    x = rng.normal(size=(count, *shape)).astype("float32")
     return x, rng.integers(0, 10, len(x))
 
 
-def _seconds(models, x, y, rounds):
+def _seconds(models, x, y, batch, rounds):
     """Dicts from names to `[(wall, CPU)]` of epochs and of predictions, one entry per round."""
     from tf_lyapunov.layers import refresh
 
@@ -170,16 +172,16 @@ def _seconds(models, x, y, rounds):
     for attempt in range(rounds + 1):
         for name in names[attempt % len(names) :] + names[: attempt % len(names)]:
             model = models[name]
-            fit = _timed(lambda m=model: m.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0))
+            fit = _timed(lambda m=model: m.fit(x, y, batch_size=batch, shuffle=False, verbose=0))
             refresh(model)
-            predict = _timed(lambda m=model: m.predict(x, batch_size=BATCH, verbose=0))
+            predict = _timed(lambda m=model: m.predict(x, batch_size=batch, verbose=0))
             if attempt:  # the first compiles
                 epochs[name].append(fit)
                 predictions[name].append(predict)
     return epochs, predictions
 
 
-def _condensed_seconds(models, x, rounds):
+def _condensed_seconds(models, x, batch, rounds):
     """As the predictions of `_seconds`, with the weights fixed: nothing is compared any more."""
     from tf_lyapunov.layers.condensing import condense
 
@@ -188,7 +190,7 @@ def _condensed_seconds(models, x, rounds):
         condense(model)
     for attempt in range(rounds + 1):
         for name in names[attempt % len(names) :] + names[: attempt % len(names)]:
-            timed = _timed(lambda m=models[name]: m.predict(x, batch_size=BATCH, verbose=0))
+            timed = _timed(lambda m=models[name]: m.predict(x, batch_size=batch, verbose=0))
             if attempt:
                 seconds[name].append(timed)
     return seconds
@@ -259,5 +261,5 @@ def _deel_lip(quick):
     seconds = json.loads(result.stdout.strip().splitlines()[-1])
     ratios = [a / b for a, b in zip(seconds["SpectralDense"], seconds["plain"], strict=True)]
     cpu = statistics.median(seconds["SpectralDense"])
-    row = {"model": "MLP", "layers": "deel-lip SpectralDense", "to": "legacy Dense"}
+    row = {"model": f"MLP, batch {BATCH}", "layers": "deel-lip SpectralDense", "to": "legacy Dense"}
     return {"rows": [{**row, "epoch, CPU s": cpu, "epoch ratio, CPU": statistics.median(ratios)}]}

@@ -167,3 +167,30 @@ def test_the_monitor_logs_a_proven_bound_of_what_happens_between_projections(tmp
     row = done.history[-1]
     for name in ("dense_1", "logits"):
         assert row[f"growth_upper_bound/{name}"] > row[f"sigma_upper_bound/{name}"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7])
+def test_batches_read_ahead_come_in_order(length):
+    read = []
+
+    class Batches(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    found = list(distribution._read_ahead(Batches(range(10, 10 + length))))
+    assert found == list(range(10, 10 + length)) and read == list(range(length))
+
+
+def test_what_reading_ahead_meets_is_raised_in_its_place():
+    class Batches(list):
+        def __getitem__(self, index):
+            if index == 3:
+                raise OSError("a damaged file")
+            return super().__getitem__(index)
+
+    coming, found = distribution._read_ahead(Batches(range(5))), []
+    with pytest.raises(OSError, match="damaged"):
+        for batch in coming:
+            found.append(batch)
+    assert found == [0, 1, 2]

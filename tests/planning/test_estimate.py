@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import pytest
 
@@ -5,9 +7,18 @@ from tf_lyapunov import datasets, models
 from tf_lyapunov.errors import ConfigError
 from tf_lyapunov.experiments.reading import parse_config
 from tf_lyapunov.planning import estimate, measuring, plan, plan_model
+from tf_lyapunov.planning.bounds import bound_cost
 from tf_lyapunov.planning.counting import layer_costs
-from tf_lyapunov.planning.devices import DEVICES, parse_devices
-from tf_lyapunov.planning.steps import memory, step
+from tf_lyapunov.planning.devices import DEVICES, Device, Efficiency, parse_devices
+from tf_lyapunov.planning.steps import (
+    bound_seconds,
+    compute_seconds,
+    layer_seconds,
+    memory,
+    moved_bytes,
+    step,
+)
+from tf_lyapunov.theory.operators import LinearMap
 
 
 def _config(text):
@@ -142,3 +153,35 @@ def test_a_machine_does_not_measure_what_it_has_not():
     other = next(name for name in DEVICES if name != here)
     with pytest.raises(ValueError, match="its own devices"):
         measuring.measure(other)
+
+
+def _device(**efficiency):
+    shares = dataclasses.replace(Efficiency(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0), **efficiency)
+    return Device("one", 1e9, 1e9, {"float32": 1e9}, 1e9, shares)
+
+
+def test_products_and_passes_of_a_convolution_add_up():
+    layer = keras.layers.Conv2D(2, 3, padding="same", use_bias=False)
+    (cost,) = layer_costs(keras.Sequential([keras.Input((4, 4, 3)), layer]))
+    flops, moved = 5 * (cost.forward + cost.backward), moved_bytes(cost, 5, "float32")
+    assert moved == 4 * (5 * (48 + 32) * 3 + 3 * 54)
+    for shares, expected in (
+        ({}, flops + moved),
+        ({"convolution": 0.5}, 2 * flops + moved),
+        ({"layout": 0.25}, flops + 4 * moved),
+    ):
+        assert layer_seconds(cost, _device(**shares), 5, "float32") == pytest.approx(expected / 1e9)
+
+
+def test_normalization_has_a_rate_of_its_own_and_bounds_and_inputs_their_overhead():
+    model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization()])
+    (cost,) = layer_costs(model)
+    moved = moved_bytes(cost, 8, "float32")
+    half = layer_seconds(cost, _device(normalization=0.5), 8, "float32")
+    assert half == pytest.approx(2 * moved / 1e9)
+    assert layer_seconds(cost, _device(bandwidth=0.5), 8, "float32") == pytest.approx(moved / 1e9)
+    without, fed = (compute_seconds([cost], _device(feed=f), 8, "float32") for f in (0.0, 1.0))
+    assert fed - without == pytest.approx(4 * 8 * 6)
+    bound = bound_cost((3, 2), LinearMap("dense", (3,)))
+    times = [bound_seconds(bound, _device(bound=b)) for b in (0.0, 1.0)]
+    assert times[1] - times[0] == pytest.approx(1.0)

@@ -1,9 +1,10 @@
 """Training on several devices and machines: `fit` where Keras supports it, a loop where not.
 
 none         one device, `fit`
-mirrored     several devices of one machine: `tf.distribute.MirroredStrategy` and `fit`;
-             on JAX `keras.distribution.DataParallel` and `fit`
-multiworker  several processes: `tf.distribute.MultiWorkerMirroredStrategy` and a loop of our own,
+mirrored     several devices of one machine: `tf.distribute.MirroredStrategy` and a loop of our own,
+             since `fit` of Keras 3 takes up to twice as long under it; on JAX
+             `keras.distribution.DataParallel` and `fit`
+multiworker  several processes: `tf.distribute.MultiWorkerMirroredStrategy` and the same loop,
              since `fit` of Keras 3 fails under it; on JAX as above
 tpu          `tf.distribute.TPUStrategy` and `fit`, written after TensorFlow's documentation and
              never run by us; JAX reaches TPUs by `mirrored`
@@ -16,6 +17,8 @@ copy: it does not depend on how many there are.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import hashlib
 import math
@@ -229,19 +232,16 @@ class _Jax(_Replicated):
         return _same(np.asarray(multihost_utils.process_allgather(np.int32(number))), what)
 
 
-class _MultiWorker(_Replicated):
-    """`tf.distribute.MultiWorkerMirroredStrategy`, under which `fit` of Keras 3 fails.
+class _Looped(_Replicated):
+    """A loop over `tf.distribute.Strategy.run`, with what `fit` of Keras 3 lacks or is slow in.
 
-    The loop is Keras' own, with `train_step`, callbacks and metrics of the compiled model.
+    The step, callbacks and metrics are those of the compiled model.
     """
 
-    def __init__(self, strategy, cluster: Cluster):
-        replicas, workers = strategy.num_replicas_in_sync, len(cluster.addresses)
-        super().__init__("multiworker", strategy, replicas, cluster.index, workers)
-        import tensorflow as tf
-
+    def __init__(self, name: str, strategy: Any, worker: int = 0, workers: int = 1):
+        super().__init__(name, strategy, strategy.num_replicas_in_sync, worker, workers)
         self._steps: tuple = (None,)
-        self._gather = tf.function(lambda value: strategy.gather(value, axis=0))
+        self._epoch = 0
 
     def fit(
         self,
@@ -254,16 +254,6 @@ class _MultiWorker(_Replicated):
         epochs=1,
         callbacks=(),
     ):
-        import tensorflow as tf
-
-        lost = (
-            tf.errors.UnavailableError,
-            tf.errors.AbortedError,
-            tf.errors.InternalError,
-            tf.errors.CancelledError,
-            tf.errors.DeadlineExceededError,
-            tf.errors.FailedPreconditionError,
-        )
         batches = self._shares(batches)
         validation = self._validation(validation_data, validation_batch_size)
         hooks = keras.callbacks.CallbackList(
@@ -274,29 +264,25 @@ class _MultiWorker(_Replicated):
         if self._steps[0] is not model:
             self._steps = (model, *map(self._compiled, (model.train_step, model.test_step)))
         _, train, test = self._steps
-        epoch, logs = initial_epoch, {}
-        try:
-            hooks.on_train_begin()
-            self._check_equal(model, "before training")
-            for epoch in range(initial_epoch, epochs):
-                hooks.on_epoch_begin(epoch)
-                logs = self._epoch(model, batches, train, hooks, "train")
-                if validation is not None:
-                    found = self._epoch(model, validation, test, hooks, "test")
-                    logs |= {f"val_{name}": value for name, value in found.items()}
-                # Before the chief writes a checkpoint of weights that the others may not have.
-                self._check_equal(model, f"after epoch {epoch + 1}")
-                hooks.on_epoch_end(epoch, logs)
-                if model.stop_training:
-                    break
-            model.optimizer.finalize_variable_values(model.trainable_variables)
-            hooks.on_train_end(logs)
-        except lost as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise DistributionError(
-                f"Another worker was lost in epoch {epoch + 1} ({reason}). Start all workers "
-                "again with --resume: they continue after the last checkpoint."
-            ) from error
+        logs: dict = {}
+        hooks.on_train_begin()
+        self._check_equal(model, "before training")
+        for self._epoch in range(initial_epoch, epochs):
+            hooks.on_epoch_begin(self._epoch)
+            logs = self._pass(model, batches, train, hooks, "train")
+            if validation is not None:
+                found = self._pass(model, validation, test, hooks, "test")
+                logs |= {f"val_{name}": value for name, value in found.items()}
+            # Before the chief writes a checkpoint of weights that the others may not have.
+            self._check_equal(model, f"after epoch {self._epoch + 1}")
+            hooks.on_epoch_end(self._epoch, logs)
+            if model.stop_training:
+                break
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        hooks.on_train_end(logs)
+
+    def _check_equal(self, model, when):
+        """One process has one order of summation; there is nothing to compare."""
 
     def _compiled(self, step):
         import tensorflow as tf
@@ -306,18 +292,20 @@ class _MultiWorker(_Replicated):
             lambda *batch: self.strategy.run(step, args=(batch,)), reduce_retracing=True
         )
 
-    def _epoch(self, model, batches, step, hooks, mode):
+    def _pass(self, model, batches, step, hooks, mode):
+        """Training or validation on all batches once; returns the metrics."""
         model.reset_metrics()
         if mode == "test":
             hooks.on_test_begin()
         else:
             batches.on_epoch_begin()
-        for index in range(len(batches)):
-            getattr(hooks, f"on_{mode}_batch_begin")(index)
-            step(*self._values(batches[index]))
-            getattr(hooks, f"on_{mode}_batch_end")(index, {})
-            if mode == "train" and model.stop_training:
-                break
+        with contextlib.closing(_read_ahead(batches)) as coming:
+            for index, batch in enumerate(coming):
+                getattr(hooks, f"on_{mode}_batch_begin")(index)
+                step(*self._values(batch))
+                getattr(hooks, f"on_{mode}_batch_end")(index, {})
+                if mode == "train" and model.stop_training:
+                    break
         logs = {name: float(value) for name, value in model.get_metrics_result().items()}
         if mode == "test":
             hooks.on_test_end(logs)
@@ -341,6 +329,37 @@ class _MultiWorker(_Replicated):
             for array in batch
         ]
 
+
+class _MultiWorker(_Looped):
+    """`tf.distribute.MultiWorkerMirroredStrategy`: workers compare what must be equal."""
+
+    def __init__(self, strategy, cluster: Cluster):
+        super().__init__("multiworker", strategy, cluster.index, len(cluster.addresses))
+        import tensorflow as tf
+
+        self._gather = tf.function(lambda value: strategy.gather(value, axis=0))
+
+    def fit(self, model, batches, **options):
+        import tensorflow as tf
+
+        lost = (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.InternalError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.FailedPreconditionError,
+        )
+        self._epoch = options.get("initial_epoch", 0)
+        try:
+            super().fit(model, batches, **options)
+        except lost as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise DistributionError(
+                f"Another worker was lost in epoch {self._epoch + 1} ({reason}). Start all workers "
+                "again with --resume: they continue after the last checkpoint."
+            ) from error
+
     def _check_equal(self, model, when):
         digest = hashlib.sha256()
         for value in model.get_weights():
@@ -355,6 +374,21 @@ class _MultiWorker(_Replicated):
             lambda context: tf.constant([number], tf.int32)
         )
         return _same(self._gather(mine).numpy(), what)
+
+
+def _read_ahead(batches, count: int = 2):
+    """Batches in order, the next `count` of them made while the caller computes."""
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        coming: collections.deque = collections.deque()
+        try:
+            for index in range(len(batches) + count):
+                if index < len(batches):
+                    coming.append(reader.submit(batches.__getitem__, index))
+                if index >= count:
+                    yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def _same(numbers: np.ndarray, what: str) -> int:
@@ -397,7 +431,7 @@ def _open_tensorflow(strategy, devices, timeout, tpu):
         # NCCL, the default, is for GPUs alone.
         reduction = None if gpus else tf.distribute.ReductionToOneDevice()
         found = tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
-        return _Replicated("mirrored", found, found.num_replicas_in_sync)
+        return _Looped("mirrored", found)
     cluster = Cluster.from_environment()
     meet(cluster, timeout)
     try:

@@ -35,6 +35,8 @@ class Padded(keras.utils.PyDataset):
     ):
         super().__init__()
         self.batches, self.replicas, self.part, self.weight = batches, replicas, part, weight
+        # Streams decode a worker's own part alone, where there is nothing to pad.
+        self._alone = hasattr(batches, "rows") and batches.batch_size % replicas == 0
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -46,6 +48,9 @@ class Padded(keras.utils.PyDataset):
         self.batches.on_epoch_end()
 
     def __getitem__(self, index: int):
+        if self._alone:
+            x, y = self.batches.rows(index, self.part)
+            return x, y, np.full(len(x), 1 if self.weight is None else self.weight, np.float32)
         x, y = self.batches[index]
         count = len(x)
         size = -(-count // self.replicas) * self.replicas

@@ -24,8 +24,12 @@ class Efficiency:
         product: share of the peak FLOP/s that large matrix products reach.
         convolution: the same of convolutions.
         bandwidth: share of the memory's bandwidth that entrywise passes reach.
+        layout: the same of a convolution's passes over its entries, which add to its products.
+        normalization: the same of batch normalization.
         step: seconds per step whatever the model (launches, Python).
         call: seconds per layer call.
+        bound: seconds per guaranteed bound of a kernel beside its products and passes.
+        feed: seconds per byte of input that a step waits for; 0 if a pipeline keeps up.
         factor: measured step of a small network over the sum of its parts.
         source: where the figures are from: "assumed", or "measured …".
     """
@@ -33,8 +37,12 @@ class Efficiency:
     product: float = 0.6
     convolution: float = 0.4
     bandwidth: float = 0.75
+    layout: float = 0.75
+    normalization: float = 0.75
     step: float = 2e-3
     call: float = 2e-5
+    bound: float = 2.4e-4
+    feed: float = 0.0
     factor: float = 1.15
     source: str = "assumed, not measured"
 
@@ -99,10 +107,10 @@ _CPU = "rates measured once on two busy cores of an AMD EPYC (CPU seconds); memo
 DEVICES["cpu"] = Device(
     "cpu",
     16 * GIGA,
-    2 * 12.3 * GIGA,
+    2 * 11.1 * GIGA,
     {"float32": 2 * 150 * GIGA},
     10 * GIGA,
-    Efficiency(0.73, 1.0, 1.0, step=1.0e-3, call=1e-5, factor=1.1, source=_CPU),
+    Efficiency(0.73, 1.0, 1.0, 0.5, 0.3, 1.0e-3, 1e-5, 1.5e-4, factor=1.35, source=_CPU),
     _CPU,
 )
 # Between hosts, bytes per second one way: 400 Gbit/s.

@@ -1,4 +1,4 @@
-"""Rates of the machine at hand: a product, a convolution, a pass over memory, and a short step."""
+"""Rates of the machine at hand: products, passes over memory, kinds of layers, a short step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import importlib
 import os
+import statistics
 import time
 from collections.abc import Callable
 
@@ -14,38 +15,40 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.planning.devices import DEVICES, GIGA, Device, Efficiency
 from tf_lyapunov.spectral.compilation import compiled
 from tf_lyapunov.spectral.precision import full_precision
 
 ROUNDS = 5
-# Seconds that a timing repeats a short operation for.
-SHORTEST = 0.05
+# Seconds that a timing repeats a short operation for: as long as a few steps, so that both see the
+# same share of what others take of the machine. Medians, not minima, for the same reason.
+SHORTEST = 0.2
 
 
 Clock = Callable[[], float]
 
 
 def seconds_of(function, *arguments, rounds=ROUNDS, clock: Clock = time.perf_counter) -> float:
-    """Least time of a compiled function of tensors, over `rounds` rounds, after one to compile."""
+    """Median time of a compiled function of tensors, over `rounds` rounds, after one to compile."""
     wait(function(*arguments))
     started = clock()
     wait(function(*arguments))
     repeats = max(1, min(200, int(SHORTEST / max(clock() - started, 1e-6))))
-    best = float("inf")
+    found = []
     for _ in range(rounds):
         started = clock()
         for _ in range(repeats):
             result = function(*arguments)
         wait(result)
-        best = min(best, (clock() - started) / repeats)
-    return best
+        found.append((clock() - started) / repeats)
+    return statistics.median(found)
 
 
 def step_seconds(
     model, batch_size, *, steps=4, rounds=3, clock: Clock = time.perf_counter
 ) -> float:
-    """Least time of a step of `fit` on random inputs and labels of a compiled model.
+    """Median time of a step of `fit` on random inputs and labels of a compiled model.
 
     Args:
         model: compiled classifier with logits.
@@ -63,7 +66,7 @@ def step_seconds(
     y = rng.integers(0, model.output_shape[-1], len(x))
     watch = _Stopwatch(clock)
     model.fit(x, y, batch_size=batch_size, epochs=rounds + 1, verbose=0, callbacks=[watch])
-    return min(watch.seconds[1:]) / steps
+    return statistics.median(watch.seconds[1:]) / steps
 
 
 class _Stopwatch(keras.callbacks.Callback):
@@ -82,9 +85,11 @@ class _Stopwatch(keras.callbacks.Callback):
 def measure(name: str | None = None, *, clock: Clock = time.perf_counter) -> Device:
     """Calibrate the device of the active backend.
 
-    Times a matrix product, a 3×3 convolution, a pass over memory, a step of a tiny network
-    (`step`) and one of a small convolutional network, whose time over the sum of its parts is
-    `factor`. Takes about twenty seconds.
+    Times a matrix product and a pass over memory; by the difference between training networks with
+    and without them, a layer call (`call`), a bound (`bound`), a larger input (`feed`), batch
+    normalization, and convolutions of few and of many channels, which tell products (`convolution`)
+    from passes over the entries (`layout`); a step of a tiny network (`step`), and one of a small
+    convolutional network, whose time over the sum of its parts is `factor`. Takes two minutes.
 
     Args:
         name: device that is expected here, or None for whichever it is.
@@ -120,18 +125,10 @@ def measure(name: str | None = None, *, clock: Clock = time.perf_counter) -> Dev
         _bandwidth(clock),
         peaks,
         listed.link,
-        Efficiency(
-            product=1.0,
-            convolution=_convolution_rate(clock) / peaks.get("tensor_float32", product),
-            bandwidth=1.0,
-            step=0.0,
-            call=listed.efficiency.call,
-            factor=1.0,
-            source="measured here",
-        ),
+        Efficiency(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, "measured here"),
         "measured here",
     )
-    return _with_steps(rough, clock)
+    return _with_steps(_with_layers(rough, clock), clock)
 
 
 def present_device() -> str:
@@ -163,6 +160,95 @@ def _device_kind():
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
+def _with_layers(device, clock):
+    """The device with what calls, convolutions and normalization take."""
+    k, batch = keras.layers, 128 if device.name == "cpu" else 256
+
+    def one(make, *arguments, shape, times=4, steps=8, **options):
+        return _marginal(lambda: make(*arguments, **options), shape, batch, times, steps, clock)
+
+    call = one(k.Activation, "tanh", shape=(4,), times=16, steps=50).seconds
+    few, many = (
+        one(k.Conv2D, channels, 3, padding="same", shape=(side, side, channels))
+        for side, channels in ((28, 16), (14, 64))
+    )
+    normalization = one(k.BatchNormalization, shape=(28, 28, 16))
+    # seconds = flops / rate + bytes / bandwidth, of both convolutions
+    system = [[few.flops, few.bytes], [many.flops, many.bytes]]
+    by_flop, by_byte = map(
+        float, np.linalg.solve(system, [few.seconds - call, many.seconds - call])
+    )
+    if by_flop <= 0 or by_byte <= 0:  # noise: products explain the one, a plain pass the other
+        by_flop, by_byte = many.seconds / many.flops, 1 / device.bandwidth
+    passing = max(normalization.seconds - call, 0.1 * normalization.seconds)
+    return _replace(
+        device,
+        call=call / 2,
+        bound=_bound_overhead(batch, clock),
+        feed=_feed(batch, clock),
+        convolution=1 / by_flop / device.peak("tensor_float32"),
+        layout=1 / by_byte / device.bandwidth,
+        normalization=normalization.bytes / passing / device.bandwidth,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    seconds: float
+    flops: float
+    bytes: float
+
+
+def _marginal(make, shape, batch, times, steps, clock):
+    """What each of `times` layers adds to a step."""
+    from tf_lyapunov.planning.counting import layer_costs
+    from tf_lyapunov.planning.steps import moved_bytes
+
+    networks = []
+    for count in (0, times):
+        # The first layer has weights, so that a gradient passes through all others.
+        ends = keras.layers.Dense(shape[-1]), keras.layers.Flatten(), keras.layers.Dense(2)
+        middle = (make() for _ in range(count))
+        networks.append(keras.Sequential([keras.Input(shape), ends[0], *middle, *ends[1:]]))
+    cost = layer_costs(networks[1])[1]
+    return _Part(
+        _added(networks, batch, steps, clock) / times,
+        batch * (cost.forward + cost.backward),
+        moved_bytes(cost, batch, "float32"),
+    )
+
+
+def _bound_overhead(batch, clock, times=4):
+    """Seconds of a guaranteed bound that has next to nothing to multiply."""
+    networks = []
+    for bound in (None, SpectralBound(1.0)):
+        dense = (keras.layers.Dense(4, kernel_constraint=bound) for _ in range(times))
+        networks.append(keras.Sequential([keras.Input((4,)), *dense, keras.layers.Dense(2)]))
+    return _added(networks, batch, 50, clock) / times
+
+
+def _feed(batch, clock, entries=8192):
+    """Seconds per byte that a step takes to get a larger input, of which it reads next to none."""
+    networks = []
+    for count in (4, entries):
+        layers = keras.layers.Cropping1D((0, count - 4)), keras.layers.Flatten()
+        networks.append(keras.Sequential([keras.Input((count, 1)), *layers, keras.layers.Dense(2)]))
+    return _added(networks, batch, 20, clock) / (4 * batch * (entries - 4))
+
+
+def _added(networks, batch, steps, clock):
+    """Median seconds by which a step of the second network exceeds one of the first."""
+    for network in networks:
+        _compiled(network)
+    # In turn, so that both see the same machine.
+    rounds = [
+        [step_seconds(n, batch, steps=steps, rounds=1, clock=clock) for n in networks]
+        for _ in range(ROUNDS)
+    ]
+    first, second = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return max(second - first, 1e-3 * first)
+
+
 def _with_steps(device, clock):
     """The device with `step` and `factor` from two small networks."""
     from tf_lyapunov.planning.counting import layer_costs
@@ -171,10 +257,12 @@ def _with_steps(device, clock):
     tiny = _compiled(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
     step = step_seconds(tiny, 8, steps=100, clock=clock)
     device = _replace(device, step=step)
-    network, batch = _compiled(small_network()), 64
-    parts = compute_seconds(layer_costs(network), device, batch, "float32")
-    measured = step_seconds(network, batch, steps=6, clock=clock)
-    return _replace(device, factor=max((measured - step) / parts, 0.1))
+    network, batch = _compiled(small_network()), 256
+    costs = layer_costs(network)
+    parts = compute_seconds(costs, device, batch, "float32")
+    measured = step_seconds(network, batch, steps=4, rounds=ROUNDS, clock=clock)
+    waiting = step + 4 * batch * costs[0].inputs * device.efficiency.feed
+    return _replace(device, factor=max((measured - waiting) / (parts - waiting), 0.1))
 
 
 def small_network():
@@ -215,17 +303,6 @@ def _product_rate(dtype, clock, precision=full_precision):
     x = ops.cast(np.random.default_rng(0).normal(size=(side, side)).astype("float32"), dtype)
     with precision():
         return 2 * side**3 / seconds_of(compiled(ops.matmul), x, x, clock=clock)
-
-
-def _convolution_rate(clock):
-    batch, channels = (16, 64) if _device_kind() is None else (256, 256)
-    rng = np.random.default_rng(0)
-    x = ops.convert_to_tensor(rng.normal(size=(batch, 28, 28, channels)).astype("float32"))
-    kernel = ops.convert_to_tensor(rng.normal(size=(3, 3, channels, channels)).astype("float32"))
-    seconds = seconds_of(
-        compiled(lambda a, b: ops.conv(a, b, padding="same")), x, kernel, clock=clock
-    )
-    return 2 * batch * 28 * 28 * 9 * channels**2 / seconds
 
 
 def _bandwidth(clock):

@@ -16,8 +16,8 @@ SLOTS = {"adam": 2, "adamw": 2, "rmsprop": 1, "sgd": 0}
 USABLE = 0.9
 # Buffers of the size of a layer's input and output while its gradient passes.
 _PASSING = 3
-# Launches of a bound and of a power step, each of a layer call's cost.
-_BOUND_CALLS, _POWER_CALLS = 12, 4
+# Launches of a power step, each of a layer call's cost.
+_POWER_CALLS = 4
 # Runs that the amortised mode spreads the cost of one enforcement over; `every` of `constrain`.
 EVERY = (1, 2, 4, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -108,27 +108,46 @@ def memory(costs, bounds, optimizer: str, momentum: bool, batch: int, precision:
 
 
 def layer_seconds(cost, device: Device, batch: int, precision: str) -> float:
-    """Forward and backward pass of a layer: the larger of its arithmetic and its memory traffic."""
+    """Forward and backward pass of a layer.
+
+    The larger of arithmetic and memory traffic of a product, their sum for a convolution, whose
+    library rearranges its entries before and after; memory traffic alone for the others.
+    """
     shares, flops = device.efficiency, batch * (cost.forward + cost.backward)
     is_conv = bool(cost.maps) and len(cost.maps[0][0]) > 2
     # Accelerators take float32 layers in TensorFloat-32 unless they are told otherwise.
     kind = "tensor_float32" if precision == "float32" else precision
     rate = device.peak(kind) * (shares.convolution if is_conv else shares.product)
+    arithmetic = flops / rate if cost.is_map else 0.0
+    traffic = moved_bytes(cost, batch, precision) / (device.bandwidth * _share(cost, shares))
+    calls = 2 * shares.call if cost.forward or cost.parameters else 0.0
+    return (arithmetic + traffic if is_conv else max(arithmetic, traffic)) + calls
+
+
+def moved_bytes(cost, batch: int, precision: str) -> float:
+    """Bytes that a layer reads and writes forwards and backwards; none if it is a view."""
+    if not (cost.forward or cost.parameters):
+        return 0.0
     backward = 0 if not cost.backward else _MAP_BACKWARD if cost.is_map else _OTHER_BACKWARD
     entries = batch * (cost.inputs + cost.outputs) * (_FORWARD + backward)
-    moved = width(precision) * (entries + 3 * cost.parameters)
-    if not (cost.forward or cost.parameters):
-        moved = 0  # a view
-    arithmetic = flops / rate if cost.is_map else 0.0
-    return max(arithmetic, moved / (device.bandwidth * shares.bandwidth)) + 2 * shares.call
+    return width(precision) * (entries + 3 * cost.parameters)
+
+
+def _share(cost, shares):
+    """Share of the bandwidth that passes of this kind of layer reach."""
+    if cost.maps and len(cost.maps[0][0]) > 2:
+        return shares.layout
+    normalizes = cost.kind in ("BatchNormalization", "LayerNormalization", "GroupNormalization")
+    return shares.normalization if normalizes else shares.bandwidth
 
 
 def compute_seconds(costs, device: Device, batch: int, precision: str, passes: int = 5) -> float:
-    """A step without constraints: layers, and the optimizer's `passes` over the parameters."""
+    """A step without constraints: input, layers, the optimizer's `passes` over the parameters."""
     shares = device.efficiency
+    feed = 4 * batch * costs[0].inputs * shares.feed if costs else 0.0
     update = 4 * passes * sum(c.trainable for c in costs) / (device.bandwidth * shares.bandwidth)
     layers = sum(layer_seconds(c, device, batch, precision) for c in costs)
-    return (layers + update) * shares.factor + shares.step
+    return (layers + update) * shares.factor + feed + shares.step
 
 
 def bound_seconds(bound: BoundCost, device: Device, dtype: str = "float32") -> float:
@@ -136,7 +155,7 @@ def bound_seconds(bound: BoundCost, device: Device, dtype: str = "float32") -> f
     shares, double = device.efficiency, 2 if dtype == "float64" else 1
     arithmetic = bound.flops / (device.peak(dtype) * shares.product)
     moved = double * bound.bytes / (device.bandwidth * shares.bandwidth)
-    return arithmetic + moved + _BOUND_CALLS * shares.call
+    return arithmetic + moved + shares.bound
 
 
 def steering_seconds(bound: BoundCost, device: Device) -> float:
