@@ -17,7 +17,12 @@ import tempfile
 
 TITLE = "Replicas / one process on the same cores"
 SCALE = True
-WAYS = {"one process": "none", "mirrored, 2": "mirrored", "two workers": "multiworker"}
+WAYS = {
+    "one process": "none",
+    "mirrored, 2": "mirrored",
+    "mirrored, 2, by Keras' fit": "fit",
+    "two workers": "multiworker",
+}
 BATCH = 128
 # Steps of an epoch, and rounds.
 NETWORKS = {"2C2F": (100, 9), "AlexNet 28×28": (8, 7)}
@@ -131,9 +136,14 @@ def _serve(network, way, path, steps):
     import tf_lyapunov as tfl
     from tf_lyapunov import datasets, models
     from tf_lyapunov.certification.stages import stages
-    from tf_lyapunov.experiments.distribution import open_distribution
+    from tf_lyapunov.experiments.distribution import _Replicated, open_distribution
 
-    distribution = open_distribution(way, devices=2 if way == "mirrored" else None, timeout=300)
+    if way in ("mirrored", "fit"):
+        distribution = open_distribution("mirrored", devices=2)
+    else:
+        distribution = open_distribution(way, timeout=300)
+    if way == "fit":
+        distribution = _Replicated("mirrored", distribution.strategy, distribution.replicas)
     rng = np.random.default_rng(0)
     shape = (28, 28, 1 if network == "2C2F" else 3)
     x = rng.normal(size=(BATCH * steps, *shape)).astype("float32")
