@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +52,17 @@ def write(directory, train=512, validation=128, classes=10, side=(160, 400), sha
 
     target = Path(directory, "imagenet2012", "5.1.0")
     if not (target / "dataset_info.json").is_file():
-        builder = Imagenet2012(data_dir=str(directory))
-        config = tfds.download.DownloadConfig(num_shards=shards)
-        builder.download_and_prepare(download_config=config)
+        target.parents[1].mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parents[1]) as own:
+            builder = Imagenet2012(data_dir=own)
+            config = tfds.download.DownloadConfig(num_shards=shards)
+            builder.download_and_prepare(download_config=config)
+            # Several workers may write the same data at once: the first to finish counts.
+            try:
+                os.rename(Path(own, "imagenet2012"), target.parent)
+            except OSError:
+                if not (target / "dataset_info.json").is_file():
+                    raise
     return target
 
 

@@ -19,7 +19,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from mnist_tables import contradictions, draw, markdown, write_csv
 
-from tf_lyapunov.errors import ConfigError, DatasetNotFound, RunDirectoryError
+from tf_lyapunov.errors import (
+    ConfigError,
+    DatasetNotFound,
+    DistributionError,
+    RunDirectoryError,
+)
 from tf_lyapunov.evaluation.wording import number, percent, percent_down, round_up
 from tf_lyapunov.experiments import files, runner
 from tf_lyapunov.experiments.execution import PRECISIONS, SCALINGS, STRATEGIES, Execution
@@ -313,7 +318,7 @@ def rebuild(script, title, parts, headings, options, argv, *, overrides, data_fo
                     )  # fmt: skip
         if not how.distribution.is_chief:
             return 0
-    except (ConfigError, DatasetNotFound, RunDirectoryError) as error:
+    except (ConfigError, DatasetNotFound, DistributionError, RunDirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\n{text}\nWritten to {out}")

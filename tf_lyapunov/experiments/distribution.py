@@ -265,21 +265,22 @@ class _Looped(_Replicated):
             self._steps = (model, *map(self._compiled, (model.train_step, model.test_step)))
         _, train, test = self._steps
         logs: dict = {}
-        hooks.on_train_begin()
-        self._check_equal(model, "before training")
-        for self._epoch in range(initial_epoch, epochs):
-            hooks.on_epoch_begin(self._epoch)
-            logs = self._pass(model, batches, train, hooks, "train")
-            if validation is not None:
-                found = self._pass(model, validation, test, hooks, "test")
-                logs |= {f"val_{name}": value for name, value in found.items()}
-            # Before the chief writes a checkpoint of weights that the others may not have.
-            self._check_equal(model, f"after epoch {self._epoch + 1}")
-            hooks.on_epoch_end(self._epoch, logs)
-            if model.stop_training:
-                break
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        hooks.on_train_end(logs)
+        with _synchronized(model):
+            hooks.on_train_begin()
+            self._check_equal(model, "before training")
+            for self._epoch in range(initial_epoch, epochs):
+                hooks.on_epoch_begin(self._epoch)
+                logs = self._pass(model, batches, train, hooks, "train")
+                if validation is not None:
+                    found = self._pass(model, validation, test, hooks, "test")
+                    logs |= {f"val_{name}": value for name, value in found.items()}
+                # Before the chief writes a checkpoint of weights that the others may not have.
+                self._check_equal(model, f"after epoch {self._epoch + 1}")
+                hooks.on_epoch_end(self._epoch, logs)
+                if model.stop_training:
+                    break
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+            hooks.on_train_end(logs)
 
     def _check_equal(self, model, when):
         """One process has one order of summation; there is nothing to compare."""
@@ -374,6 +375,25 @@ class _MultiWorker(_Looped):
             lambda context: tf.constant([number], tf.int32)
         )
         return _same(self._gather(mine).numpy(), what)
+
+
+@contextlib.contextmanager
+def _synchronized(model):
+    """Normalizes by the statistics of the whole batch instead of each replica's share.
+
+    Else moving statistics would differ between replicas, and with them the scales that budgets of
+    normalizations bound.
+    """
+    kind = keras.layers.BatchNormalization
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+    before = [layer.synchronized for layer in layers]
+    for layer in layers:
+        layer.synchronized = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.synchronized = value
 
 
 def _read_ahead(batches, count: int = 2):
