@@ -13,6 +13,7 @@ from tf_lyapunov.experiments.distribution import Padded, open_distribution, scal
 from tf_lyapunov.experiments.execution import Execution
 from tf_lyapunov.experiments.modelfile import load_model
 from tf_lyapunov.experiments.reading import parse_config
+from tf_lyapunov.experiments.shares import read_ahead
 
 CONFIG = """
 name: small
@@ -178,7 +179,7 @@ def test_batches_read_ahead_come_in_order(length):
             read.append(index)
             return super().__getitem__(index)
 
-    found = list(distribution._read_ahead(Batches(range(10, 10 + length))))
+    found = list(read_ahead(Batches(range(10, 10 + length))))
     assert found == list(range(10, 10 + length)) and read == list(range(length))
 
 
@@ -189,7 +190,7 @@ def test_what_reading_ahead_meets_is_raised_in_its_place():
                 raise OSError("a damaged file")
             return super().__getitem__(index)
 
-    coming, found = distribution._read_ahead(Batches(range(5))), []
+    coming, found = read_ahead(Batches(range(5))), []
     with pytest.raises(OSError, match="damaged"):
         for batch in coming:
             found.append(batch)

@@ -185,3 +185,16 @@ def test_normalization_has_a_rate_of_its_own_and_bounds_and_inputs_their_overhea
     bound = bound_cost((3, 2), LinearMap("dense", (3,)))
     times = [bound_seconds(bound, _device(bound=b)) for b in (0.0, 1.0)]
     assert times[1] - times[0] == pytest.approx(1.0)
+
+
+@pytest.mark.slow  # two minutes
+def test_the_rates_of_this_machine_are_measured():
+    found = measuring.measure()
+    shares = found.efficiency
+    assert shares.source == "measured here" and found.name == measuring.present_device()
+    rates = dataclasses.asdict(shares)
+    del rates["source"]
+    assert all(0 < rate < float("inf") for rate in rates.values()), rates
+    # Other figures than those that `DEVICES` lists, and of a real machine.
+    assert 1e9 < found.peaks["float32"] < 1e15 and 1e8 < found.bandwidth < 1e14
+    assert shares.step < 1 and shares.call < shares.step and 0.1 <= shares.factor < 10

@@ -19,7 +19,7 @@ def plan(
         str, typer.Option(help="float32, mixed_bfloat16 or mixed_float16.")
     ] = "float32",
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time this machine first, about 20 s.")
+        bool, typer.Option("--measure", help="Time this machine first, about two minutes.")
     ] = False,
     network: Annotated[float, typer.Option(help="Gbit/s between hosts, one way.")] = 400.0,
     layers: Annotated[bool, typer.Option("--layers", help="A row for every layer.")] = False,

@@ -17,8 +17,6 @@ copy: it does not depend on how many there are.
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import hashlib
 import math
@@ -30,7 +28,7 @@ import numpy as np
 from ..errors import ConfigError, DistributionError
 from .config import ExperimentConfig
 from .rendezvous import Cluster, meet
-from .shares import InOrder, Padded
+from .shares import InOrder, Padded, read_ahead
 
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 SCALINGS = ("none", "linear", "sqrt", "auto")
@@ -300,7 +298,7 @@ class _Looped(_Replicated):
             hooks.on_test_begin()
         else:
             batches.on_epoch_begin()
-        with contextlib.closing(_read_ahead(batches)) as coming:
+        with contextlib.closing(read_ahead(batches)) as coming:
             for index, batch in enumerate(coming):
                 getattr(hooks, f"on_{mode}_batch_begin")(index)
                 step(*self._values(batch))
@@ -394,21 +392,6 @@ def _synchronized(model):
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.synchronized = value
-
-
-def _read_ahead(batches, count: int = 2):
-    """Batches in order, the next `count` of them made while the caller computes."""
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        coming: collections.deque = collections.deque()
-        try:
-            for index in range(len(batches) + count):
-                if index < len(batches):
-                    coming.append(reader.submit(batches.__getitem__, index))
-                if index >= count:
-                    yield coming.popleft().result()
-        finally:
-            for future in coming:
-                future.cancel()
 
 
 def _same(numbers: np.ndarray, what: str) -> int:

@@ -1,6 +1,9 @@
-"""Batches divided evenly among replicas and workers."""
+"""Batches divided evenly among replicas and workers, and read ahead of them."""
 
 from __future__ import annotations
+
+import collections
+import concurrent.futures
 
 import keras
 import numpy as np
@@ -75,3 +78,18 @@ class InOrder(keras.utils.PyDataset):
     def __getitem__(self, index):
         rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
         return self.x[rows], self.y[rows]
+
+
+def read_ahead(batches, count: int = 2):
+    """Batches in order, the next `count` of them made while the caller computes."""
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        coming: collections.deque = collections.deque()
+        try:
+            for index in range(len(batches) + count):
+                if index < len(batches):
+                    coming.append(reader.submit(batches.__getitem__, index))
+                if index >= count:
+                    yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
