@@ -41,6 +41,8 @@ SQUARINGS, FREE_SQUARINGS = 4, 6
 # first cannot overflow for n ≤ 4096, the second ends 6% above λ_max at worst.
 COARSE = ((3, 1.3), (4, 1.06))
 DOWN = 2.0**-40
+# Identities of a larger side are made where they are used, not kept in the graph.
+LARGEST_CONSTANT = 256
 # Sums of squares outside this range are formed again after scaling the kernel to entries ≤ 1.
 # Inside, squares of squares neither overflow nor lose more than 1e-15 to underflow in float32.
 SAFE_TRACE = (1e-10, 1e15)
@@ -131,7 +133,7 @@ def chebyshev(gram, c, squarings, *, paired=False):
         leading axes; infinite if the last matrix overflows.
     """
     side, u = gram.shape[-1], unit_roundoff(gram.dtype)
-    identity = 2.0 * np.eye(side, dtype=keras.backend.standardize_dtype(gram.dtype))
+    identity = _twice_identity(side, keras.backend.standardize_dtype(gram.dtype))
     powers = [gram * (4.0 / c) - identity]
     for _ in range(squarings):
         powers.append(_double_and_square(powers[-1], paired, identity))
@@ -154,6 +156,13 @@ def chebyshev(gram, c, squarings, *, paired=False):
     bound = c / 4 * (norm + 2) * ((1 + 8 * u) / (1 - 4 * u * math.sqrt(side)))
     # A c far below λ_max overflows: (1) then says nothing, and the caller's other bound stands.
     return powers, ops.where(squared < 1e36, bound, np.inf)
+
+
+def _twice_identity(side, dtype):
+    # A graph holds a constant per use, and several copies of it where it is compiled.
+    return 2.0 * (
+        np.eye(side, dtype=dtype) if side <= LARGEST_CONSTANT else ops.eye(side, dtype=dtype)
+    )
 
 
 def _looseness(side, squarings):
