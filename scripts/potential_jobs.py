@@ -74,6 +74,18 @@ PUBLISHED_EPOCHS = 200
 MULTI_MARGIN = {"name": "multi_margin", "margin": 0.7}
 # The temperature lets bounded logits fit; the margin is what certified radii are made of.
 MNIST_LOSS = {"name": "cross_entropy", "temperature": 0.1, "margin": 1.0}
+# What two cores can train.
+SMALL_POTENTIAL = {
+    "name": "convex_potential",
+    "size": None,
+    "head": "normalized",
+    "depth": 8,
+    "channels": 30,
+    "dense_depth": 2,
+    "units": 256,
+}
+# As published for SOC; one for all in comparisons.
+CIFAR_LOSS = {"name": "cross_entropy", "temperature": 0.25, "margin": 0.35}
 
 
 def two_conv(family, name, part, **options) -> Job:
@@ -108,6 +120,27 @@ def equal_time_jobs(quick: bool, records: dict) -> list[Job]:
         two_conv(f, f"time_{f}", "equal_time", epochs=max(1, round(budget / s)), **options)
         for f, s in cost.items()
     ]
+
+
+def small_cifar_jobs(quick: bool) -> list[Job]:
+    """Networks of table 2's kinds that two cores train on a part of CIFAR-10."""
+    options = {"epochs": 20, "train": 10000, "test": 2000, "attacked": 500}
+    if quick:
+        options = {"epochs": 1, "train": 512, "test": 128, "attacked": 32}
+    kw = {"name": "kw_large", "family": "cayley", "channels": 16, "units": 256}
+    soc = {"name": "lip_conv_net", "family": "skew", "depth": 5, "channels": 16}
+    resnet = {"name": "liresnet", "family": "spectral", "blocks": 4, "channels": 32}
+    models = {
+        "CPL, 8 layers of 30 channels": ("cpl", SMALL_POTENTIAL),
+        "Cayley, KWLarge of 16 channels": ("cayley", kw),
+        "SOC, LipConvNet-5 of 16 channels": ("soc", soc),
+        "spectral, LiResNet of 32 channels": ("liresnet", resnet),
+    }
+    return [
+        Job(f"cifar_small_{name}", label, "cifar_small", "cifar10", model, CIFAR_LOSS,
+            augment=True, **options)
+        for label, (name, model) in models.items()
+    ]  # fmt: skip
 
 
 def cifar_jobs(part: str, quick: bool, epochs: int) -> list[Job]:
@@ -157,13 +190,12 @@ def _comparison(part, dataset, table, head):
         for s in SIZES
     ]  # fmt: skip
     common = {"part": part, "dataset": dataset, "augment": True}
-    entropy = {"name": "cross_entropy", "temperature": 0.25, "margin": 0.35}
     head = "normalized" if head == "normalized" else "bounded"
     kw = {"name": "kw_large", "family": "cayley", "channels": 96, "head": head}
     models = {"Cayley (KW3)": ("cayley_kw3", kw, MULTI_MARGIN)}
     for depth in (10, 20):
         spec = {"name": "lip_conv_net", "family": "skew", "depth": depth, "head": head}
-        models[f"SOC-{depth}"] = (f"soc_{depth}", spec, entropy)
+        models[f"SOC-{depth}"] = (f"soc_{depth}", spec, CIFAR_LOSS)
     for label, (name, model, loss) in models.items():
         row = table[label]
         found = {"name": f"{part}_{name}", "label": label, "model": model, "loss": loss}

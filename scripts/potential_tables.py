@@ -7,7 +7,15 @@ import io
 import json
 from pathlib import Path
 
-from potential_jobs import MNIST, RELAXED, TABLE_2, TABLE_3, TABLE_4, TABLE_5
+from potential_jobs import (
+    MNIST,
+    RELAXED,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    TABLE_5,
+    small_cifar_jobs,
+)
 from potential_training import ATTACKED, CURVE, PGD_STEPS
 
 from tf_lyapunov.evaluation.drawing import new_figure, percent_formatter, save, style
@@ -15,6 +23,8 @@ from tf_lyapunov.evaluation.wording import number, percent, percent_down, round_
 from tf_lyapunov.writing import write_text
 
 HEADER = ("layers", "clean", "36/255", "72/255", "108/255")
+BENCHMARK = Path(__file__).resolve().parent / "results" / "benchmark.json"
+CIFAR_HEADER = ("network", "clean", "36/255", "72/255", "108/255", "epochs", "s an epoch")
 PUBLISHED = {"table_2": TABLE_2, "table_3": TABLE_3}
 MINUTES_ON_THEIR_GPU = "hours on the authors' GPU"
 
@@ -29,8 +39,9 @@ def write_results(out: Path) -> int:
         parts.setdefault(record["identity"]["part"], []).append(record)
     broken = sum(r["broken"] for r in records)
     text = [_introduction(facts, broken), _mnist(parts.get("mnist", []))]
-    text += [_families(parts), _costs(out / "costs.json"), _depth(out / "depth.json")]
-    text.append(_cifar(parts))
+    text += [_families(parts), _costs(), _depth(out / "depth.json")]
+    text.append(_small_cifar(parts.get("cifar_small", []), facts["cifar"]))
+    text += [_speed(out / "epoch_time.json"), _cifar(parts)]
     write_text(out / "RESULTS.md", "\n\n".join(t for t in text if t) + "\n")
     if records:
         write_text(out / "networks.csv", _csv(records))
@@ -48,8 +59,8 @@ def _introduction(facts, broken):
     verdict = "no attack broke a certificate" if not broken else f"{broken} CERTIFICATES BROKEN"
     lines = [
         "# 1-Lipschitz layers: convex potential, Cayley, SOC and later ones",
-        "Command: `python scripts/rebuild_potential.py --data-dir DIR --only "
-        "mnist,families,equal_time,depth`"
+        "Command: `python scripts/rebuild_potential.py --data-dir DIR --cifar DIR --only "
+        "mnist,families,equal_time,depth,cifar_small,epoch_time`"
         + (" `--quick`: a smoke test, no result." if facts["quick"] else "")
         + f"  \nMachine: {machine}; shared with other jobs, so read CPU seconds, not wall time."
         f"  \nDate: {facts['date']}. Data: MNIST of TensorFlow Datasets, x/255 - 0.5; radii in l2, "
@@ -110,7 +121,8 @@ def _families(parts):
     text.append(
         f"The first {first['train']} training and {first['test']} test images, 2C2F, one loss and "
         f"schedule (peak {first['learning_rate']}), one seed: a ranking of how fast the layers "
-        "learn, not of what they reach. CPU s include compilation, CPU s an epoch do not. "
+        "learn, not of what they reach. CPU s include compilation, CPU s an epoch do not "
+        "(but for a single one). "
         + _equal_time(parts)
         + "Potential and SDP layers keep their width: images are rearranged and filled up with "
         "zero channels, so they have more parameters. skew: filters of side 5, Cayley's dense "
@@ -126,19 +138,26 @@ def _equal_time(parts):
     return "Equal time: the epochs that fit into what the median family's took above. "
 
 
-def _costs(path):
-    """A section of `scripts/benchmark.py --only layers`, where one was kept."""
-    if not path.exists():
+def _costs():
+    """What `scripts/benchmark.py --only layers` found, where its results are kept."""
+    if not BENCHMARK.exists():
         return ""
-    section = json.loads(path.read_text(encoding="utf-8"))
+    section = json.loads(BENCHMARK.read_text(encoding="utf-8")).get("layers")
+    if section is None:
+        return ""
     ratios = ("epoch ratio, CPU", "epoch ratio, wall", "predict ratio, CPU", "predict ratio, wall")
     rows = [
         (r["model"], r["layers"], r["to"], *(f"{r[k]:.2f}" for k in ratios))
         for r in section["rows"]
     ]
     header = ("model", "layers", "ratio to", *ratios)
-    deel = section["deel_lip"]
-    text = section.get("note", "") + "".join(
+    machine, deel = section["machine"], section["deel_lip"]
+    text = (
+        "MLP 784-256-128-10 and convolutions 16-32-64 on 16×16, medians of rounds: "
+        "`python scripts/benchmark.py --only layers`, "
+        f"{machine['cores']} cores of a shared {machine['cpu']}, {machine['date']}, ±20%."
+    )
+    text += "".join(
         f" {r['layers']}: {r['epoch ratio, CPU']:.2f} times the CPU time of its {r['to']}."
         for r in deel.get("rows", ())
     )
@@ -165,15 +184,61 @@ def _depth(path):
     ])  # fmt: skip
 
 
+def _small_cifar(records, copy):
+    if not records:
+        return ""
+    rows = [
+        (*_measured(r), r["parameters"], f"{r['seconds']['cpu']:.0f}",
+         *(percent(v) for v in r["pgd"][:3]))
+        for r in sorted(records, key=lambda r: -r["certified"][0])
+    ]  # fmt: skip
+    pgd = tuple(f"PGD at {number(r, 3)}" for r in ATTACKED[:3])
+    identity = records[0]["identity"]
+    loss = identity["loss"]
+    return "\n\n".join([
+        "## CIFAR-10 on two cores: small networks of the kinds of Table 2",
+        _table((*CIFAR_HEADER, "parameters", "CPU s", *pgd), rows),
+        f"Test images: the first {identity['test']}, under PGD {identity['attacked']}. One seed, "
+        f"{identity['epochs']} epochs, batch {identity['batch_size']}, crops and flips, Adam "
+        f"{identity['learning_rate']} (triangular), cross-entropy of temperature "
+        f"{loss['temperature']} and margin {loss['margin']}, last layer normalised. Far from the "
+        "published setting of 200 epochs of all 50,000 images with larger networks: it shows that "
+        "the guarantees hold on these images, not what the layers reach."
+        + (f" Data: {copy}." if copy else ""),
+        "![CIFAR-10](cifar_small.svg)",
+    ])  # fmt: skip
+
+
+def _speed(path):
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        (r["network"], r["parameters"], f"{r['wall_per_epoch']:.0f}", f"{r['cpu_per_epoch']:.0f}",
+         f"{r['wall_ratio']:.2f}", f"{r['cpu_ratio']:.2f}")
+        for r in found["rows"]
+    ]  # fmt: skip
+    header = ("network", "parameters", "wall s", "CPU s", "wall ratio", "CPU ratio")
+    machine = found["machine"]
+    return "\n\n".join([
+        "## Time of an epoch of CIFAR-10 beside a plain ResNet of as many parameters",
+        _table(header, rows),
+        f"Steps of batch {found['batch']} with Adam on random images, times 50,000 images; medians "
+        f"of rounds in turns on {machine['cores']} cores of {machine['cpu'] or 'an unnamed CPU'}, "
+        f"{machine['backend']}, {machine['date']}. Ratios are to the ResNet below, which has its "
+        "parameters in convolutions; most of CPL-S's are in dense layers. \"Without norms\": "
+        "`norm=None`, which guarantees nothing.",
+    ])  # fmt: skip
+
+
 def _cifar(parts):
     text = ["## CIFAR-10 and CIFAR-100: Tables 2-5, Figures 1-5, Appendix D.2"]
-    header = ("network", "clean", "36/255", "72/255", "108/255", "epochs", "s an epoch")
     for part, table in PUBLISHED.items():
         rows = []
         for label, values in table.items():
             rows.append((*_row(f"{label}, published", values[:4]), 200, values[4] or ""))
             rows += [_measured(r) for r in parts.get(part, []) if _label(r) == label]
-        text += [f"### {part.replace('_', ' ').title()}", _table(header, rows)]
+        text += [f"### {part.replace('_', ' ').title()}", _table(CIFAR_HEADER, rows)]
     for part, table in (("table_4", TABLE_4), ("table_5", TABLE_5)):
         rows = []
         for size, line in table.items():
@@ -181,11 +246,11 @@ def _cifar(parts):
                 label = f"CPL-{size}, batch {batch}"
                 rows.append((*_row(f"{label}, published", values[:4]), 200, values[4]))
                 rows += [_measured(r) for r in parts.get(part, []) if _label(r) == label]
-        text += [f"### {part.replace('_', ' ').title()}", _table(header, rows)]
+        text += [f"### {part.replace('_', ' ').title()}", _table(CIFAR_HEADER, rows)]
     for part in ("figure_3", "figures_4_5"):
         if part in parts:
             rows = [_measured(r) for r in parts[part]]
-            text += [f"### {part.replace('_', ' ').title()}", _table(header, rows)]
+            text += [f"### {part.replace('_', ' ').title()}", _table(CIFAR_HEADER, rows)]
     rows = []
     for step, (clean, pgd) in RELAXED.items():
         rows.append((f"h = {step}, published", f"{clean:.1f}%", f"{pgd:.1f}%"))
@@ -233,6 +298,8 @@ def _family(record):
 def _label(record):
     """The table's name of a CIFAR network."""
     identity, model = record["identity"], record["identity"]["model"]
+    if identity["part"] == "cifar_small":
+        return {job.name: job.label for job in small_cifar_jobs(False)}[identity["name"]]
     if model["name"] == "kw_large":
         return "Cayley (KW3)"
     if model["name"] == "lip_conv_net":
@@ -292,6 +359,9 @@ def _figures(parts, out):
     }
     if panels:
         save(_panels(panels, 1.0), out / "families.svg")
+    if "cifar_small" in parts:
+        networks = {_label(r): r for r in parts["cifar_small"]}
+        save(_curves(networks, 1.0, {}), out / "cifar_small.svg")
     for part, name in (("table_2", "figure_1_cifar10"), ("table_3", "figure_1_cifar100")):
         if part in parts:
             networks = {_label(r): r for r in parts[part]}

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 """Rebuilds Meunier et al. (2022): Tables 2-5, Figures 1-5, and the MNIST networks beside them.
 
-    python scripts/rebuild_potential.py --data-dir DIR --only mnist,families,equal_time,depth  # CPU
-    python scripts/rebuild_potential.py --data-dir DIR --cifar DIR                   # GPU
-    python scripts/rebuild_potential.py --data-dir DIR --quick                       # minutes
+    python scripts/rebuild_potential.py --data-dir DIR --cifar DIR --quick       # minutes
+    python scripts/rebuild_potential.py --data-dir DIR --cifar DIR --only PARTS  # CPU, an hour
+    python scripts/rebuild_potential.py --data-dir DIR --cifar DIR               # GPU, days
 
-Any backend: `KERAS_BACKEND=jax` on a machine with a GPU and no TensorFlow, whose data sets are then
-read from a cache that `--prepare` writes elsewhere. Runs are checkpointed every epoch, finished
-ones are kept: the same command continues after an interruption. Results go to
-`scripts/results/potential` (`potential_quick`). Exit code 1 if an attack broke a certificate.
+PARTS is mnist,families,equal_time,depth,cifar_small,epoch_time; `--cifar` names a copy of CIFAR-10
+made of JPEG files. Any backend: `KERAS_BACKEND=jax` on a machine with a GPU and no TensorFlow,
+whose data sets are then read from a cache that `--prepare` writes elsewhere. Runs are checkpointed
+every epoch, finished ones are kept: the same command continues after an interruption. Results go
+to `scripts/results/potential` (`potential_quick`). Exit code 1 if an attack broke a certificate.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.machine import machine
-from potential_jobs import PUBLISHED_EPOCHS, cifar_jobs, equal_time_jobs, family_jobs, mnist_jobs
+from potential_jobs import (
+    PUBLISHED_EPOCHS,
+    cifar_jobs,
+    equal_time_jobs,
+    family_jobs,
+    mnist_jobs,
+    small_cifar_jobs,
+)
 from potential_training import prepare, run
 
 from tf_lyapunov.evaluation.wording import percent, percent_down
@@ -31,7 +39,7 @@ from tf_lyapunov.writing import write_text
 
 ROOT = Path(__file__).resolve().parent
 CIFAR = ("table_2", "table_3", "table_4", "table_5", "figure_3", "figures_4_5", "relaxed")
-PARTS = ("mnist", "families", "equal_time", "depth", *CIFAR)
+PARTS = ("mnist", "families", "equal_time", "depth", "cifar_small", "epoch_time", *CIFAR)
 
 
 def main(argv=None) -> int:
@@ -65,6 +73,13 @@ def main(argv=None) -> int:
         elif part == "equal_time":
             do(family_jobs(quick))  # their times; kept if they are there
             do(equal_time_jobs(quick, records))
+        elif part == "cifar_small":
+            do(small_cifar_jobs(quick))
+        elif part == "epoch_time":
+            from potential_speed import measure_speed
+
+            for row in measure_speed(out / "epoch_time.json", machine(), quick)["rows"]:
+                print(f"{row['network']}: {row['wall_ratio']:.2f} of the ResNet's wall time")
         elif part == "depth":
             from potential_depth import measure_depth
 
@@ -72,7 +87,9 @@ def main(argv=None) -> int:
         else:
             do(cifar_jobs(part, quick, options.epochs))
     facts = {"date": datetime.date.today().isoformat(), "machine": machine(), "quick": quick}
-    facts["cifar"] = "a JPEG copy, not comparable to the last digit" if options.cifar else ""
+    facts["cifar"] = (
+        "CIFAR-10 read from JPEG files, not comparable to the last digit" if options.cifar else ""
+    )
     write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
     from potential_tables import write_results
 

@@ -177,7 +177,10 @@ def test_the_binary_losses_take_both_kinds_of_labels(logits, labels, margin):
     f, sign = logits[:, 0].astype(np.float64), 2.0 * labels - 1
     expected_hinge = np.mean(np.maximum(0, margin / 2 - sign * f))
     ends = [np.mean(f[labels == k]) if np.any(labels == k) else 0.0 for k in (1, 0)]
+    entropy = np.mean(margin * np.logaddexp(0, (1 - sign * f) / margin))
     for given_labels in (labels, labels[:, None], sign[:, None]):
+        found = value(TemperatureCrossEntropy(margin, margin=1.0), given_labels, logits)
+        assert abs(found - entropy) <= TOL
         assert abs(value(HingeMargin(margin), given_labels, logits) - expected_hinge) <= TOL
         assert abs(value(KR(), given_labels, logits) - (ends[1] - ends[0])) <= TOL
         whole = value(HKR(2.0, margin), given_labels, logits)

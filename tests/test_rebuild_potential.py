@@ -41,7 +41,7 @@ def record(job, clean=0.99, certified=(0.95, 0.9, 0.85), broken=0):
 
 def all_jobs(jobs):
     parts = ("table_2", "table_3", "table_4", "table_5", "figure_3", "figures_4_5", "relaxed")
-    found = [*jobs.mnist_jobs(False), *jobs.family_jobs(False)]
+    found = [*jobs.mnist_jobs(False), *jobs.family_jobs(False), *jobs.small_cifar_jobs(False)]
     return found + [job for part in parts for job in jobs.cifar_jobs(part, False, 200)]
 
 
@@ -79,10 +79,23 @@ def test_results_hold_every_record_and_count_broken_certificates(scripts, tmp_pa
     assert tables.write_results(tmp_path) == 1
     text = (tmp_path / "RESULTS.md").read_text()
     assert "1 CERTIFICATES BROKEN" in text
-    for label in ("CPL-XL, batch 128, ours", "SOC-20, ours", "1000 layers", "h = 0.01, ours"):
+    for label in (
+        "CPL-XL, batch 128, ours",
+        "SOC-20, ours",
+        "1000 layers",
+        "h = 0.01, ours",
+        "LiResNet of 32 channels",
+    ):
         assert label in text, label
     assert len((tmp_path / "networks.csv").read_text().splitlines()) == len(all_jobs(jobs)) + 1
-    for name in ("certified", "families", "figure_1_cifar10", "figure_2_cifar100", "figure_4"):
+    for name in (
+        "certified",
+        "families",
+        "figure_1_cifar10",
+        "figure_2_cifar100",
+        "figure_4",
+        "cifar_small",
+    ):
         assert (tmp_path / f"{name}.svg").stat().st_size > 1000
 
 

@@ -92,6 +92,19 @@ def truncated_jpeg(data):
     return pathlib.Path(path).read_bytes()
 
 
+def cut_between_records(data):
+    """The first two records alone: a whole file, but not all of it."""
+    path = tf_file(b"")
+    with tf.io.TFRecordWriter(path) as writer:
+        for record in tf.data.TFRecordDataset(tf_file(data)).take(2).as_numpy_iterator():
+            writer.write(record)
+    return pathlib.Path(path).read_bytes()
+
+
+def emptied(data):
+    return b""
+
+
 def tf_file(data):
     import tempfile
 
@@ -267,7 +280,12 @@ def test_an_experiment_on_a_stream_trains_certifies_and_resumes(jpegs, tmp_path)
 
 @pytest.mark.parametrize(
     ("harm", "message"),
-    [(break_a_checksum, "cannot be read after record"), (truncated_jpeg, "record 1 is no intact")],
+    [
+        (break_a_checksum, "cannot be read after record"),
+        (truncated_jpeg, "record 1 is no intact"),
+        (cut_between_records, "cannot be read after record 2"),
+        (emptied, "cannot be read after record 0"),
+    ],
 )
 def test_damage_is_refused_by_name_and_skipped_by_name(jpegs, tmp_path, harm, message):
     shard = damaged_copy(jpegs, tmp_path, harm)

@@ -211,7 +211,12 @@ class ImageStream:
         """Turns TensorFlow's errors about damaged files into ones that name the files."""
         import tensorflow as tf
 
-        damage = (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError)
+        damage = (
+            tf.errors.DataLossError,
+            tf.errors.FailedPreconditionError,  # fewer records than the data set lists
+            tf.errors.InvalidArgumentError,
+            tf.errors.NotFoundError,
+        )
         try:
             yield
         except damage as error:
@@ -232,7 +237,9 @@ class ImageStream:
         seen: set[str] = set()
         features = self._train.features
         for shards in (self._held_out, self._train, self.x_test.shards):
-            for path in [p for p in shards.paths if p not in seen]:
+            for path, length in zip(shards.paths, shards.lengths, strict=True):
+                if path in seen:
+                    continue
                 seen.add(path)
                 records, read = tf.data.TFRecordDataset(path), 0
                 checked = records.map(
@@ -246,6 +253,9 @@ class ImageStream:
                         read += 1
                 except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
                     yield _shard_name(path, read)
+                else:
+                    if read < length:
+                        yield _shard_name(path, read)
 
     # The pipeline.
 
@@ -277,7 +287,9 @@ class ImageStream:
 
         records = tf.data.TFRecordDataset(path)
         if self.on_damage == "refuse":
-            return records.skip(skip).take(take)
+            # A file may end early between two records, which is no error of its own.
+            records = records.skip(skip).take(take)
+            return records.apply(tf.data.experimental.assert_cardinality(take))
         # The empty record at the end tells how many came before it.
         records = records.ignore_errors().concatenate(tf.data.Dataset.from_tensors(""))
         records = records.enumerate().take_while(lambda i, record: i < skip + take)

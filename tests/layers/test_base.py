@@ -1,6 +1,7 @@
 """The contract of Lipschitz layers: cache, gradients, saving, compilers, distribution, backends."""
 
 import importlib.util
+import math
 import os
 import pathlib
 import subprocess
@@ -15,6 +16,8 @@ from keras import ops
 
 from tf_lyapunov.layers import base
 from tf_lyapunov.layers.base import LipschitzLayer, refresh, representable, rounded_down
+from tf_lyapunov.layers.normalized import SpectralDense
+from tf_lyapunov.layers.orthogonal import CayleyDense
 from tf_lyapunov.layers.potential import ConvexPotentialConv2D, ConvexPotentialDense
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.layers.sdp import SDPLipschitzConv2D, SDPLipschitzDense
@@ -181,7 +184,7 @@ for name in sys.argv[2:]:
     saved = np.load(f"{folder}/{name}.npz")
     assert np.abs(model.predict(saved["x"], verbose=0) - saved["y"]).max() < 1e-5, name
     for layer in (model.layers[0], model.layers[2]):
-        assert float(layer._cached) == 1.0
+        assert bool(layer._is_fresh(layer._sources))
         bound = layer.gain_upper_bound() if name != "power" else 1.0
         assert bound <= 1 + 1e-9, (name, bound)
 print("loaded on", keras.backend.backend())
@@ -230,7 +233,7 @@ def test_weights_files_hold_no_cache_and_fill_it_when_loaded(tmp_path):
     x, _ = data()
     np.testing.assert_allclose(other.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
     for layer in lipschitz_layers(other):
-        assert float(layer._cached) == 1.0
+        assert bool(layer._is_fresh(layer._sources))
         with pytest.raises(ValueError, match="must be given 3 variables"):
             layer.load_own_variables({"0": np.zeros(3)})
 
@@ -247,6 +250,68 @@ def test_set_weights_makes_the_cache_stale():
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
     model.set_weights(other.get_weights())
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
+
+
+def mixed(name, first, second):
+    """Variables of two models put together as tools do."""
+    if name == "average":
+        return [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    if name == "moving average":
+        return [a + 1e-3 * (b - a) for a, b in zip(first, second, strict=True)]
+    if name == "scaled":
+        return [2 * a for a in first]
+    return second
+
+
+@pytest.mark.parametrize("attribute", ["weights", "variables"])
+@pytest.mark.parametrize("how", ["average", "moving average", "scaled", "copied"])
+def test_mixed_variables_of_models_leave_no_wrong_cache(how, attribute):
+    kinds = [ConvexPotentialDense(5), SpectralDense(4), SandwichDense(6), CayleyDense(3)]
+    configs = [layer.get_config() for layer in kinds]
+    gains = (1.0, 1.0, 0.25) if how == "copied" else (1.0, 1.0, 1.0)
+    models = []
+    for factor, gain in zip((10.0, 0.1, 1.0), gains, strict=True):
+        layers = [
+            type(layer).from_config({**config, "max_gain": gain})
+            for layer, config in zip(kinds, configs, strict=True)
+        ]
+        model = keras.Sequential([keras.Input((6,)), *layers])
+        for layer in layers:
+            layer.kernel.assign(layer.kernel * factor)
+        refresh(model)
+        models.append(model)
+    state = [[values([v])[0] for v in getattr(m, attribute)] for m in models[:2]]
+    target = models[2]
+    for variable, value in zip(getattr(target, attribute), mixed(how, *state), strict=True):
+        variable.assign(value)
+    assert not any(bool(v._is_fresh(v._sources)) for v in target.layers)
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype("float32")
+    cached = target.predict(x, verbose=0)
+    np.testing.assert_allclose(cached, values([target(x, training=True)])[0], atol=1e-5)
+    for layer in target.layers:
+        if hasattr(layer, "gain_upper_bound"):
+            gain = layer.gain_upper_bound()
+        else:
+            gain = np.linalg.norm(layer.effective_values()["kernel"], 2)
+        assert gain <= gains[2] * layer.rounding_inflation * (1 + 1e-9)
+
+
+def test_a_changed_setting_makes_the_cache_stale():
+    layer = SpectralDense(3)
+    layer.build((None, 4))
+    assert np.linalg.norm(layer.effective_values()["kernel"], 2) > 0.9
+    layer.max_gain = 0.5
+    assert np.linalg.norm(layer.effective_values()["kernel"], 2) <= 0.5
+
+
+def test_the_cache_is_no_weight():
+    model = network("sdp")
+    refresh(model)
+    trainable, every = (
+        sum(math.prod(v.shape) for v in variables)
+        for variables in (model.trainable_variables, model.variables)
+    )
+    assert model.count_params() == trainable < every
 
 
 BACKENDS = """

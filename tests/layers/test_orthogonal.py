@@ -14,7 +14,8 @@ from linear_layers import (
     set_kernel,
 )
 
-from tf_lyapunov.layers.activations import GroupSort
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.layers.activations import GroupSort, TwoSidedReLU
 from tf_lyapunov.layers.orthogonal import CayleyConv2D, CayleyDense
 from tf_lyapunov.theory.orthogonal import cayley
 
@@ -115,6 +116,10 @@ def test_activation_and_bias_are_applied_and_steep_activations_refused():
         CayleyDense(4, activation="gelu")
     with pytest.raises(ValueError, match="softmax"):
         CayleyDense(4, activation="softmax")
+    for activation in (TwoSidedReLU(), keras.layers.PReLU()):
+        name = type(activation).__name__
+        with pytest.raises(UnsupportedLayerError, match=f"MaxMin.*{name}.*of its own"):
+            CayleyDense(4, activation=activation)
 
 
 def test_images_of_unknown_or_other_size_are_refused():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.layers.activations import MaxMin
 from tf_lyapunov.layers.base import rounded_down
 from tf_lyapunov.layers.potential import (
     ConvexPotentialConv1D,
@@ -161,6 +162,23 @@ def test_images_of_any_size_are_safe_when_the_size_is_unknown():
     assert tuple(layer(np.ones((1, 7, 5, 2))).shape) == (1, 7, 5, 2)
 
 
+@pytest.mark.parametrize("norm", ["bound", "power"])
+def test_no_image_is_larger_than_those_whose_norm_was_bounded(norm):
+    # On 8×8 this kernel's norm is smaller than on 32×32, where the step would be too long.
+    layer = ConvexPotentialConv2D(1, 3, activation="linear", use_bias=False, norm=norm)
+    layer(np.zeros((1, 8, 8, 1), "float32"))
+    with pytest.raises(ValueError, match="incompatible"):
+        layer(np.zeros((1, 32, 32, 1), "float32"))
+    with pytest.raises(ValueError, match="incompatible"):
+        layer(keras.Input((9, 8, 1)))
+    free = ConvexPotentialConv2D(1, 3, activation="linear", use_bias=False)
+    free.build((None, None, None, 1))
+    free.kernel.assign(np.reshape(np.outer([-1.0, 1, -1], [-1.0, 1, -1]), (3, 3, 1, 1)))
+    board = np.indices((32, 32)).sum(0) % 2 * 2.0 - 1
+    x = np.reshape(board, (1, 32, 32, 1)).astype("float32")
+    assert np.linalg.norm(ops.convert_to_numpy(free(x))) <= np.linalg.norm(x)
+
+
 def test_the_adjoint_is_that_of_the_zero_padded_map():
     for kernel_size in [(1, 1), (2, 3), (4, 2), (5, 5)]:
         layer = ConvexPotentialConv2D(3, kernel_size, dtype="float64")
@@ -233,6 +251,8 @@ def test_other_activations_are_refused_by_name():
         ConvexPotentialDense(4, activation="gelu")
     with pytest.raises(ValueError, match="slopes in"):
         ConvexPotentialDense(4, activation="selu")
+    with pytest.raises(UnsupportedLayerError, match=r"elementwise.*MaxMin.*of its own"):
+        ConvexPotentialDense(3, activation=MaxMin())
     with pytest.raises(UnsupportedLayerError):
         ConvexPotentialDense(4, activation="softmax")
 

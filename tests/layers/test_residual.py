@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tf_lyapunov.layers.activations import Householder
 from tf_lyapunov.layers.centering import BatchCentering
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.layers.resizing import (
@@ -28,6 +29,31 @@ def batch(shape, seed=0):
 
 
 # Convex combinations ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_rounds_the_outputs_and_not_the_maps(dtype):
+    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    angles = np.linspace(0, 2 * np.pi, 65).astype("float32")
+    axis = np.stack([np.sin(angles / 2), -np.cos(angles / 2)]).astype("float64")
+    x = np.concatenate(list(axis))[None]  # every pair along its normal, which is reflected
+    x = np.asarray(keras.ops.cast(keras.ops.cast(x, dtype), "float32"), "float64")
+    layer = Householder(dtype=f"mixed_{dtype}")
+    layer.build(x.shape)
+    layer.angle.assign(angles)
+    z = x.reshape(2, -1)
+    expected = (z - 2 * axis * np.maximum(np.sum(axis * z, axis=0), 0)).reshape(1, -1)
+    found = keras.ops.cast(layer(keras.ops.cast(x, dtype)), "float32")
+    error = np.abs(keras.ops.convert_to_numpy(found) - expected)
+    assert np.all(error <= unit * np.abs(expected) + 16 * UNIT)
+
+    for share in np.linspace(0, 1, 33).astype("float32"):
+        layer = ConvexCombination(dtype=f"mixed_{dtype}")
+        layer.build([(1, 1), (1, 1)])
+        layer.mixture.assign([share])
+        one = keras.ops.ones((1, 1), dtype)
+        total = keras.ops.convert_to_numpy(keras.ops.cast(layer([one, one]), "float32"))
+        assert total.item() == 1.0
 
 
 @pytest.mark.parametrize("stored", [-3.0, 0.0, 0.3, 1.0, 7.0])

@@ -13,8 +13,12 @@ from tf_lyapunov.certification.lipschitz_layers import fix_as_used, float64_conf
 from tf_lyapunov.certification.own_layers import RULES as OWN_ACTIVATIONS
 from tf_lyapunov.certification.registry import registered_gain
 from tf_lyapunov.certification.rounding import UNIT_ROUNDOFF
+from tf_lyapunov.layers.activations import Householder
 from tf_lyapunov.layers.base import LipschitzLayer
+from tf_lyapunov.layers.residual import ConvexCombination
 
+# Layers that use their weights as stored, whatever their compute dtype.
+_UNROUNDED = (keras.layers.BatchNormalization, Householder, ConvexCombination)
 PRECISIONS = ("auto", "model", "float64")
 # Activations without a constant that float32 would round.
 _EXACT = ("relu", "relu6", "tanh", "sigmoid", "log_sigmoid", "softplus", "softsign", "silu")
@@ -166,9 +170,11 @@ class LogitsModel:
             config["dtype"] = "float64"
         copy = type(layer).from_config(config)
         copy(*args)  # builds it
-        keeps = type(layer) is keras.layers.BatchNormalization or self.precision == "model"
-        for mine, weight in zip(copy.weights, layer.weights, strict=True):
+        parts = [p for p in layer._flatten_layers() if type(p) in _UNROUNDED]
+        kept = {id(v) for part in parts for v in part.variables}
+        for mine, weight in zip(copy.variables, layer.variables, strict=True):
             if keras.backend.is_float_dtype(keras.backend.standardize_dtype(weight.dtype)):
+                keeps = id(weight) in kept or self.precision == "model"
                 dtype = weight.dtype if keeps else layer.compute_dtype
                 mine.assign(inference_value(weight, dtype))
         if type(layer) is keras.layers.Normalization:

@@ -129,7 +129,7 @@ class Network:
             settings = [_settings(call.operation), wiring, _constants(call)]
             state.update(json.dumps(settings, default=str).encode())
         for layer in self.graph.layers:
-            for variable in layer.weights:
+            for variable in layer.variables:
                 if "seed_generator" in variable.path:
                     continue  # dropout's counter moves in training and is unused at inference
                 value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))

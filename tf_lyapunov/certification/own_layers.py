@@ -62,7 +62,7 @@ def _sorting_rule(call):
 
 def _householder_rule(call):
     layer = call.operation
-    _weights(layer, layer.angle, layer.compute_dtype)
+    _weights(layer, layer.angle, layer.angle.dtype)
     # |v| = 1 exactly; the sine and cosine of the angle are library functions. With e the error of
     # either, y errs by 2(2√2e + …)·‖z‖ from v and by fewer than ten further roundings.
     error = rounding.gamma(8 * FUNCTION_ULPS, rounding.unit_roundoff(layer.compute_dtype))
@@ -272,7 +272,7 @@ def _centering_rule(call):
 
 def _combination_rule(call):
     layer, dtype = call.operation, call.operation.compute_dtype
-    share = float(np.clip(_weights(layer, layer.mixture, dtype)[0], 0.0, 1.0))
+    share = float(np.clip(_weights(layer, layer.mixture, layer.mixture.dtype)[0], 0.0, 1.0))
     weights = (round_up(1 - Fraction(share)), share)
     unit = rounding.unit_roundoff(dtype)
     cast = sum(unit for t in call.inputs if t.dtype != dtype)

@@ -81,7 +81,7 @@ def _group_sort(p, x):
 
 
 def _householder(p, x):
-    angle = inference_value(p.layer.angle, p.layer.compute_dtype) / 2
+    angle = inference_value(p.layer.angle, p.layer.angle.dtype) / 2
     half = len(angle)
     s, c = np.diag(np.sin(angle)), np.diag(np.cos(angle))
     # Components along (cos, sin) and along the normal (sin, -cos), whose modulus changes sign.

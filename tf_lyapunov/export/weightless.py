@@ -114,7 +114,7 @@ def _centering(p, x):
 
 def _combination(p, inputs):
     x, f = inputs
-    share = float(np.clip(inference_value(p.layer.mixture, p.layer.compute_dtype)[0], 0, 1))
+    share = float(np.clip(inference_value(p.layer.mixture, p.layer.mixture.dtype)[0], 0, 1))
     parts = [p.new(keras.layers.Rescaling, t)(v) for t, v in ((share, f), (1 - share, x))]
     return p.new(keras.layers.Add)(parts)
 

@@ -7,6 +7,7 @@ from keras import ops
 
 from tf_lyapunov.layers.axes import (
     Interval,
+    at_least_float32,
     divided,
     feature_axis,
     known_size,
@@ -176,16 +177,22 @@ class Householder(_AlongAxis):
         half = divided(size, 2, "The number of channels", self.name)
         self._broadcast = [half if i == axis else 1 for i in range(len(input_shape))]
         self.angle = self.add_weight(
-            name="angle", shape=(half,), initializer=keras.initializers.Constant(math.pi / 2)
+            name="angle",
+            shape=(half,),
+            initializer=keras.initializers.Constant(math.pi / 2),
+            autocast=False,
         )
         super().build(input_shape)
 
     def call(self, x):
-        half_angle = ops.reshape(self.angle, self._broadcast) / 2
+        # A normal rounded to 16 bits is not of length 1.
+        angle = at_least_float32(ops.convert_to_tensor(self.angle))
+        half_angle = ops.reshape(angle, self._broadcast) / 2
         s, c = ops.sin(half_angle), ops.cos(half_angle)
-        a, b = ops.split(x, 2, axis=self.axis)
+        a, b = ops.split(ops.cast(x, angle.dtype), 2, axis=self.axis)
         excess = 2 * ops.relu(s * a - c * b)
-        return ops.concatenate([a - s * excess, b + c * excess], axis=self.axis)
+        pair = ops.concatenate([a - s * excess, b + c * excess], axis=self.axis)
+        return ops.cast(pair, self.compute_dtype)
 
 
 @_register

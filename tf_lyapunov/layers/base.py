@@ -5,9 +5,14 @@ that satisfies its bound whatever they are. Nothing can leave the bound: not a l
 `set_weights`, loading, averaging of weights or a frozen layer. For inference the effective weights
 are kept beside a copy of the raw ones they came from; a call compares and recomputes if these
 differ, so that a stale cache is never used and a fresh one costs a comparison.
+
+The cache is state of the layer (`variables`) and none of its `weights`: `get_weights`,
+`set_weights` and files leave it out. Averaging or scaling all variables of models would keep copies
+equal to raw variables, and not the cache; a mark that no such operation preserves tells.
 """
 
 import functools
+import hashlib
 import importlib
 
 import keras
@@ -16,6 +21,10 @@ from keras import ops
 
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
 from tf_lyapunov.spectral.precision import unit_roundoff
+from tf_lyapunov.theory.operators import LinearMap
+
+# Digits of a mark: two caches share one by chance once in 2^(11·4).
+MARKS = 4
 
 
 class LipschitzLayer(keras.layers.Layer):
@@ -53,6 +62,7 @@ class LipschitzLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.max_gain = positive("max_gain", max_gain, GAIN_RANGE)
         self._condensed = False
+        self._copies, self._cache, self._marks = [], [], []
 
     @property
     def rounding_inflation(self):
@@ -89,8 +99,8 @@ class LipschitzLayer(keras.layers.Layer):
 
         self._copies = [state(f"{v.name}_copy", v.shape, v.dtype) for v in self._sources]
         self._cache = [state(f"effective_{n}", s, self.work_dtype) for n, s in shapes.items()]
-        # Zero until the first `refresh`: zeros must not pass for the weights of zero variables.
-        self._cached = state("cached", (), "float32")
+        # Zero until the first `refresh`, which is no mark.
+        self._marks = [state(name, (MARKS,), "float32") for name in ("mark", "mark_square")]
 
     def effective(self, training=None):
         """The effective weights as tensors of the compute dtype, in the order of `shapes`.
@@ -149,7 +159,10 @@ class LipschitzLayer(keras.layers.Layer):
                 variable.assign(_as_numpy(value, self.work_dtype))
             for variable, value in zip(self._copies, sources, strict=True):
                 variable.assign(value)
-        self._cached.assign(float(finite))
+        content = [*sources, *(_as_numpy(v, self.work_dtype) for v in self._cache)]
+        mark = _digits(b"".join(np.ascontiguousarray(v).tobytes() for v in content)) * finite
+        self._marks[0].assign(mark)
+        self._marks[1].assign(_mark_square(mark, self._settings()) * finite)
 
     def _compute(self, sources, training=False):
         """Effective weights in `work_dtype`, with values that the compute dtype holds."""
@@ -157,8 +170,21 @@ class LipschitzLayer(keras.layers.Layer):
         values = self._effective_fn(*sources, training=training)
         return [representable(v, self.compute_dtype) for v in values]
 
+    def _settings(self):
+        """Digits of all that the effective weights depend on besides the raw variables."""
+        public = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_")
+            and name not in ("name", "built", "autocast", "supports_masking")
+            and isinstance(value, (bool, int, float, str, tuple, list, LinearMap))
+        }
+        facts = sorted((name, repr(value)) for name, value in public.items())
+        return _digits(repr((self.compute_dtype, self.work_dtype, facts)).encode())
+
     def _is_fresh(self, sources):
-        fresh = ops.convert_to_tensor(self._cached) > 0
+        mark, square = (ops.convert_to_tensor(v) for v in self._marks)
+        fresh = ops.all(ops.equal(square, _mark_square(mark, self._settings())))
         for source, copy in zip(sources, self._copies, strict=True):
             # NaN differs from itself.
             fresh = ops.logical_and(fresh, ops.all(ops.equal(source, copy)))
@@ -166,9 +192,16 @@ class LipschitzLayer(keras.layers.Layer):
 
     def _own_variables(self):
         """Variables that are saved: all but the copies and the cache, which follow from them."""
-        derived = {id(v) for v in [*self._copies, *self._cache, self._cached]}
-        every = self._trainable_variables + self._non_trainable_variables
-        return [v for v in every if id(v) not in derived]
+        return self._without_cache(self._trainable_variables + self._non_trainable_variables)
+
+    @property
+    def weights(self):
+        """Variables without the cache, which follows from them."""
+        return self._without_cache(super().weights)
+
+    def _without_cache(self, variables):
+        cache = {id(v) for v in (*self._copies, *self._cache, *self._marks)}
+        return [v for v in variables if id(v) not in cache]
 
     def save_own_variables(self, store):
         for i, variable in enumerate(self._own_variables()):
@@ -246,6 +279,17 @@ def rounded_down(value, dtype):
 def _as_numpy(x, dtype):
     """A copy as an array, through a type that NumPy knows."""
     return np.array(ops.convert_to_numpy(ops.cast(x, dtype)))
+
+
+def _digits(content):
+    """Integers from 1 to 2047 that tell contents apart, as float32."""
+    digest = np.frombuffer(hashlib.sha256(content).digest()[: 2 * MARKS], np.uint16)
+    return (digest % 2047 + 1).astype(np.float32)
+
+
+def _mark_square(mark, settings):
+    """n(n + k) + 1, exact in float32: convex in n, so that means of marks are no marks."""
+    return mark * (mark + settings) + 1
 
 
 def _bits(dtype):

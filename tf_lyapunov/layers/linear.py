@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.activations import FullSort, GroupSort, Householder, LipschitzPReLU, MaxMin
 from tf_lyapunov.layers.base import LipschitzLayer, rounded_down
 from tf_lyapunov.spectral.arguments import count
@@ -333,11 +334,31 @@ def space_to_depth_shape(shape, strides):
     return -(-high // s), -(-wide // t), s * t * channels
 
 
+def sector_of(activation, allowed):
+    """Slopes of an activation that a layer holds; `allowed` says which ones it takes.
+
+    Raises:
+        UnsupportedLayerError: if no slopes are known, or they are another layer's to learn.
+    """
+    try:
+        return Sector.of(activation)
+    except ValueError as error:
+        known = not isinstance(error, UnsupportedLayerError)
+        if known and not isinstance(activation, keras.Layer):
+            raise
+        name = getattr(activation, "__name__", type(activation).__name__)
+        raise UnsupportedLayerError(
+            f"`activation` must be {allowed}. Received: {name}, whose slopes are not known here. "
+            "Put it behind this layer as a layer of its own."
+        ) from None
+
+
 def _check_activation(activation):
     """Raise unless the activation is known to be 1-Lipschitz."""
     if type(activation) in ACTIVATION_LAYERS:
         return
-    gain = Sector.of(activation).magnitude
+    names = ", ".join(v.__name__ for v in ACTIVATION_LAYERS)
+    gain = sector_of(activation, f"an elementwise activation of Keras, or one of {names}").magnitude
     if gain > 1:
         raise ValueError(
             "`activation` must not be steeper than 1, or the layer's gain exceeds `max_gain`. "

@@ -231,7 +231,9 @@ class SpectralConv2D(_SpectralConv):
         y = φ(K ∗ x + b),   K = W·max_gain/bound(W)
 
     bound(W) ≥ ‖W‖ for the zero-padded, strided, dilated map at the input size the layer is built
-    with (within about 1%), or for every size (within 5%) where it is built with an unknown one.
+    with, or for every size (within 5%) where it is built with an unknown one. It is within 1% of
+    the norm of the smallest periodic map that contains this one. Zero padding lowers that of the
+    map itself, the more the larger kernels are beside images.
 
     Args:
         filters, kernel_size, strides, padding, dilation_rate: as in `keras.layers.Conv2D`

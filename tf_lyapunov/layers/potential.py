@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from tf_lyapunov.layers.base import LipschitzLayer, representable, rounded_down
-from tf_lyapunov.layers.linear import per_axis
+from tf_lyapunov.layers.linear import per_axis, sector_of
 from tf_lyapunov.layers.normalized import spectral_norms
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, count, positive
 from tf_lyapunov.spectral.norms import (
@@ -24,7 +24,6 @@ from tf_lyapunov.spectral.norms import (
 from tf_lyapunov.spectral.precision import unit_roundoff
 from tf_lyapunov.theory.operators import LinearMap
 from tf_lyapunov.theory.potential import flow_gain_upper_bound
-from tf_lyapunov.theory.sectors import Sector
 
 NORMS = ("bound", "power", None)
 # Power steps: that of the norm's gradient, from a fixed start; in training and in inference of the
@@ -48,7 +47,7 @@ def monotone_activation(activation):
     'tanh'
     """
     function = keras.activations.get(activation)
-    sector = Sector.of(function)
+    sector = sector_of(function, "an elementwise activation of Keras, such as 'relu' or 'tanh'")
     if sector.alpha < 0 or sector.beta > 1:
         raise ValueError(
             "`activation` must not decrease and must be 1-Lipschitz: slopes within [0, 1]. "
@@ -145,7 +144,10 @@ class PotentialLayer(LipschitzLayer):
         return outputs if gain == 1 else gain * outputs
 
     def gain_upper_bound(self):
-        """Proven bound, float64, on the layer's gain: from its weights, not from `max_gain`."""
+        """Proven bound, float64, on the layer's gain: from its weights, not from `max_gain`.
+
+        Of a convolution: at the image size that it was built with.
+        """
         values = self.effective_values()
         return flow_gain_upper_bound(
             values["kernel"],
@@ -248,6 +250,13 @@ class ConvexPotential(PotentialLayer):
             sigma = ops.stop_gradient(bound) + (estimate - ops.stop_gradient(estimate))
         return ops.square(sigma) / (2 * self.step)
 
+    def build(self, input_shape):
+        super().build(input_shape)
+        sized = self.spatial_axes and self.linear_map.input_shape is not None
+        if sized and self.norm is not None:
+            # The norm is that of the map on images of this size: no other may be fed.
+            self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
+
     def call(self, inputs, training=None):
         if training and self.norm == "power":
             kernel = ops.stop_gradient(ops.convert_to_tensor(self.kernel))
@@ -311,8 +320,9 @@ class ConvexPotentialConv2D(PotentialConvolution, ConvexPotential):
         z = g·(x - (2h/s²)·W φ(Wᵀx + b)),   s ≥ ‖W‖,   g = max_gain
 
     Wᵀ is the convolution at stride 1, W its exact adjoint, odd or even kernels alike. s bounds the
-    norm of the zero-padded map at the image's size, or at every size where that is unknown (up to
-    5% looser: a shorter step). See `ConvexPotentialDense`.
+    norm of the zero-padded map at the size the layer is built with, which is the only one it then
+    takes, or at every size where it is built with an unknown one (up to 5% looser: a shorter step).
+    See `ConvexPotentialDense`.
 
     Args:
         width: number of hidden channels (`None`: the input's).

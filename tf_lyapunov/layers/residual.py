@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tf_lyapunov.layers.axes import Interval
+from tf_lyapunov.layers.axes import Interval, at_least_float32
 from tf_lyapunov.spectral.arguments import finite
 
 
@@ -55,14 +55,17 @@ class ConvexCombination(keras.layers.Layer):
             shape=(1,),  # a vector: NumPy cannot read a bfloat16 scalar of TensorFlow
             initializer=keras.initializers.Constant(self.initial),
             constraint=Interval(0.0, 1.0),
+            autocast=False,
         )
         super().build(input_shape)
 
     def call(self, inputs):
         x, f = inputs
         # Clipped here as well: weights can be assigned, loaded and averaged past any constraint.
-        t = ops.clip(self.mixture, 0.0, 1.0)
-        return t * f + (1 - t) * x
+        # 1 - t rounded to 16 bits would make more than 1 of the two.
+        t = ops.clip(at_least_float32(ops.convert_to_tensor(self.mixture)), 0.0, 1.0)
+        x, f = (ops.cast(v, t.dtype) for v in (x, f))
+        return ops.cast(t * f + (1 - t) * x, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape[0])

@@ -20,6 +20,7 @@ class TemperatureCrossEntropy(keras.losses.Loss):
 
         loss = T · log Σ_j exp((f_j - f_y + m·[j ≠ y]) / T).
 
+    A single logit f is that of class 1 beside 0 for class 0: T·log(1 + exp((m ∓ f)/T)).
     T = 1, m = 0 is plain cross-entropy; T = 1/τ, m = 0 the τ-cross-entropy; T = 1/4, m = √2 the
     margin-calibrated cross-entropy of almost-orthogonal layers. As T → 0 the loss becomes the hinge
     max_{j≠y} (f_j - f_y + m)₊. The factor T in front keeps the gradient with respect to the logits
@@ -40,6 +41,9 @@ class TemperatureCrossEntropy(keras.losses.Loss):
     >>> import numpy as np
     >>> loss = TemperatureCrossEntropy(temperature=0.1)
     >>> bool(loss(np.array([0]), np.array([[1.0, 0.0, 0.0]])) < 1e-4)
+    True
+    >>> one, two = np.array([[0.3], [-0.2]]), np.array([[0.0, 0.3], [0.0, -0.2]])
+    >>> bool(abs(loss(np.array([1, 0]), one) - loss(np.array([1, 0]), two)) < 1e-6)
     True
 
     Reference: Béthune et al., "Pay attention to your loss" (NeurIPS 2022), whose τ is 1/T; Prach
@@ -70,6 +74,9 @@ class TemperatureCrossEntropy(keras.losses.Loss):
 def _cross_entropy(y_true, y_pred, temperature, margin):
     """log Σ_j exp((f_j - f_y + m·[j ≠ y]) / T) per sample."""
     y_pred = ops.convert_to_tensor(y_pred)
+    if y_pred.shape[-1] == 1:
+        sign = 2 * memberships(ops.convert_to_tensor(y_true), y_pred) - 1
+        return ops.softplus((margin - sign * y_pred)[..., 0] / temperature)
     target = one_hot(ops.convert_to_tensor(y_true), y_pred)
     correct = ops.sum(target * y_pred, axis=-1, keepdims=True)
     shifted = (y_pred - correct + margin * (1.0 - target)) / temperature

@@ -46,7 +46,7 @@ class MatFile:
         """
         if self.weights is None:
             raise ValueError("This file holds no weights. Export it with `model=`.")
-        variables = {v.path: v for v in model.weights if is_float(v)}
+        variables = {v.path: v for v in model.variables if is_float(v)}
         wrong = sorted(set(variables) ^ set(self.weights))
         if wrong:
             raise ValueError(

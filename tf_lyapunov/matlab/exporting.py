@@ -118,7 +118,7 @@ def _network_record(model, input_shapes):
                 "method": _plain(node.method),
             }
         )
-    others = [v for v in network.model.weights if is_float(v) and v.path not in kernels]
+    others = [v for v in network.model.variables if is_float(v) and v.path not in kernels]
     return {
         "nodes": _cell(nodes),
         "maps": _cell(maps),

@@ -32,8 +32,7 @@ def positive(name, value, limits):
     """`value` as a positive float within `limits`."""
     value = finite(name, value)
     if value <= 0:
-        hint = " Pass `None` to leave the layer unconstrained." if name == "max_gain" else ""
-        raise ValueError(f"`{name}` must be positive. Received: {name}={value}.{hint}")
+        raise ValueError(f"`{name}` must be positive. Received: {name}={value}.")
     if not limits[0] <= value <= limits[1]:
         raise ValueError(
             f"`{name}` must be between {limits[0]} and {limits[1]}. Received: {name}={value}."

@@ -247,7 +247,7 @@ def _record(name, layer, inputs, steps):
     order = [step.name for step in steps]
     settings = {"config": _plain(config), "reads": [order.index(i) for i in inputs]}
     arrays = [
-        stored(v, None) for v in layer.weights if "seed_generator" not in getattr(v, "path", "")
+        stored(v, None) for v in layer.variables if "seed_generator" not in getattr(v, "path", "")
     ]
     return record(name, type(layer).__name__, settings, arrays)
 
