@@ -3,7 +3,14 @@
 import keras
 from keras import ops
 
-from tf_lyapunov.spectral.arguments import GAIN_RANGE, count, finite, from_known, positive
+from tf_lyapunov.spectral.arguments import (
+    GAIN_RANGE,
+    count,
+    finite,
+    from_known,
+    positive,
+    positive_or_none,
+)
 from tf_lyapunov.spectral.geometry import Geometry, single_map
 from tf_lyapunov.spectral.norms import spectral_norm
 from tf_lyapunov.spectral.row_sums import row_sum_bound
@@ -58,7 +65,7 @@ class SpectralPenalty(keras.regularizers.Regularizer):
         data_format=None,
         iterations=15,
     ):
-        self.max_gain = None if max_gain is None else positive("max_gain", max_gain, GAIN_RANGE)
+        self.max_gain = positive_or_none("max_gain", max_gain, GAIN_RANGE)
         self.factor = finite("factor", factor)
         self.power = finite("power", power)
         if self.factor < 0:

@@ -5,7 +5,14 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.spectral import projections
-from tf_lyapunov.spectral.arguments import GAIN_RANGE, count, finite, from_known, positive
+from tf_lyapunov.spectral.arguments import (
+    GAIN_RANGE,
+    count,
+    finite,
+    from_known,
+    positive,
+    positive_or_none,
+)
 from tf_lyapunov.spectral.clipping import soft_clip
 from tf_lyapunov.spectral.compilation import compiled
 from tf_lyapunov.spectral.geometry import Geometry, single_map
@@ -97,7 +104,7 @@ class SpectralBound(keras.constraints.Constraint):
         squarings=None,
         shrink="clip",
     ):
-        self.max_gain = None if max_gain is None else positive("max_gain", max_gain, GAIN_RANGE)
+        self.max_gain = positive_or_none("max_gain", max_gain, GAIN_RANGE)
         self.geometry = Geometry(
             input_shape, strides, padding, dilation, groups, kind, output_padding, data_format
         )

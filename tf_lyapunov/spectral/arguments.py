@@ -19,6 +19,13 @@ def from_known(cls, config, known):
     return cls(**config)
 
 
+def positive_or_none(name, value, limits):
+    """`positive`, or `None`, which leaves a layer unconstrained."""
+    if value is None:
+        return None
+    return positive(name, value, limits, " Pass `None` to leave the layer unconstrained.")
+
+
 def finite(name, value):
     """`value` as a finite float."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
@@ -28,11 +35,11 @@ def finite(name, value):
     return float(value)
 
 
-def positive(name, value, limits):
-    """`value` as a positive float within `limits`."""
+def positive(name, value, limits, hint=""):
+    """`value` as a positive float within `limits`; `hint` ends the error's text."""
     value = finite(name, value)
     if value <= 0:
-        raise ValueError(f"`{name}` must be positive. Received: {name}={value}.")
+        raise ValueError(f"`{name}` must be positive. Received: {name}={value}.{hint}")
     if not limits[0] <= value <= limits[1]:
         raise ValueError(
             f"`{name}` must be between {limits[0]} and {limits[1]}. Received: {name}={value}."
