@@ -19,19 +19,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from mnist_tables import contradictions, draw, markdown, write_csv
 
-from tf_lyapunov.errors import (
-    ConfigError,
-    DatasetNotFound,
-    DistributionError,
-    RunDirectoryError,
-)
+from tf_lyapunov.cli.entry import BAD_INPUT, INTERRUPTED, is_callers
+from tf_lyapunov.errors import ConfigError, RunDirectoryError
 from tf_lyapunov.evaluation.wording import number, percent, percent_down, round_up
 from tf_lyapunov.experiments import files, runner
 from tf_lyapunov.experiments.execution import PRECISIONS, SCALINGS, STRATEGIES, Execution
 from tf_lyapunov.experiments.reading import load_config
 from tf_lyapunov.experiments.targets import Opened, load_data
+from tf_lyapunov.experiments.training import run_identity
 from tf_lyapunov.writing import write_text
 
+# What a run's numbers depend on, and how it was made, beside its own files.
+MADE = "rebuild.json"
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ("#0072b2", "#aa4499", "#d55e00", "#00795b", "#444b5a", "#b8860b", "#56b4e9", "#882255")
 LINES = ("-", "--", "-.", ":")
@@ -72,7 +71,7 @@ def chosen(options, parts: dict) -> dict:
     known = {name.split("/")[-1] for names in parts.values() for name in names}
     unknown = [name for name in options.only if name not in parts and name not in known]
     if unknown:
-        raise SystemExit(f"error: unknown {unknown}. Choose of {list(parts)} or {sorted(known)}.")
+        raise ConfigError(f"Unknown: {unknown}. Choose of {list(parts)} or {sorted(known)}.")
     if not options.only:
         return parts
     kept = {
@@ -86,13 +85,15 @@ def configured(name: str, options, overrides=()):
     """One configuration, with what the options say."""
     config = load_config(ROOT / "configs" / f"{name}.yaml", overrides)
     changes = [f"name={name.replace('/', '-')}"]
-    if options.epochs:
+    if options.epochs is not None:
         changes.append(f"training.epochs={min(options.epochs, config.training.epochs)}")
-    if options.subset:
+    if options.subset is not None:
         changes.append(f"dataset.limit={options.subset}")
-    if options.samples:
+    if options.samples is not None:
         changes.append(f"samples={options.samples}")
-    if options.pgd_steps:
+    if options.pgd_steps is not None:
+        if options.pgd_steps < 1:
+            raise ConfigError(f"PGD takes steps. Received: --pgd-steps {options.pgd_steps}.")
         places = [i for i, attack in enumerate(config.attacks) if attack.name == "pgd"]
         for i in places:
             changes += [
@@ -103,22 +104,26 @@ def configured(name: str, options, overrides=()):
     return load_config(ROOT / "configs" / f"{name}.yaml", changes)
 
 
-def one_run(config, out: Path, how: Execution, options, data=None) -> Path | None:
+def one_run(config, out: Path, how: Execution, options, data=None, made=None) -> Path | None:
     """Trains, certifies, attacks and reports, or what of it is left to do.
+
+    `made` says how, in words; it is kept beside the run with what its numbers depend on.
 
     Returns:
         The run's directory, or None for a worker that is not the chief.
     """
     run = files.RunDirectory(out / "runs" / config.name)
     scaled = how.scaled(config)
-    done = run.has(files.RESULTS) and run.file(files.CONFIG).read_text() == scaled.to_yaml()
+    data = load_data(config, options.data_dir) if data is None else data
+    identity = {"config": scaled.to_yaml(), **run_identity(scaled, data, how)}
+    identity = json.loads(json.dumps(identity, default=str))
+    kept = files.read_json(run.path / MADE) if (run.path / MADE).exists() else {}
+    done = run.has(files.RESULTS) and kept.get("identity") == identity
     chief = how.distribution.is_chief
     if done or not chief:
         if not done:
-            data = load_data(config, options.data_dir) if data is None else data
             runner.train_experiment(config, run, resume=True, data=data, execution=how)
         return run.path if chief else None
-    data = load_data(config, options.data_dir) if data is None else data
     with run.open(resume=True):
         started = time.perf_counter()
 
@@ -135,12 +140,14 @@ def one_run(config, out: Path, how: Execution, options, data=None) -> Path | Non
         runner.certify_target(opened, "test", config.samples)
         runner.attack_target(opened, config.attacks, config.radii, "test", config.samples)
         runner.report_run(run)
+        files.write_json(run.path / MADE, {"identity": identity, "made": made or {}})
     return run.path
 
 
 def record(path: Path, part: str) -> dict:
     """The numbers of a finished run."""
     results = files.read_json(path / files.RESULTS)
+    made = files.read_json(path / MADE)["made"] if (path / MADE).exists() else {}
     config = results["config"]
     return {
         "name": config["name"],
@@ -156,7 +163,15 @@ def record(path: Path, part: str) -> dict:
         "proved": (results.get("design") or {}).get("verdict"),
         "seconds": results["seconds"],
         "rows": results["rows"],
+        "made": {k: v for k, v in made.items() if k in ("data", "date", "machine", "command")},
     }
+
+
+def finished(out: Path, parts: dict) -> list[dict]:
+    """Records of all runs of a script that are finished, in the order of its parts."""
+    names = [(part, name.replace("/", "-")) for part, names in parts.items() for name in names]
+    paths = [(part, out / "runs" / name) for part, name in names]
+    return [record(path, part) for part, path in paths if (path / files.RESULTS).exists()]
 
 
 def lines_of(records: list[dict]) -> list[dict]:
@@ -258,6 +273,7 @@ def write_results(out: Path, title: str, parts: dict, records, how: dict, papers
             f"- {item['name']}: {item['epochs']} epochs{cut} of {item['train_images']} images, "
             f"batch {item['batch']}, {item['seconds'].get('training', 0) / 60:.1f} min; "
             f"{item['test_images']} test images"
+            + "".join(f"; {key}: {value}" for key, value in item.get("made", {}).items())
         )
     text = "\n".join([*text, ""])
     content = plain({"how": how, "records": records})
@@ -304,22 +320,29 @@ def rebuild(script, title, parts, headings, options, argv, *, overrides, data_fo
             out.mkdir(parents=True, exist_ok=True)
             (out / "runs").mkdir(exist_ok=True)
             write_text(out / "runs" / ".gitignore", "*\n")
-        for part, names in chosen(options, parts).items():
+        for names in chosen(options, parts).values():
             for name in names:
                 config = configured(name, options, overrides(name))
                 print(f"{config.name}: {config.title}", flush=True)
-                path = one_run(config, out, how, options, data_for(config))
+                made = provenance(script, options, argv, note)
+                path = one_run(config, out, how, options, data_for(config), made)
                 if path is not None:
-                    records.append(record(path, part))
+                    # Those of earlier calls as well, with how they were made.
+                    records = finished(out, parts)
                     # After every run, so that a cut leaves what is finished.
                     text = write_results(
-                        out, title, headings, records, provenance(script, options, argv, note),
-                        papers,
+                        out, title, headings, records, made, papers,
                     )  # fmt: skip
         if not how.distribution.is_chief:
             return 0
-    except (ConfigError, DatasetNotFound, DistributionError, RunDirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("Interrupted. The same command continues.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not is_callers(error):
+            raise
+        hint = " Or give another --out." if isinstance(error, RunDirectoryError) else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
+        return BAD_INPUT
     print(f"\n{text}\nWritten to {out}")
     return 1 if contradictions(records) else 0

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tf_lyapunov.errors import ConfigError
+
 SCRIPTS = pathlib.Path(__file__).resolve().parents[1] / "scripts"
 NAMES = ("rebuild_runs", "rebuild_cifar", "rebuild_imagenet")
 
@@ -66,7 +68,7 @@ def test_rows_and_parts_can_be_chosen_and_unknown_ones_are_refused(scripts):
         "a": ["x/two"],
         "b": ["y/three"],
     }
-    with pytest.raises(SystemExit, match="nine"):
+    with pytest.raises(ConfigError, match="nine"):
         runs.chosen(options(scripts, "--only nine"), parts)
 
 
@@ -122,3 +124,13 @@ def test_results_show_the_papers_numbers_and_every_contradiction(scripts, tmp_pa
     assert stored["records"][0]["rows"][1]["certified"] == 0.25
     assert (tmp_path / "rows.csv").read_text().count("\n") == 3
     assert (tmp_path / "table_3.svg").stat().st_size < 300_000
+
+
+def test_results_hold_the_runs_of_earlier_calls(scripts, tmp_path, monkeypatch):
+    runs = scripts["rebuild_runs"]
+    parts = {"a": ["x/one", "x/two"], "b": ["y/three"]}
+    for name in ("x-two", "y-three"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / runs.files.RESULTS).write_text("{}")
+    monkeypatch.setattr(runs, "record", lambda path, part: (part, path.name))
+    assert runs.finished(tmp_path, parts) == [("a", "x-two"), ("b", "y-three")]

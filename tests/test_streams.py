@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import keras
@@ -186,7 +187,38 @@ def test_a_cache_keeps_records_and_not_crops(jpegs, tmp_path):
         first, second = epoch_of(stream, 0), epoch_of(stream, 1)
         assert np.array_equal(np.bincount(first[1]), np.bincount(second[1]))
         assert not np.array_equal(first[0], second[0])
-    assert list(tmp_path.glob("kept-0*"))
+    assert list(tmp_path.glob("kept-*-0*.index"))
+
+
+def test_a_cache_of_other_images_is_not_read(jpegs, tmp_path):
+    def records(**options):
+        stream = opened(jpegs, cache=str(tmp_path / "kept"), **options)
+        kept = stream._kept((0, 1)).as_numpy_iterator()
+        found = [r if isinstance(r, bytes) else r[2] for r in kept]
+        held = {r.numpy() for r in opened(jpegs)._records(stream._held_out)}
+        assert not held & set(found)
+        return found
+
+    first = records(limit=24, validation=16)
+    assert len(records(validation=40)) == TRAIN - 40 > len(first)
+    assert sorted(records(limit=24, validation=16, on_damage="skip")) == sorted(first)
+
+
+def test_a_cache_whose_writer_was_killed_is_written_again(jpegs, tmp_path):
+    code = (
+        "import os, sys\n"
+        "from tf_lyapunov import streams\n"
+        "stream = streams.load('imagenet2012', sys.argv[1], validation=32, size=32,\n"
+        "                      shuffle_buffer=4, cache=sys.argv[2])\n"
+        "kept = stream._kept((0, 1)).as_numpy_iterator()\n"
+        "next(kept)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    where = tmp_path / "kept"
+    killed = subprocess.run([sys.executable, "-c", code, str(jpegs), str(where)], check=False)
+    assert killed.returncode == -9 and list(tmp_path.glob("*.lockfile"))
+    batches = opened(jpegs, cache=str(where)).batches(8)
+    assert sum(len(batches[i][0]) for i in range(len(batches))) == len(batches) * 8
 
 
 def test_batches_repeat_the_epoch_that_keras_asks_for(stream):

@@ -21,6 +21,8 @@ from tf_lyapunov.attacks import (
     MinimalFGV,
     Square,
 )
+from tf_lyapunov.layers import SpectralDense
+from tf_lyapunov.layers.condensing import condense
 from tf_lyapunov.theory.balls import L2, Linf
 
 DUAL = {L2: 2, Linf: 1}
@@ -208,6 +210,39 @@ def test_a_state_of_other_weights_data_or_attacks_or_a_damaged_one_is_refused(tm
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match="no attack state"):
             attack(model, x, state=file)
+
+
+def small(activation="relu", max_gain=1.0, crossed=False):
+    """Networks of the same weights that compute different maps."""
+    inputs = keras.Input((6,))
+    dense = [keras.layers.Dense(6, activation), SpectralDense(6, max_gain=max_gain)]
+    x = inputs
+    for layer in reversed(dense) if crossed else dense:
+        x = layer(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    rng = np.random.default_rng(0)
+    for layer in (*dense, model.layers[-1]):
+        layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    return model
+
+
+def test_a_state_of_the_same_weights_in_another_network_is_refused(tmp_path):
+    file, x = tmp_path / "state.npz", points(6, 6)
+    attack = Ensemble([DeepFool()])
+    found = attack(small(), x, state=file)
+    # Built again, with other names: the same network.
+    assert np.array_equal(attack(small(), x, state=file).x_adv, found.x_adv)
+    fixed = condense(small())
+    fixed.layers[2]._cache[0].assign(fixed.layers[2]._cache[0] * 0.5)
+    for other in (small("tanh"), small(max_gain=8.0), small(crossed=True), fixed):
+        with pytest.raises(ValueError, match="belongs to another"):
+            attack(other, x, state=file)
+
+
+def test_equal_attacks_are_kept_apart():
+    low, high = (DeepFool(bounds=(0.0, top)) for top in (1.0, 2.0))
+    assert len(Ensemble([low, high]).attacks) == 2
+    assert list(Ensemble(low).attacks) == [repr(low)]
 
 
 def test_attacks_on_convolutions_use_the_image_shape():

@@ -114,6 +114,26 @@ def test_a_constant_model_is_reported_not_looped_over():
     assert "0 of 3 inputs perturbed" in found.table()
 
 
+@pytest.mark.parametrize("activation", ["tanh", "softplus", "relu"])
+def test_a_network_that_does_not_depend_on_its_inputs_has_infinite_bounds(activation):
+    head = layers.Dense(3, kernel_initializer="zeros", bias_initializer="random_normal")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(5, activation), head])
+    found = bracket(model, np.ones((3, 4), "float32"), attacks=DeepFool())
+    assert np.all(np.isposinf(found.bound)) and np.all(np.isposinf(found.lower))
+    assert np.all(np.isinf(found.upper)) and not found.rounding.any()
+
+
+def test_points_that_exact_arithmetic_moves_stay_in_the_box():
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(2, dtype="bfloat16")])
+    model.layers[0].set_weights([np.array([[1.0, 0.0]]), np.array([-1.0, 2.0**-20])])
+    attack = DDN(bounds=(1.003, 1.01))
+    found = bracket(model, np.array([[1.005]], "float32"), attacks=attack)
+    inside = (found.x_adv >= 1.003 - 1e-6) & (found.x_adv <= 1.01 + 1e-6)
+    assert np.all(inside) and np.all(found.upper >= found.lower)
+    if found.rounding.any():
+        assert "by rounding alone" in found.table()
+
+
 def test_what_only_rounding_changes_does_not_contradict_a_bound():
     # f = (.07, (u + 10⁶) - 10⁶): float32 has steps of 1/16 at 10⁶, so that the model's decision
     # changes at u = 3/32, and the exact one at u = .07.
@@ -123,7 +143,8 @@ def test_what_only_rounding_changes_does_not_contradict_a_bound():
     x, attack = np.array([[0.1]], "float32"), MinimalFGV()
     found = bracket(model, x, attacks=[attack])
     assert attack(model, x).distance[0] < 0.01 < found.lower[0]
-    assert found.rounding.tolist() == [True]
+    assert found.rounding.tolist() == [True] and "1 decisions changed below" in found.table()
+    assert found.predictions_adv.tolist() == [0]
     assert found.lower[0] == pytest.approx(0.03, rel=1e-3)
     assert found.lower[0] <= found.upper[0] < 0.04
     assert abs(found.x_adv[0, 0] - x[0, 0]) == pytest.approx(found.upper[0], rel=1e-6)

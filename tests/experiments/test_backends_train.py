@@ -84,6 +84,19 @@ def test_two_devices_of_jax_train_to_the_weights_of_one(trained):
 
 
 @pytest.mark.slow
+def test_loss_scaling_on_two_devices_of_jax_continues_after_an_interruption(trained):
+    backend, folder = trained
+    if backend != "jax":
+        pytest.skip("only JAX has keras.distribution")
+    options = ("--strategy", "mirrored", "--devices", "2", "--precision", "mixed_float16")
+    finish(*train(folder, "half", backend, *options))
+    finish(*train(folder, "part", backend, *options, "--epochs", "2"))
+    finish(*train(folder, "part", backend, *options, "--resume"))
+    for a, b in zip(weights(folder / "half"), weights(folder / "part"), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.slow
 def test_two_processes_of_jax_train_to_the_weights_of_one(trained):
     backend, folder = trained
     if backend != "jax":

@@ -96,6 +96,7 @@ def test_two_workers_train_to_the_weights_of_one_process(single, two_workers):
     for one, two in zip(history(single), history(two_workers), strict=True):
         assert one["accuracy"] == pytest.approx(two["accuracy"], abs=2 / 25)  # batches of 26
         assert one["val_accuracy"] == pytest.approx(two["val_accuracy"], abs=1e-6)
+        assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-3)
 
 
 def test_only_the_chief_writes_and_says_so_in_the_record(two_workers):

@@ -1,19 +1,22 @@
 """Scaling rules, padded batches, precision and compilation: in one process."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lyapunov import datasets
+from tf_lyapunov import datasets, losses
+from tf_lyapunov.datasets import Batches
 from tf_lyapunov.errors import ConfigError, DistributionError, RunDirectoryError
 from tf_lyapunov.experiments import distribution, execution, files, training
 from tf_lyapunov.experiments.distribution import Padded, open_distribution, scaled
 from tf_lyapunov.experiments.execution import Execution
 from tf_lyapunov.experiments.modelfile import load_model
 from tf_lyapunov.experiments.reading import parse_config
-from tf_lyapunov.experiments.shares import read_ahead
+from tf_lyapunov.experiments.shares import InOrder, read_ahead
 
 CONFIG = """
 name: small
@@ -67,6 +70,44 @@ def test_the_mean_over_padded_shares_is_the_mean_over_the_batch(count, replicas,
     assert np.array_equal(whole[:count], losses)
 
 
+@given(st.integers(1, 40), st.integers(1, 12), st.sampled_from([1, 2, 3, 8]), st.integers(0, 2**31))
+def test_validation_counts_every_example_once(count, batch_size, replicas, seed):
+    size = -(-batch_size // replicas) * replicas
+    values = np.random.default_rng(seed).normal(size=count)
+    batches = Padded(InOrder(values, values, size), replicas)
+    means, sizes = [], []
+    for x, _, weights in batches:
+        means.append(np.sum(weights * x) / len(x))
+        sizes.append(len(x))
+    before = {"loss": np.average(means[:-1], weights=sizes[:-1])} if means[1:] else {}
+    logs = {"loss": np.average(means, weights=sizes)}
+    found = distribution._without_padding(logs, before, batches)["loss"]
+    assert found == pytest.approx(values.mean(), abs=1e-5)
+
+
+def test_losses_of_whole_batches_are_refused_on_replicas():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    for loss in (losses.KR(), losses.HKR(), losses.MulticlassHKR()):
+        model.compile("sgd", loss)
+        distribution._check_loss(model, 1)
+        with pytest.raises(ConfigError, match=f"{type(loss).__name__} on 2 replicas"):
+            distribution._check_loss(model, 2)
+    model.compile("sgd", losses.MulticlassHinge())
+    distribution._check_loss(model, 2)
+
+
+@pytest.mark.parametrize(("batch_size", "warns"), [(4, False), (5, True), (8, True)])
+def test_padding_that_enters_normalizations_is_said(batch_size, warns):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="norm")])
+    rows = Batches(np.zeros((20, 2)), np.zeros(20), batch_size=batch_size)
+    replicas = 4 if batch_size < 8 else 8
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distribution._warn_of_padding(model, rows, replicas)
+        distribution._warn_of_padding(model, rows, 1)
+    assert ["'norm'" in str(w.message) for w in caught] == [True] * warns
+
+
 def test_workers_that_differ_are_told_so():
     assert distribution._same(np.array([3, 3]), "epochs done") == 3
     with pytest.raises(DistributionError, match=r"epochs done. Received: \[3, 0\]"):
@@ -79,6 +120,7 @@ def test_workers_that_differ_are_told_so():
         ({"strategy": "parameter_server"}, "`strategy` must be one of"),
         ({"strategy": "none", "devices": 2}, "Several devices need a strategy"),
         ({"strategy": "mirrored", "devices": 0}, "`devices` must be positive"),
+        ({"strategy": "multiworker", "timeout": float("inf")}, "`timeout` must be seconds"),
     ],
 )
 def test_impossible_distributions_are_refused(arguments, message):

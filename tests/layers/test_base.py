@@ -258,13 +258,23 @@ def mixed(name, first, second):
         return [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     if name == "moving average":
         return [a + 1e-3 * (b - a) for a, b in zip(first, second, strict=True)]
-    if name == "scaled":
-        return [2 * a for a in first]
+    one_by_one = {
+        "scaled": lambda a: 2 * a,
+        "rounded": lambda a: np.round(a, 2),
+        "pruned": lambda a: a * (np.abs(a) > 1e-3),
+        "clipped": lambda a: np.clip(a, -0.5, 0.5),
+        "16 bits": lambda a: np.clip(a, -6e4, 6e4).astype("float16").astype(a.dtype),
+    }
+    if name in one_by_one:
+        return [one_by_one[name](a) for a in first]
     return second
 
 
 @pytest.mark.parametrize("attribute", ["weights", "variables"])
-@pytest.mark.parametrize("how", ["average", "moving average", "scaled", "copied"])
+@pytest.mark.parametrize(
+    "how",
+    ["average", "moving average", "scaled", "rounded", "pruned", "clipped", "16 bits", "copied"],
+)
 def test_mixed_variables_of_models_leave_no_wrong_cache(how, attribute):
     kinds = [ConvexPotentialDense(5), SpectralDense(4), SandwichDense(6), CayleyDense(3)]
     configs = [layer.get_config() for layer in kinds]

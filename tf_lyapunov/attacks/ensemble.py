@@ -15,6 +15,7 @@ import numpy as np
 from tf_lyapunov.attacks.apgd import APGD
 from tf_lyapunov.attacks.base import Attack, AttackResult
 from tf_lyapunov.attacks.fab import FAB
+from tf_lyapunov.attacks.identity import described, inference_state
 from tf_lyapunov.attacks.inputs import checked_inputs, checked_seed, positive_int
 from tf_lyapunov.attacks.square import Square
 from tf_lyapunov.theory.balls import Ball
@@ -76,8 +77,13 @@ class Ensemble:
     def __init__(
         self, attacks: Mapping[str, Attack] | Sequence[Attack], *, survivors_only: bool = False
     ):
+        if isinstance(attacks, Attack):
+            attacks = [attacks]
         if not isinstance(attacks, Mapping):
-            attacks = {repr(attack): attack for attack in attacks}
+            given, attacks = list(attacks), {}
+            for attack in given:
+                same = sum(name.split(" #")[0] == repr(attack) for name in attacks)
+                attacks[f"{attack!r} #{same + 1}" if same else repr(attack)] = attack
         if not attacks or not all(isinstance(a, Attack) for a in attacks.values()):
             raise TypeError(
                 f"`attacks` must be attacks, or names and attacks. Received: attacks={attacks!r}."
@@ -176,8 +182,10 @@ class Ensemble:
             digest.update(_identity(part))
         for name, attack in self.attacks.items():
             digest.update(_identity((name, type(attack).__name__, sorted(vars(attack).items()))))
-        for weights in (x, *model.get_weights()):
-            digest.update(np.ascontiguousarray(weights))
+        digest.update(repr(described(model)).encode())
+        for array in (x, *inference_state(model)):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
 

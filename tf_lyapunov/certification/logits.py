@@ -1,6 +1,8 @@
 """Evaluates the logits of a network in batches, from arrays, PyDatasets or tf.data."""
 
+import contextlib
 import dataclasses
+import importlib
 import math
 
 import keras
@@ -59,6 +61,20 @@ def with_rounded_settings(network):
 
 def _is_norm(layer):
     return type(layer) is keras.layers.BatchNormalization
+
+
+@contextlib.contextmanager
+def float64_available():
+    """Lets JAX compute in float64 inside, which it does not by default; the others always do."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    jax = importlib.import_module("jax")
+    # A context manager of this name moved in 2025.
+    enable = getattr(jax, "enable_x64", None)
+    enable = enable or importlib.import_module("jax.experimental").enable_x64
+    with enable(True):
+        yield
 
 
 class LogitsModel:

@@ -9,7 +9,12 @@ from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.activations import activation_name
 from tf_lyapunov.certification.composition import lipschitz_constants, rounding_errors
 from tf_lyapunov.certification.linear import inference_value
-from tf_lyapunov.certification.logits import LogitsModel, batches, with_rounded_settings
+from tf_lyapunov.certification.logits import (
+    LogitsModel,
+    batches,
+    float64_available,
+    with_rounded_settings,
+)
 from tf_lyapunov.certification.margins import (
     _check_logits,
     _checked_inputs,
@@ -21,6 +26,7 @@ from tf_lyapunov.certification.margins import (
 )
 from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.perturbation import Curvature
 
@@ -114,6 +120,10 @@ class PerturbationBound:
 def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_size=256):
     """No perturbation r of x_i with ‖r‖ < bound_i changes the decision (sound rules).
 
+    The decision is that of exact arithmetic on the stored weights. The model as it runs rounds:
+    near a tie, in half precision or behind large biases, its own decision may change below the
+    bound (`certify(precision="model")` leaves room for that).
+
     From the exact output-layer rule κ = min_j (f_c - f_j)/‖w_c - w_j‖ back to the input: a layer,
     or a block between two places where the network is a single line, of gain L divides κ by L; a
     stack of dense layers with smooth activations gives the larger of κ/L and
@@ -151,16 +161,18 @@ def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_s
     """
     if rules not in RULES:
         raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
+    batch_size = count("batch_size", batch_size)
     network, parts = None, []
     for inputs, labels in batches(x, y):
-        if network is None:
-            shape = _input_shape(model, inputs)
-            network = with_rounded_settings(read_network(model, [shape]))
-            walk = _Sound(network) if rules == "sound" else _Published(network)
-        for start in range(0, len(inputs), batch_size):
-            here = slice(start, start + batch_size)
-            given = None if labels is None else labels[here]
-            parts.append(walk.bounds(inputs[here], given))
+        with float64_available():
+            if network is None:
+                shape = _input_shape(model, inputs)
+                network = with_rounded_settings(read_network(model, [shape]))
+                walk = _Sound(network) if rules == "sound" else _Published(network)
+            for start in range(0, len(inputs), batch_size):
+                here = slice(start, start + batch_size)
+                given = None if labels is None else labels[here]
+                parts.append(walk.bounds(inputs[here], given))
     steps = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
     per_layer = tuple(
         LayerBound(step[0].name, step[0].rule, np.concatenate([s.bound for s in step]))
@@ -329,7 +341,8 @@ class _Sound(_Walk):
                 rule, name = "smooth stack (5.1)", stack.nodes[0].name
                 end -= len(stack.nodes)
             steps.append(LayerBound(name, rule, kappa))
-        bound = np.where(moved > 0, np.maximum(rounding.down(kappa - moved), 0.0), kappa)
+        rounded = np.maximum(rounding.down(kappa - moved), 0.0)
+        bound = np.where((moved > 0) & (kappa < np.inf), rounded, kappa)
         return steps, bound, labels, predictions
 
     def _by_gain(self, end, kappa):
@@ -477,4 +490,4 @@ def _line(network):
 def _quotient(kappa, gain):
     if gain == 0:
         return np.where(kappa > 0, np.inf, 0.0)
-    return np.maximum(rounding.down(kappa / gain), 0.0)
+    return np.where(kappa < np.inf, np.maximum(rounding.down(kappa / gain), 0.0), np.inf)

@@ -40,13 +40,13 @@ def main(argv: list[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return DONE
         except Exception as error:
-            if os.environ.get("TF_LYAPUNOV_TRACEBACK") == "1" or not _is_callers(error):
+            if os.environ.get("TF_LYAPUNOV_TRACEBACK") == "1" or not is_callers(error):
                 raise
             _explain(error, "--json" in arguments)
             return BAD_INPUT
 
 
-def _is_callers(error: Exception) -> bool:
+def is_callers(error: Exception) -> bool:
     """Whether an exception is about the input or the machine rather than a defect of ours."""
     if hasattr(error, "format_message"):  # a usage error of the command line
         return True

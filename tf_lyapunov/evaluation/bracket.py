@@ -8,9 +8,15 @@ import math
 import numpy as np
 
 from tf_lyapunov.attacks import DDN, FMN, DeepFool, Ensemble, MinimalFGV
+from tf_lyapunov.attacks.base import Attack
 from tf_lyapunov.certification import rounding
 from tf_lyapunov.certification.composition import rounding_errors
-from tf_lyapunov.certification.logits import LogitsModel, batches, with_rounded_settings
+from tf_lyapunov.certification.logits import (
+    LogitsModel,
+    batches,
+    float64_available,
+    with_rounded_settings,
+)
 from tf_lyapunov.certification.margins import _checked_inputs, certify, checked_labels, decisions
 from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
@@ -96,7 +102,8 @@ class Bracket:
     @property
     def deviation(self):
         """upper - lower, float64 (n,): the paper's deviation, with the sound bound."""
-        return self.upper - self.lower
+        with np.errstate(invalid="ignore"):
+            return self.upper - self.lower
 
     @property
     def violations(self):
@@ -193,6 +200,8 @@ class Bracket:
         )
         if summary["zero_gradient"]:
             counts += f" ({summary['zero_gradient']} with a zero gradient)"
+        if summary["rounding"]:
+            counts += f" ({summary['rounding']} decisions changed below a bound by rounding alone)"
         who = ", ".join(f"{name} {n}" for name, n in summary["attacks"].items())
         lines.append(counts + (f"; nearest by {who}" if who else ""))
         if self.published is not None:
@@ -228,8 +237,8 @@ def bracket(
         model: a built Keras model of supported layers with logits or probabilities (n, K).
         x: array (n, …), `keras.utils.PyDataset`, tf.data, or an iterable of batches.
         y: labels; `None` takes the data set's, or the model's own decisions.
-        attacks: an `Ensemble`, or attacks, or names and attacks, untargeted, in l2; default: FGV,
-            DeepFool, DDN and FMN.
+        attacks: an `Ensemble`, or an attack, attacks, or names and attacks, untargeted, in l2;
+            default: FGV, DeepFool, DDN and FMN.
         rules: `"published"` computes the published rules too, to compare; they prove nothing.
         method: of `certify`.
         bounds: None, or `(low, high)`: a box that the default attacks stay in. Lower bounds hold
@@ -282,11 +291,13 @@ def bracket(
     )
     attack = np.where(wrong, "clean", result.found_by.astype(str)).astype(object)
     x_adv, predictions_adv = result.x_adv.copy(), result.predictions_adv.copy()
-    doubtful = np.flatnonzero(upper < lower)
+    doubtful = np.flatnonzero(~(upper >= lower))
     if len(doubtful):
         exact = _Exact(model, x, batch_size)
         for i in doubtful:
-            norm, point = exact.crossing(x[i], change[i], labels[i], lower[i])
+            by = ensemble.attacks.get(str(attack[i]))
+            box = None if by is None else by.bounds
+            norm, point, decision = exact.crossing(x[i], change[i], labels[i], box)
             if norm < lower[i]:
                 raise UnsoundBound(
                     f"Input {i}: a perturbation of norm {norm:.17g} by {attack[i]} changes the "
@@ -296,8 +307,8 @@ def bracket(
                     [int(i)], [lower[i]], [norm],
                 )  # fmt: skip
             upper[i] = norm
-            if point is None:
-                attack[i], predictions_adv[i] = "", labels[i]
+            attack[i] = "" if point is None else attack[i]
+            predictions_adv[i] = decision
             x_adv[i] = x[i] if point is None else point
     flagged = np.zeros(len(x), bool)
     flagged[doubtful] = True
@@ -323,16 +334,22 @@ class _Exact:
 
     def __init__(self, model, x, batch_size):
         self.network = with_rounded_settings(read_network(model, [(None, *x.shape[1:])]))
-        self.model, self.batch_size = LogitsModel(self.network, "float64"), batch_size
+        with float64_available():
+            self.model, self.batch_size = LogitsModel(self.network, "float64"), batch_size
 
-    def crossing(self, x, change, label, bound):
-        """Norm and point of the first x + t·change, t ≥ 1, that surely has another class.
+    def crossing(self, x, change, label, box):
+        """`(norm, point, class)` of the first x + t·change, t ≥ 1, surely of another class.
 
-        Points below `bound` are all asked first, so that none of them is passed over.
+        Points are moved into the box (low, high); without any, (∞, None, label).
         """
+        with float64_available():
+            return self._crossing(x, change, label, box)
+
+    def _crossing(self, x, change, label, box):
         scales = np.concatenate([[1.0], _OUTWARDS]).reshape(-1, *[1] * change.ndim)
+        moved = np.asarray(x, np.float64) + scales * change
         points, norms, _ = _checked_inputs(
-            np.asarray(x, np.float64) + scales * change, self.network.graph.inputs[0]
+            moved if box is None else np.clip(moved, *box), self.network.graph.inputs[0]
         )
         logits = self.model.predict(points, self.batch_size)
         errors = math.sqrt(2) * rounding_errors(self.network, norms, self.network.logits, "float64")
@@ -343,8 +360,11 @@ class _Exact:
             lead = np.delete(logits, label, axis=1).max(axis=1) - logits[:, label]
         changed = np.flatnonzero(lead > errors)
         if not len(changed):
-            return np.inf, None
-        return sizes[changed[0]], points[changed[0]]
+            return np.inf, None, label
+        first = changed[0]
+        single = logits.shape[1] == 1
+        decision = int(logits[first, 0] > 0) if single else int(np.argmax(logits[first]))
+        return sizes[first], points[first], decision
 
 
 def _ensemble(attacks, bounds, batch_size):
@@ -361,6 +381,8 @@ def _ensemble(attacks, bounds, batch_size):
             f"`bounds` is for the default attacks. Received: bounds={bounds!r} with attacks. Give "
             "it to them."
         )
+    if isinstance(attacks, Attack):
+        attacks = [attacks]
     ensemble = attacks if isinstance(attacks, Ensemble) else Ensemble(attacks)
     if ensemble.norm is not L2 or ensemble.targeted:
         raise ValueError(

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from tf_lyapunov.attacks import FGSM, PGD
+from tf_lyapunov.attacks.identity import described, inference_state
 from tf_lyapunov.attacks.inputs import checked_labels, checked_seed
 from tf_lyapunov.evaluation import noise
 from tf_lyapunov.evaluation.accuracy import logits
@@ -272,30 +272,12 @@ def _error(model, x, labels, batch_size):
 def _digest(model, x, labels, bounds, seed, released):
     """What the numbers depend on, besides the cells' own names, levels and settings."""
     digest = hashlib.sha256()
-    for array in (*model.get_weights(), x, labels):
+    for array in (*inference_state(model), x, labels):
         array = np.ascontiguousarray(array)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
-    layers = [_described(layer) for layer in model._flatten_layers(include_self=False)]
-    digest.update(repr((layers, bounds, seed, released)).encode())
+    digest.update(repr((described(model), bounds, seed, released)).encode())
     return digest.hexdigest()
-
-
-def _described(layer):
-    """Class and settings of a layer, without names: Keras numbers them by what was built before."""
-    try:
-        config = {} if isinstance(layer, keras.Model) else layer.get_config()
-    except NotImplementedError:
-        config = {}
-
-    def nameless(value):
-        if isinstance(value, Mapping):
-            return {k: nameless(v) for k, v in sorted(value.items()) if k != "name"}
-        if isinstance(value, (list, tuple)):
-            return [nameless(v) for v in value]
-        return value if isinstance(value, (str, int, float, type(None))) else type(value).__name__
-
-    return type(layer).__name__, getattr(layer, "compute_dtype", ""), nameless(config)
 
 
 class _State:

@@ -55,7 +55,8 @@ def training_variables(model) -> list:
     """
     candidates = [*model.variables]
     if model.optimizer is not None:
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         candidates += model.optimizer.variables
     return list({id(variable): variable for variable in candidates}.values())
 

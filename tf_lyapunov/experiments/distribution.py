@@ -20,18 +20,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
 from ..errors import ConfigError, DistributionError
+from ..losses import HKR, KR, MulticlassHKR
 from .config import ExperimentConfig
 from .rendezvous import Cluster, meet
 from .shares import InOrder, Padded, read_ahead
 
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 SCALINGS = ("none", "linear", "sqrt", "auto")
+_NORMALIZATION = keras.layers.BatchNormalization
+SEPARATIONS = (KR, HKR, MulticlassHKR)
 _ADAPTIVE = ("adam", "adamw", "rmsprop")
 
 
@@ -115,6 +119,8 @@ def open_distribution(
         raise ValueError(f"`strategy` must be one of {STRATEGIES}. Received: {strategy!r}.")
     if devices is not None and devices < 1:
         raise ValueError(f"`devices` must be positive. Received: devices={devices!r}.")
+    if not 0 < timeout < 1e6:
+        raise ValueError(f"`timeout` must be seconds, and finite. Received: timeout={timeout!r}.")
     if strategy == "none":
         if devices not in (None, 1):
             raise ValueError(
@@ -170,7 +176,8 @@ class Distribution:
 
     def fit(self, model: keras.Model, batches, *, validation_data=None, **options) -> None:
         """`model.fit` on batches in their own order."""
-        model.fit(batches, validation_data=validation_data, shuffle=False, verbose=0, **options)
+        with _built_once(model):
+            model.fit(batches, validation_data=validation_data, shuffle=False, verbose=0, **options)
 
     def agree(self, number: int, what: str) -> int:
         """The chief's number, if every worker has the same.
@@ -202,13 +209,19 @@ class _Replicated(Distribution):
             )
         return asked
 
-    def _shares(self, batches, weight=None):
-        return Padded(batches, self.replicas, (self.worker, self.workers), weight)
+    def _shares(self, batches):
+        return Padded(batches, self.replicas, (self.worker, self.workers))
 
     def _validation(self, data, batch_size):
-        return None if data is None else self._shares(InOrder(*data, batch_size), 1.0)
+        if data is None:
+            return None
+        # Only the last batch is padded.
+        size = -(-batch_size // self.replicas) * self.replicas
+        return self._shares(InOrder(*data, size))
 
     def fit(self, model, batches, *, validation_data=None, validation_batch_size=1024, **options):
+        _check_loss(model, self.replicas)
+        _warn_of_padding(model, batches, self.replicas)
         validation = self._validation(validation_data, validation_batch_size)
         super().fit(model, self._shares(batches), validation_data=validation, **options)
 
@@ -252,13 +265,16 @@ class _Looped(_Replicated):
         epochs=1,
         callbacks=(),
     ):
+        _check_loss(model, self.replicas)
+        _warn_of_padding(model, batches, self.replicas)
         batches = self._shares(batches)
         validation = self._validation(validation_data, validation_batch_size)
         hooks = keras.callbacks.CallbackList(
             list(callbacks), model=model, epochs=epochs, steps=len(batches), verbose=0
         )
         model.stop_training = False
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         if self._steps[0] is not model:
             self._steps = (model, *map(self._compiled, (model.train_step, model.test_step)))
         _, train, test = self._steps
@@ -298,15 +314,19 @@ class _Looped(_Replicated):
             hooks.on_test_begin()
         else:
             batches.on_epoch_begin()
+        before: dict = {}
         with contextlib.closing(read_ahead(batches)) as coming:
             for index, batch in enumerate(coming):
+                if mode == "test" and 0 < index == len(batches) - 1:
+                    before = _numbers(model)
                 getattr(hooks, f"on_{mode}_batch_begin")(index)
                 step(*self._values(batch))
                 getattr(hooks, f"on_{mode}_batch_end")(index, {})
                 if mode == "train" and model.stop_training:
                     break
-        logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+        logs = _numbers(model)
         if mode == "test":
+            logs = _without_padding(logs, before, batches)
             hooks.on_test_end(logs)
         return logs
 
@@ -327,6 +347,29 @@ class _Looped(_Replicated):
             )
             for array in batch
         ]
+
+
+def _numbers(model):
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def _without_padding(logs, before, batches):
+    """Means over all examples, where the last batch counted as many as it was padded to.
+
+    Args:
+        logs: means over everything.
+        before: means without the last batch, if there are others.
+        batches: `Padded` batches, equal but for the last.
+    """
+    count, size = len(batches.batches.x), batches.batches.batch_size
+    full = (len(batches) - 1) * size if before else 0
+    last = count - full
+    padded = -(-last // batches.replicas) * batches.replicas
+    found = {}
+    for name, value in logs.items():
+        earlier = full * before.get(name, 0.0)
+        found[name] = (earlier + last * (value * (full + padded) - earlier) / padded) / count
+    return found
 
 
 class _MultiWorker(_Looped):
@@ -376,14 +419,54 @@ class _MultiWorker(_Looped):
 
 
 @contextlib.contextmanager
+def _built_once(model):
+    """`LossScaleOptimizer` of Keras makes new variables whenever it is built, and `fit` builds it.
+
+    Checkpoints would hold ever more, and JAX has laid out on its devices those before.
+    """
+    optimizer = model.optimizer
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    optimizer.build = lambda variables: None
+    try:
+        yield
+    finally:
+        del optimizer.build
+
+
+def _check_loss(model, replicas):
+    """Refuses losses that are no mean over the examples: shares of a batch have other means."""
+    if replicas > 1 and isinstance(model.loss, SEPARATIONS):
+        raise ConfigError(
+            "The mean of a class over the whole batch is part of this loss, and replicas see their "
+            f"shares only. Received: {type(model.loss).__name__} on {replicas} replicas. Train it "
+            "on one, or choose MulticlassHinge or a cross-entropy."
+        )
+
+
+def _warn_of_padding(model, batches, replicas):
+    """Says so where copies that pad a batch enter the statistics of normalizations."""
+    names = [v.name for v in model._flatten_layers() if isinstance(v, _NORMALIZATION)]
+    count = len(batches.x) if hasattr(batches, "x") else 0  # streams have whole batches
+    sizes = {min(count, batches.batch_size), count % batches.batch_size}
+    uneven = [size for size in sizes if size % replicas]
+    if names and uneven and replicas > 1:
+        warnings.warn(
+            f"A batch of {uneven[0]} examples is filled up for {replicas} replicas with copies of "
+            f"its first one, which enter the statistics of {names[0]!r} (no loss or metric): "
+            "weights will differ from those of one replica. Choose sizes that can be divided.",
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
 def _synchronized(model):
     """Normalizes by the statistics of the whole batch instead of each replica's share.
 
     Else moving statistics would differ between replicas, and with them the scales that budgets of
     normalizations bound.
     """
-    kind = keras.layers.BatchNormalization
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, _NORMALIZATION)]
     before = [layer.synchronized for layer in layers]
     for layer in layers:
         layer.synchronized = True
@@ -445,6 +528,13 @@ def _open_tensorflow(strategy, devices, timeout, tpu):
             f"The workers met but could not form a cluster ({reason}). Received: "
             f"{', '.join(cluster.addresses)}."
         ) from error
+    asked = (devices or 1) * len(cluster.addresses)
+    if devices is not None and found.num_replicas_in_sync != asked:
+        raise ValueError(
+            f"TensorFlow makes {found.num_replicas_in_sync} replicas of this cluster, not {asked}. "
+            f"Received: devices={devices} in each of {len(cluster.addresses)} workers. On CPUs a "
+            "worker is one replica: leave out `--devices`, and start more workers."
+        )
     return _MultiWorker(found, cluster)
 
 

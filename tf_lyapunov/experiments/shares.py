@@ -14,14 +14,12 @@ class Padded(keras.utils.PyDataset):
 
     A replica's loss is the mean over its share, and their mean is taken. With P - n copies of
     the first example of weight 0, and weights P/n on the n others, that is the mean over the n
-    examples, whatever their number. Metrics weigh such a batch by P instead of n. Validation takes
-    weights 0 and 1: its accuracy is that of the n examples, and its loss weighs them by n/P.
+    examples, whatever their number. Metrics weigh such a batch by P instead of n.
 
     Args:
         batches: a `PyDataset` of pairs (x, y).
         replicas: what the batch size is made a multiple of.
         part: `(k, w)`: only the kth of w equal parts of each batch, for a worker of its own.
-        weight: of an example; by default P/n.
 
     Example:
 
@@ -33,11 +31,9 @@ class Padded(keras.utils.PyDataset):
 1.3333333730697632, 0.0]]
     """
 
-    def __init__(
-        self, batches, replicas: int, part: tuple[int, int] = (0, 1), weight: float | None = None
-    ):
+    def __init__(self, batches, replicas: int, part: tuple[int, int] = (0, 1)):
         super().__init__()
-        self.batches, self.replicas, self.part, self.weight = batches, replicas, part, weight
+        self.batches, self.replicas, self.part = batches, replicas, part
         # Streams decode a worker's own part alone, where there is nothing to pad.
         self._alone = hasattr(batches, "rows") and batches.batch_size % replicas == 0
 
@@ -53,13 +49,12 @@ class Padded(keras.utils.PyDataset):
     def __getitem__(self, index: int):
         if self._alone:
             x, y = self.batches.rows(index, self.part)
-            return x, y, np.full(len(x), 1 if self.weight is None else self.weight, np.float32)
+            return x, y, np.ones(len(x), np.float32)
         x, y = self.batches[index]
         count = len(x)
         size = -(-count // self.replicas) * self.replicas
         rows = np.concatenate([np.arange(count), np.zeros(size - count, int)])
-        weight = np.float32(size / count if self.weight is None else self.weight)
-        weights = np.where(np.arange(size) < count, weight, np.float32(0))
+        weights = np.where(np.arange(size) < count, np.float32(size / count), np.float32(0))
         share = size // self.part[1]
         mine = slice(self.part[0] * share, (self.part[0] + 1) * share)
         return x[rows][mine], y[rows][mine], weights[mine]

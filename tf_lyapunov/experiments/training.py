@@ -222,7 +222,7 @@ def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
         steps_per_execution=distribution.steps_per_execution(config.training.steps_per_execution),
         jit_compile=distribution.jit_compile(execution.jit),
     )
-    identity = _identity(config, data, execution)
+    identity = run_identity(config, data, execution)
     recorder = Recorder(config, run, monitors, identity, on_epoch, distribution.is_chief)
     done = recorder.resume(trainer, say) if resume else 0
     distribution.agree(done, "epochs done")
@@ -252,7 +252,8 @@ def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
     return Trained(model=model, design=design, history=recorder.history, resumed_from=done)
 
 
-def _identity(config: ExperimentConfig, data: datasets.Dataset, execution: Execution) -> dict:
+def run_identity(config: ExperimentConfig, data: datasets.Dataset, execution: Execution) -> dict:
+    """What the numbers of a run depend on: configuration, data, execution and versions."""
     return {
         "training": {**config.training_identity(), **execution.identity},
         "data": _fingerprint(data),

@@ -8,7 +8,8 @@ differ, so that a stale cache is never used and a fresh one costs a comparison.
 
 The cache is state of the layer (`variables`) and none of its `weights`: `get_weights`,
 `set_weights` and files leave it out. Averaging or scaling all variables of models would keep copies
-equal to raw variables, and not the cache; a mark that no such operation preserves tells.
+equal to raw variables, and not the cache; so would rounding or pruning them. A mark that none of
+these preserves tells.
 """
 
 import functools
@@ -25,6 +26,7 @@ from tf_lyapunov.theory.operators import LinearMap
 
 # Digits of a mark: two caches share one by chance once in 2^(11·4).
 MARKS = 4
+MARK_SCALE = 2.0**-60
 
 
 class LipschitzLayer(keras.layers.Layer):
@@ -160,7 +162,8 @@ class LipschitzLayer(keras.layers.Layer):
             for variable, value in zip(self._copies, sources, strict=True):
                 variable.assign(value)
         content = [*sources, *(_as_numpy(v, self.work_dtype) for v in self._cache)]
-        mark = _digits(b"".join(np.ascontiguousarray(v).tobytes() for v in content)) * finite
+        mark = _digits(b"".join(np.ascontiguousarray(v).tobytes() for v in content))
+        mark *= MARK_SCALE * finite
         self._marks[0].assign(mark)
         self._marks[1].assign(_mark_square(mark, self._settings()) * finite)
 
@@ -288,8 +291,13 @@ def _digits(content):
 
 
 def _mark_square(mark, settings):
-    """n(n + k) + 1, exact in float32: convex in n, so that means of marks are no marks."""
-    return mark * (mark + settings) + 1
+    """n(n + k) + 1 with n in units of `MARK_SCALE`, exact in float32.
+
+    Convex in n, so that means of marks are no marks; and n is too small, its square too large to
+    survive rounding, pruning or clipping of all variables.
+    """
+    n = mark / MARK_SCALE
+    return n * (n + settings) + 1
 
 
 def _bits(dtype):

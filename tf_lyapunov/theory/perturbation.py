@@ -167,11 +167,13 @@ def smooth_lower_bound(kappa, jacobian_norm, hessian_norm, lipschitz=math.inf):
     Reference: Peck et al., Theorem 4.2, sound form.
     """
     kappa, jacobian_norm = np.asarray(kappa, np.float64), np.asarray(jacobian_norm, np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         denominator = jacobian_norm + np.sqrt(jacobian_norm**2 + 2 * hessian_norm * kappa)
         taylor = np.where(denominator > 0, 2 * kappa / denominator, np.inf)
         linear = np.where(lipschitz > 0, kappa / np.maximum(lipschitz, 1e-300), np.inf)
-    return np.where(kappa > 0, np.maximum(taylor, linear) * _DOWN, 0.0)
+    # Overflow makes of (5.1) infinity over infinity, which the linear bound need not share.
+    bound = np.where(kappa < np.inf, np.fmax(taylor, linear) * _DOWN, np.inf)
+    return np.where(kappa > 0, bound, 0.0)
 
 
 # ---------------------------------------------------------------------------------- other layers
@@ -303,17 +305,23 @@ def second_derivative_bound_as_published(weights: Sequence, curvatures: Sequence
 
     Reference: Peck et al., Algorithm 4.1, as published.
     """
-    m, n = 0.0, 1.0
+    m, n = np.float64(0.0), np.float64(1.0)  # which overflow to infinity
     for weight, (slope, bend) in zip(weights, curvatures, strict=True):
         s = float(np.abs(weight).sum(axis=1).max())
-        m, n = bend * n**2 * s**2 + slope * m * s, slope * n * s
-    return m
+        with np.errstate(over="ignore", invalid="ignore"):
+            m, n = bend * n**2 * s**2 + slope * m * s, slope * n * s
+    return float(m)
 
 
 def dense_bound_as_published(kappa, jacobian_norm, second_derivative, outputs):
     """κ' = (√(‖J‖² + 2M√n·κ) - ‖J‖)/(M√n). Reference: Theorems 1 and 4.2, as published."""
     scale = second_derivative * math.sqrt(outputs)
-    return (np.sqrt(jacobian_norm**2 + 2 * scale * kappa) - jacobian_norm) / scale
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        bound = (np.sqrt(jacobian_norm**2 + 2 * scale * kappa) - jacobian_norm) / scale
+        linear = kappa / jacobian_norm  # the limit for M = 0
+    if scale == 0:
+        return np.where(kappa > 0, linear, 0.0)
+    return np.where(scale < np.inf, bound, 0.0)
 
 
 def convolution_bound_as_published(kappa, kernel):
