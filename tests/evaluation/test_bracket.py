@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import subprocess
+import sys
 import types
 
 import keras
@@ -203,3 +206,28 @@ def test_attacks_in_other_norms_are_refused():
         bracket(model, x, bounds=(0, 0.5))
     with pytest.raises(ValueError, match="NaN"):
         bracket(model, x * np.nan)
+
+
+JAX = """
+import keras, numpy as np
+from tf_lyapunov.attacks import DeepFool
+from tf_lyapunov.evaluation.bracket import bracket
+
+keras.utils.set_random_seed(0)
+dense = keras.layers.Dense
+model = keras.Sequential([keras.Input((4,)), dense(5, "tanh"), dense(3)])
+x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+found = bracket(model, x, attacks=DeepFool())
+assert np.all(found.bound > 0) and np.all(found.upper >= found.lower), found
+assert model.predict(x, verbose=0).dtype == "float32"
+assert keras.ops.zeros((1,), "float64").dtype == "float32"  # as it was before
+print("bracketed")
+"""
+
+
+def test_jax_computes_in_float64_where_bounds_need_it():
+    pytest.importorskip("jax")
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "ignore", "-c", JAX]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "bracketed", done.stderr[-2000:]

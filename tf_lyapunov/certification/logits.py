@@ -72,7 +72,8 @@ def float64_available():
     jax = importlib.import_module("jax")
     # A context manager of this name moved in 2025.
     enable = getattr(jax, "enable_x64", None)
-    enable = enable or importlib.import_module("jax.experimental").enable_x64
+    if enable is None:
+        enable = importlib.import_module("jax.experimental").enable_x64
     with enable(True):
         yield
 
