@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
 import hashlib
 import itertools
 import os
-import socket
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from . import datasets
+from .cachelocks import take_over
 from .errors import DatasetNotFound
 from .jpegs import decoder, guarded, is_intact, parsed
 from .shards import Shards
-from .writing import write_text
 
 # name -> (training split, split that serves as the test set)
 STREAMED = {"imagenet2012": ("train", "validation")}
@@ -215,7 +212,7 @@ class ImageStream:
         content = (self._train.fingerprint(), self.on_damage, shard[1])
         digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
         where = f"{self.cache}-{digest}-{shard[0]}"
-        _release(where)
+        take_over(where)
         return where
 
     @contextlib.contextmanager
@@ -471,32 +468,6 @@ class Column:
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self[:], dtype=dtype)
-
-
-def _release(where: str) -> None:
-    """Removes what a process that was killed while it wrote this cache has left, and takes over.
-
-    TensorFlow's own lock outlives its process, and would end every later one.
-    """
-    owner, mine = Path(f"{where}.owner"), f"{socket.gethostname()} {os.getpid()}"
-    locks = [Path(p) for p in glob.glob(f"{glob.escape(where)}*.lockfile")]
-    before = owner.read_text(encoding="utf-8").split() if owner.exists() else []
-    if locks and len(before) == 2 and before[0] == socket.gethostname():
-        if not _runs(int(before[1])):
-            for lock in locks:
-                lock.unlink(missing_ok=True)
-    if Path(where).parent.is_dir():
-        write_text(owner, mine + "\n")
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _when(condition, act) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tf_lyapunov import datasets, losses
 from tf_lyapunov.datasets import Batches
 from tf_lyapunov.errors import ConfigError, DistributionError, RunDirectoryError
-from tf_lyapunov.experiments import distribution, execution, files, training
+from tf_lyapunov.experiments import distribution, execution, files, shares, training
 from tf_lyapunov.experiments.distribution import Padded, open_distribution, scaled
 from tf_lyapunov.experiments.execution import Execution
 from tf_lyapunov.experiments.modelfile import load_model
@@ -81,7 +81,7 @@ def test_validation_counts_every_example_once(count, batch_size, replicas, seed)
         sizes.append(len(x))
     before = {"loss": np.average(means[:-1], weights=sizes[:-1])} if means[1:] else {}
     logs = {"loss": np.average(means, weights=sizes)}
-    found = distribution._without_padding(logs, before, batches)["loss"]
+    found = shares.without_padding(logs, before, batches)["loss"]
     assert found == pytest.approx(values.mean(), abs=1e-5)
 
 
@@ -103,8 +103,8 @@ def test_padding_that_enters_normalizations_is_said(batch_size, warns):
     replicas = 4 if batch_size < 8 else 8
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        distribution._warn_of_padding(model, rows, replicas)
-        distribution._warn_of_padding(model, rows, 1)
+        shares.warn_of_padding(model, rows, replicas)
+        shares.warn_of_padding(model, rows, 1)
     assert ["'norm'" in str(w.message) for w in caught] == [True] * warns
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import warnings
 from typing import Any
 
 import keras
@@ -30,11 +29,10 @@ from ..errors import ConfigError, DistributionError
 from ..losses import HKR, KR, MulticlassHKR
 from .config import ExperimentConfig
 from .rendezvous import Cluster, meet
-from .shares import InOrder, Padded, read_ahead
+from .shares import InOrder, Padded, read_ahead, warn_of_padding, without_padding
 
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 SCALINGS = ("none", "linear", "sqrt", "auto")
-_NORMALIZATION = keras.layers.BatchNormalization
 SEPARATIONS = (KR, HKR, MulticlassHKR)
 _ADAPTIVE = ("adam", "adamw", "rmsprop")
 
@@ -212,6 +210,11 @@ class _Replicated(Distribution):
     def _shares(self, batches):
         return Padded(batches, self.replicas, (self.worker, self.workers))
 
+    def _training_shares(self, model, batches):
+        _check_loss(model, self.replicas)
+        warn_of_padding(model, batches, self.replicas)
+        return self._shares(batches)
+
     def _validation(self, data, batch_size):
         if data is None:
             return None
@@ -220,10 +223,9 @@ class _Replicated(Distribution):
         return self._shares(InOrder(*data, size))
 
     def fit(self, model, batches, *, validation_data=None, validation_batch_size=1024, **options):
-        _check_loss(model, self.replicas)
-        _warn_of_padding(model, batches, self.replicas)
         validation = self._validation(validation_data, validation_batch_size)
-        super().fit(model, self._shares(batches), validation_data=validation, **options)
+        shares = self._training_shares(model, batches)
+        super().fit(model, shares, validation_data=validation, **options)
 
 
 class _Jax(_Replicated):
@@ -265,9 +267,7 @@ class _Looped(_Replicated):
         epochs=1,
         callbacks=(),
     ):
-        _check_loss(model, self.replicas)
-        _warn_of_padding(model, batches, self.replicas)
-        batches = self._shares(batches)
+        batches = self._training_shares(model, batches)
         validation = self._validation(validation_data, validation_batch_size)
         hooks = keras.callbacks.CallbackList(
             list(callbacks), model=model, epochs=epochs, steps=len(batches), verbose=0
@@ -326,7 +326,7 @@ class _Looped(_Replicated):
                     break
         logs = _numbers(model)
         if mode == "test":
-            logs = _without_padding(logs, before, batches)
+            logs = without_padding(logs, before, batches)
             hooks.on_test_end(logs)
         return logs
 
@@ -351,25 +351,6 @@ class _Looped(_Replicated):
 
 def _numbers(model):
     return {name: float(value) for name, value in model.get_metrics_result().items()}
-
-
-def _without_padding(logs, before, batches):
-    """Means over all examples, where the last batch counted as many as it was padded to.
-
-    Args:
-        logs: means over everything.
-        before: means without the last batch, if there are others.
-        batches: `Padded` batches, equal but for the last.
-    """
-    count, size = len(batches.batches.x), batches.batches.batch_size
-    full = (len(batches) - 1) * size if before else 0
-    last = count - full
-    padded = -(-last // batches.replicas) * batches.replicas
-    found = {}
-    for name, value in logs.items():
-        earlier = full * before.get(name, 0.0)
-        found[name] = (earlier + last * (value * (full + padded) - earlier) / padded) / count
-    return found
 
 
 class _MultiWorker(_Looped):
@@ -444,21 +425,6 @@ def _check_loss(model, replicas):
         )
 
 
-def _warn_of_padding(model, batches, replicas):
-    """Says so where copies that pad a batch enter the statistics of normalizations."""
-    names = [v.name for v in model._flatten_layers() if isinstance(v, _NORMALIZATION)]
-    count = len(batches.x) if hasattr(batches, "x") else 0  # streams have whole batches
-    sizes = {min(count, batches.batch_size), count % batches.batch_size}
-    uneven = [size for size in sizes if size % replicas]
-    if names and uneven and replicas > 1:
-        warnings.warn(
-            f"A batch of {uneven[0]} examples is filled up for {replicas} replicas with copies of "
-            f"its first one, which enter the statistics of {names[0]!r} (no loss or metric): "
-            "weights will differ from those of one replica. Choose sizes that can be divided.",
-            stacklevel=2,
-        )
-
-
 @contextlib.contextmanager
 def _synchronized(model):
     """Normalizes by the statistics of the whole batch instead of each replica's share.
@@ -466,7 +432,8 @@ def _synchronized(model):
     Else moving statistics would differ between replicas, and with them the scales that budgets of
     normalizations bound.
     """
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, _NORMALIZATION)]
+    kind = keras.layers.BatchNormalization
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
     before = [layer.synchronized for layer in layers]
     for layer in layers:
         layer.synchronized = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import warnings
 
 import keras
 import numpy as np
@@ -58,6 +59,42 @@ class Padded(keras.utils.PyDataset):
         share = size // self.part[1]
         mine = slice(self.part[0] * share, (self.part[0] + 1) * share)
         return x[rows][mine], y[rows][mine], weights[mine]
+
+
+def without_padding(logs, before, batches):
+    """Means over all examples, where the last batch counted as many as it was padded to.
+
+    Args:
+        logs: means over everything.
+        before: means without the last batch, if there are others.
+        batches: `Padded` batches, equal but for the last.
+    """
+    count, size = len(batches.batches.x), batches.batches.batch_size
+    full = (len(batches) - 1) * size if before else 0
+    last = count - full
+    padded = -(-last // batches.replicas) * batches.replicas
+    found = {}
+    for name, value in logs.items():
+        earlier = full * before.get(name, 0.0)
+        found[name] = (earlier + last * (value * (full + padded) - earlier) / padded) / count
+    return found
+
+
+def warn_of_padding(model, batches, replicas):
+    """Says so where copies that pad a batch enter the statistics of normalizations."""
+    names = [
+        v.name for v in model._flatten_layers() if isinstance(v, keras.layers.BatchNormalization)
+    ]
+    count = len(batches.x) if hasattr(batches, "x") else 0  # streams have whole batches
+    sizes = {min(count, batches.batch_size), count % batches.batch_size}
+    uneven = [size for size in sizes if size % replicas]
+    if names and uneven and replicas > 1:
+        warnings.warn(
+            f"A batch of {uneven[0]} examples is filled up for {replicas} replicas with copies of "
+            f"its first one, which enter the statistics of {names[0]!r} (no loss or metric): "
+            "weights will differ from those of one replica. Choose sizes that can be divided.",
+            stacklevel=2,
+        )
 
 
 class InOrder(keras.utils.PyDataset):

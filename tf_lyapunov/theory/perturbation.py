@@ -168,8 +168,10 @@ def smooth_lower_bound(kappa, jacobian_norm, hessian_norm, lipschitz=math.inf):
     """
     kappa, jacobian_norm = np.asarray(kappa, np.float64), np.asarray(jacobian_norm, np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        denominator = jacobian_norm + np.sqrt(jacobian_norm**2 + 2 * hessian_norm * kappa)
-        taylor = np.where(denominator > 0, 2 * kappa / denominator, np.inf)
+        # Without squares, whose underflow would make the bound larger.
+        bend = np.sqrt(2 * hessian_norm) * np.sqrt(kappa)
+        half = (jacobian_norm + np.hypot(jacobian_norm, bend)) / 2
+        taylor = np.where(half > 0, kappa / half, np.inf)
         linear = np.where(lipschitz > 0, kappa / np.maximum(lipschitz, 1e-300), np.inf)
     # Overflow makes of (5.1) infinity over infinity, which the linear bound need not share.
     bound = np.where(kappa < np.inf, np.fmax(taylor, linear) * _DOWN, np.inf)
