@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 from scipy.io import savemat
 
-from tf_lyapunov.certification.layer_indices import layer_indices
+from tf_lyapunov.bounds.layer_indices import layer_indices
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.errors import DesignInfeasible
 from tf_lyapunov.matlab import export_mat, map_record

@@ -33,8 +33,8 @@ from benchmarks.sdp import bounds, depth_cost
 
 from tf_lyapunov import datasets, models
 from tf_lyapunov.attacks import PGD
+from tf_lyapunov.bounds.chains import dense_tail, product_gain
 from tf_lyapunov.certification import certify, read_network
-from tf_lyapunov.certification.chains import dense_tail, product_gain
 from tf_lyapunov.evaluation.drawing import new_figure, save, style
 from tf_lyapunov.theory.balls import L2
 from tf_lyapunov.writing import write_text

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from tf_lyapunov.bounds.layer_indices import layer_indices
 from tf_lyapunov.callbacks import ClaimLost, LyapunovMonitor
 from tf_lyapunov.certification import register_gain
-from tf_lyapunov.certification.layer_indices import layer_indices
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.projection import constrain

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tf_lyapunov.certification.stages import stages
+from tf_lyapunov.bounds.stages import stages
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.projection import constrain, project

@@ -6,7 +6,7 @@ import pytest
 
 import tf_lyapunov as tfl
 from tf_lyapunov import models
-from tf_lyapunov.certification import stages
+from tf_lyapunov.bounds.stages import stages
 from tf_lyapunov.layers import LocalResponseNormalization
 from tf_lyapunov.models.residual import _Net
 

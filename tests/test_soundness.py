@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tf_lyapunov as tfl
-from tf_lyapunov.certification.stages import stages
+from tf_lyapunov.bounds.stages import stages
 from tf_lyapunov.theory.operators import convolution_matrix
 
 layers = keras.layers

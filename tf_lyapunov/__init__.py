@@ -27,8 +27,8 @@ from tf_lyapunov import (
     regularizers,
     training,
 )
+from tf_lyapunov.bounds.layer_indices import layer_indices
 from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain
-from tf_lyapunov.certification.layer_indices import layer_indices
 from tf_lyapunov.certification.perturbation import minimal_perturbation_lower_bound
 from tf_lyapunov.design import Design, spectral_design
 from tf_lyapunov.export import condense, export_plain

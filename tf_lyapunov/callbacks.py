@@ -7,16 +7,16 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.bounds.layer_indices import layer_indices
+from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.certification import lipschitz_upper_bound
-from tf_lyapunov.certification.activations import innermost
-from tf_lyapunov.certification.layer_indices import layer_indices
-from tf_lyapunov.certification.linear import BatchNormScale, inference_value
-from tf_lyapunov.certification.network import read_network
-from tf_lyapunov.certification.stages import stages as read_stages
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.growth import growth_upper_bounds
 from tf_lyapunov.layers.activations import LipschitzPReLU
 from tf_lyapunov.layers.base import refresh
+from tf_lyapunov.program.activations import innermost
+from tf_lyapunov.program.linear import BatchNormScale, inference_value
+from tf_lyapunov.program.network import read_network
 from tf_lyapunov.projection import constrained_variables, project
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.spectral.compilation import one_thread

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_lyapunov.certification.composition import lipschitz_constants
-from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.bounds.composition import lipschitz_constants
 from tf_lyapunov.losses.labels import margins, one_hot
+from tf_lyapunov.program.network import read_network
 
 # Rounding of the margin and of its comparison in float32, with room to spare.
 _SLACK = 1 + 16 * 2.0**-24

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from tf_lyapunov.certification.stages import stages as read_stages
+from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
 from tf_lyapunov.layers.base import refresh
 

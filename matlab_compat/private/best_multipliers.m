@@ -4,7 +4,7 @@ function points = best_multipliers(W, alpha, beta, constant, direction, start, s
 %   L(lambda) = [D, -m*D*W; -m*W'*D, p*W'*D*W] with D = diag(lambda) >= 0 and alpha < beta.
 %   Newton's method along the central path of the logarithmic barrier; every multiplier's matrix
 %   has rank two, so that a step costs one inverse and a few products. Twin of
-%   tf_lyapunov.certification.interior.minimise. Nothing here is a proof: is_psd decides.
+%   tf_lyapunov.bounds.programs.interior.minimise. Nothing here is a proof: is_psd decides.
 %
 %   start    struct with t and lambda (column, positive): strictly feasible.
 %   scale    size of t below which accuracy is absolute.

@@ -135,7 +135,7 @@ def _serve(network, way, path, steps):
 
     import tf_lyapunov as tfl
     from tf_lyapunov import datasets, models
-    from tf_lyapunov.certification.stages import stages
+    from tf_lyapunov.bounds.stages import stages
     from tf_lyapunov.experiments.distribution import _Replicated, open_distribution
 
     if way in ("mirrored", "fit"):

@@ -66,7 +66,7 @@ def measure(quick):
 
 def _constrain(model):
     import tf_lyapunov as tfl
-    from tf_lyapunov.certification.stages import stages
+    from tf_lyapunov.bounds.stages import stages
 
     tfl.constrain(model, [1.5] * len(stages(model)))
 

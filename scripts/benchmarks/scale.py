@@ -83,7 +83,7 @@ def _model(build, budget, guarantee):
     import keras
 
     import tf_lyapunov as tfl
-    from tf_lyapunov.certification.stages import stages
+    from tf_lyapunov.bounds.stages import stages
 
     keras.utils.set_random_seed(0)
     model = build()

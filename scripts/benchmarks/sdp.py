@@ -19,7 +19,7 @@ def random_chain(widths, seed=0):
     """ReLU chain with He-normal weights."""
     import numpy as np
 
-    from tf_lyapunov.certification.chains import Chain
+    from tf_lyapunov.bounds.chains import Chain
     from tf_lyapunov.theory.sectors import Sector
 
     rng = np.random.default_rng(seed)
@@ -63,10 +63,10 @@ def timed(function, repeats=1):
 
 def bounds(chain, *, seconds=None):
     """One row per method: bound, seconds, and what the method leaves to gain."""
-    from tf_lyapunov.certification.chains import product_gain
-    from tf_lyapunov.certification.eclipse import closed_form, eclipse
-    from tf_lyapunov.certification.liplt import liplt
-    from tf_lyapunov.certification.lipsdp import lipsdp
+    from tf_lyapunov.bounds.chains import product_gain
+    from tf_lyapunov.bounds.eclipse import closed_form, eclipse
+    from tf_lyapunov.bounds.liplt import liplt
+    from tf_lyapunov.bounds.lipsdp import lipsdp
 
     found = [("product of norms", *timed(lambda: product_gain(chain)))]
     searches = {
@@ -89,7 +89,7 @@ def bounds(chain, *, seconds=None):
 
 def measure(quick):
     """Times and bounds at sizes that plain LipSDP reaches, and at those that it does not."""
-    from tf_lyapunov.certification.lipsdp import lipsdp
+    from tf_lyapunov.bounds.lipsdp import lipsdp
 
     lipsdp(random_chain((3, 3, 2)))  # imports
     against = []
@@ -126,10 +126,10 @@ def depth_cost(quick, width=32):
     """CPU seconds of the layerwise methods and of one first-order step by depth."""
     import numpy as np
 
-    from tf_lyapunov.certification import first_order
-    from tf_lyapunov.certification.chains import scaled_chain
-    from tf_lyapunov.certification.eclipse import closed_form, eclipse
-    from tf_lyapunov.certification.multipliers import smallest_squared_gain
+    from tf_lyapunov.bounds.chains import scaled_chain
+    from tf_lyapunov.bounds.eclipse import closed_form, eclipse
+    from tf_lyapunov.bounds.multipliers import smallest_squared_gain
+    from tf_lyapunov.bounds.programs import first_order
 
     def cpu_seconds(function):
         # CPU time, the least of three: what other processes do must not bend the line.

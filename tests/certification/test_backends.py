@@ -10,7 +10,8 @@ import pytest
 SCRIPT = """
 import keras, numpy as np
 from keras import layers
-from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain, stages
+from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain
+from tf_lyapunov.bounds.stages import stages
 keras.utils.set_random_seed(0)
 x = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype("float32")
 inputs = keras.Input((8, 8, 1))

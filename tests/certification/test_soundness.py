@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tf_lyapunov.bounds.composition import rounding_errors
 from tf_lyapunov.certification import certify, read_network
-from tf_lyapunov.certification.composition import rounding_errors
-from tf_lyapunov.certification.logits import LogitsModel
+from tf_lyapunov.program.logits import LogitsModel
 
 
 def scramble(model, seed=0):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov import datasets
-from tf_lyapunov.certification import stages
+from tf_lyapunov.bounds.stages import stages
 from tf_lyapunov.errors import ConfigError
 from tf_lyapunov.experiments import files, training
 from tf_lyapunov.experiments.config import LayersConfig

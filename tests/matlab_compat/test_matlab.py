@@ -12,8 +12,8 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from tf_lyapunov import matlab
+from tf_lyapunov.bounds.composition import Contribution
 from tf_lyapunov.certification import Certificate, certify, lipschitz_upper_bound, read_network
-from tf_lyapunov.certification.composition import Contribution
 from tf_lyapunov.design import Design, equal_gain_design, spectral_design
 from tf_lyapunov.errors import ModelFileError, UnsupportedLayerError
 from tf_lyapunov.matlab import MatFile, container, export_mat, import_mat

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_proofs import convolution_model, dense_model, filled, inputs_of, saved
 
+from tf_lyapunov.bounds.choice import METHODS
 from tf_lyapunov.certification import Certificate, certify, register_gain
-from tf_lyapunov.certification.choice import METHODS
 from tf_lyapunov.errors import ModelFileError, ProofFileError, UnsupportedLayerError
 from tf_lyapunov.verification import archive, verify
 from tf_lyapunov.verification.checking import evaluate

@@ -1,13 +1,13 @@
-"""Certificates: reads a Keras model through one door (`network`), float64 NumPy after it."""
+"""What a user asks for: radii, certificates, and their proof files."""
 
+from tf_lyapunov.bounds.chains import Chain
+from tf_lyapunov.bounds.composition import Contribution, GainBound, lipschitz_upper_bound
+from tf_lyapunov.bounds.dissipativity import NetworkIndices, network_indices
+from tf_lyapunov.bounds.stages import Stage, stages
 from tf_lyapunov.certification.certificate import Certificate
-from tf_lyapunov.certification.chains import Chain
-from tf_lyapunov.certification.composition import Contribution, GainBound, lipschitz_upper_bound
-from tf_lyapunov.certification.dissipativity import NetworkIndices, network_indices
 from tf_lyapunov.certification.margins import certify
-from tf_lyapunov.certification.network import Network, Node, read_network
-from tf_lyapunov.certification.registry import register_gain
-from tf_lyapunov.certification.stages import Stage, stages
+from tf_lyapunov.program.network import Network, Node, read_network
+from tf_lyapunov.program.registry import register_gain
 
 __all__ = [
     "Certificate",

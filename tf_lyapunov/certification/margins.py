@@ -2,20 +2,20 @@
 
 import numpy as np
 
-from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.certificate import Certificate
-from tf_lyapunov.certification.choice import METHODS, network_gain
-from tf_lyapunov.certification.composition import (
+from tf_lyapunov.bounds.choice import METHODS, network_gain
+from tf_lyapunov.bounds.composition import (
     contributions,
     lipschitz_constants,
     model_assumptions,
     rounding_errors,
 )
-from tf_lyapunov.certification.graph import is_graph
-from tf_lyapunov.certification.local import LocalGains, local_radii
-from tf_lyapunov.certification.logits import PRECISIONS, LogitsModel, batches, with_rounded_settings
-from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
+from tf_lyapunov.local.slopes import LocalGains, local_radii
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.graph import is_graph
+from tf_lyapunov.program.logits import PRECISIONS, LogitsModel, batches, with_rounded_settings
+from tf_lyapunov.program.network import read_network
 
 # Float64 entries held at once in blocks of inputs × classes, and of input entries.
 _BLOCK = 2**22

@@ -5,16 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.activations import activation_name
-from tf_lyapunov.certification.composition import lipschitz_constants, rounding_errors
-from tf_lyapunov.certification.linear import inference_value
-from tf_lyapunov.certification.logits import (
-    LogitsModel,
-    batches,
-    float64_available,
-    with_rounded_settings,
-)
+from tf_lyapunov.bounds.composition import lipschitz_constants, rounding_errors
 from tf_lyapunov.certification.margins import (
     _check_logits,
     _checked_inputs,
@@ -24,8 +15,17 @@ from tf_lyapunov.certification.margins import (
     checked_labels,
     decisions,
 )
-from tf_lyapunov.certification.network import read_network
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.activations import activation_name
+from tf_lyapunov.program.linear import inference_value
+from tf_lyapunov.program.logits import (
+    LogitsModel,
+    batches,
+    float64_available,
+    with_rounded_settings,
+)
+from tf_lyapunov.program.network import read_network
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.perturbation import Curvature

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.certification import rounding
+from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import ProofFileError
+from tf_lyapunov.program import rounding
 from tf_lyapunov.verification import archive, inequalities
 from tf_lyapunov.verification.checking import (
     Claim,
@@ -26,34 +27,11 @@ LARGEST_INPUTS = 2**28
 _GROWTHS = (1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 # A claim may be weaker than its certificate by this share, no more.
 _LARGEST_LOSS = 1e-4
-# How the sentence about residual blocks begins.
-RESIDUAL = "Residual blocks were bounded as wholes"
 _ARRAYS = ("radius", "predictions", "labels", "margins")
 _LOCAL = (
     "The radii are those of the global gains. Those from slopes on the ball around each input "
     "(method='local') cannot be re-checked from a proof file and were left out of it."
 )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ChainProof:
-    """How the gain of the dense chain before the logits was found.
-
-    Attributes:
-        start: name of the node that the chain reads.
-        whole: `ChainBound` of all logits, or None.
-        pairs: dict (i, j), i > j -> `ChainBound` of f_i - f_j.
-        indices: `NetworkIndices`, or None.
-        sectors: of the chain's hidden layers, as `indices` counts them.
-        widths: of the chain.
-    """
-
-    start: str
-    whole: object = None
-    pairs: dict = dataclasses.field(default_factory=dict)
-    indices: object = None
-    sectors: tuple = ()
-    widths: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,18 +135,20 @@ def save_proof(certificate, path):
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
 
-def load_certificate(path):
-    """The certificate that a proof file claims, unchecked; it carries no proof itself."""
-    from tf_lyapunov.certification.certificate import Certificate
-
+def claimed_fields(path):
+    """Fields of the certificate that a proof file claims, unchecked, as in its JSON form."""
     header, arrays = archive.read(path)
     try:
-        fields = {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}
-        return Certificate.from_json(json.dumps(fields))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProofFileError(
-            f"The proof file is refused: it is incomplete ({error}). Received: {path}."
-        ) from error
+        return {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}
+    except (KeyError, TypeError) as error:
+        raise incomplete(path, error) from error
+
+
+def incomplete(path, error):
+    """The error of a proof file that lacks a part."""
+    return ProofFileError(
+        f"The proof file is refused: it is incomplete ({error}). Received: {path}."
+    )
 
 
 def kept_inputs(parts):

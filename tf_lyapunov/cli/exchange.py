@@ -159,8 +159,8 @@ def _read_certificate(path: Path):
 
 def _give_weights(found, model: Path, out: Path) -> str:
     """Writes `model` with the file's weights to `out`; returns the digest of what was written."""
-    from ..certification.network import read_network
     from ..experiments import modelfile
+    from ..program.network import read_network
 
     edited = found.assign_to(modelfile.load_model(model_file(model)))
     modelfile.save_model(edited, out)

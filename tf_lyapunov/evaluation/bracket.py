@@ -9,18 +9,18 @@ import numpy as np
 
 from tf_lyapunov.attacks import DDN, FMN, DeepFool, Ensemble, MinimalFGV
 from tf_lyapunov.attacks.base import Attack
-from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.composition import rounding_errors
-from tf_lyapunov.certification.logits import (
+from tf_lyapunov.bounds.composition import rounding_errors
+from tf_lyapunov.certification.margins import _checked_inputs, certify, checked_labels, decisions
+from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
+from tf_lyapunov.evaluation.accuracy import logits as executed_logits
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.logits import (
     LogitsModel,
     batches,
     float64_available,
     with_rounded_settings,
 )
-from tf_lyapunov.certification.margins import _checked_inputs, certify, checked_labels, decisions
-from tf_lyapunov.certification.network import read_network
-from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
-from tf_lyapunov.evaluation.accuracy import logits as executed_logits
+from tf_lyapunov.program.network import read_network
 from tf_lyapunov.theory.balls import L2
 
 # How far past a found point exact arithmetic is asked where it disagrees with the model's own.

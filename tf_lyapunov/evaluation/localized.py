@@ -10,13 +10,13 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.attacks.backend import compiled, sum_gradient
-from tf_lyapunov.certification import rounding
-from tf_lyapunov.certification.choice import network_gain
-from tf_lyapunov.certification.composition import lipschitz_constants, rounding_errors
-from tf_lyapunov.certification.local import LocalGains
-from tf_lyapunov.certification.logits import LogitsModel
-from tf_lyapunov.certification.network import read_network
+from tf_lyapunov.bounds.choice import network_gain
+from tf_lyapunov.bounds.composition import lipschitz_constants, rounding_errors
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.local.slopes import LocalGains
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.logits import LogitsModel
+from tf_lyapunov.program.network import read_network
 
 OUTPUTS = ("softmax", "logits")
 PROTOCOLS = {"paper": 1000, "released": 100}

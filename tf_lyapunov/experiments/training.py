@@ -66,7 +66,8 @@ def make_design(config: ExperimentConfig, model: keras.Model):
     """
     if config.claim is None:
         return None
-    from ..certification import read_network, stages
+    from ..bounds.stages import stages
+    from ..certification import read_network
     from ..design import spectral_design
     from ..theory.sectors import Indices
 
@@ -115,7 +116,7 @@ def _by_hand(layers: LayersConfig, model: keras.Model) -> list[float] | None:
         return None
     if layers.uniform is None and layers.scope == "stage":
         return layers.budgets
-    from ..certification import stages
+    from ..bounds.stages import stages
 
     found = stages(model)
     budgets = layers.budgets or [layers.uniform] * len(found)

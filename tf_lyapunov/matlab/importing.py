@@ -152,8 +152,8 @@ def _design(record):
 
 
 def _certificate(record):
+    from tf_lyapunov.bounds.composition import Contribution
     from tf_lyapunov.certification.certificate import Certificate
-    from tf_lyapunov.certification.composition import Contribution
 
     contributions = []
     for row in map(_struct, _items(record["contributions"])):

@@ -19,8 +19,8 @@ import math
 import keras
 
 from tf_lyapunov import layers as own
-from tf_lyapunov.certification.graph import read_graph
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.program.graph import read_graph
 from tf_lyapunov.spectral.reading import is_linear, linear_maps
 
 k = keras.layers

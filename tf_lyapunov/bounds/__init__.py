@@ -1,0 +1,1 @@
+"""Gains of whole networks: composition, products of layers, multipliers, semidefinite programs."""

@@ -1,0 +1,338 @@
+"""Networks as compositions of blocks: runs of layers and residual blocks, each with one bound.
+
+A residual block x ↦ Sx + f(x) gets one matrix inequality for shortcut and branch together, which
+sees where they cancel; the sum of the gains does not.
+"""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+
+from tf_lyapunov.bounds.chains import (
+    Chain,
+    ScaledChain,
+    chain_of,
+    is_readable,
+    norm_up,
+    normal_form,
+)
+from tf_lyapunov.bounds.lipsdp import (
+    check_size,
+    estimated_cost,
+    lipsdp,
+    lipsdp_problem,
+    split,
+)
+from tf_lyapunov.bounds.multipliers import ChainBound, as_chain
+from tf_lyapunov.bounds.programs import first_order
+from tf_lyapunov.bounds.programs.sdp import verified_point
+from tf_lyapunov.program import rounding
+
+UNIT = rounding.UNIT_ROUNDOFF["float64"]
+_LINEAR = ("linear", "batch normalization")
+# Signals of a residual block together, beyond which its gain is composed.
+_LARGEST = 2500
+# Entries of an identity matrix that may stand before or after a branch.
+_IDENTITY = 2**11
+
+
+def residual_gain(chain, sectors=None, *, shortcut=None, seconds=None):
+    """Bound on the gain of a residual block x ↦ Sx + f(x), f a dense chain.
+
+        minimise ρ over Λ_l ≥ 0 diagonal  subject to, for all signals,
+        ρ‖x‖² - ‖Sx + W_nz_{n-1}‖² - Σ_l (quadratic constraint of layer l with Λ_l) ≥ 0;  gain ≤ √ρ.
+
+    Sufficient; never above σ(S) + (LipSDP's bound on f), which is returned for blocks of more than
+    2500 signals. The multipliers are proved in float64.
+
+    Args:
+        chain: f, `Chain`, or weights (outputs, inputs) from the input on.
+        sectors: one `Sector` per hidden layer where weights are given.
+        shortcut: S, float64 (outputs, inputs); None for the identity.
+        seconds: time budget.
+
+    Returns:
+        `ChainBound`, method `"residual"`, or `"lipsdp"` where the sum of the gains is as small.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Example:
+
+    >>> from tf_lyapunov.theory.sectors import Sector
+    >>> bound = residual_gain([np.eye(2), -np.eye(2)], [Sector(0.0, 1.0)])  # x - relu(x)
+    >>> round(bound.gain_upper_bound, 6)
+    1.0
+
+    Reference: Fazlyab et al. (NeurIPS 2019) with a general quadratic form of inputs and outputs;
+    sound form of this library.
+    """
+    begin = time.monotonic()
+    deadline = None if seconds is None else begin + seconds
+    chain = as_chain(chain, sectors)
+    inputs, outputs = chain.widths[0], chain.widths[-1]
+    shortcut = np.eye(outputs) if shortcut is None else np.asarray(shortcut, dtype=np.float64)
+    if shortcut.shape != (outputs, inputs) or not np.all(np.isfinite(shortcut)):
+        raise ValueError(
+            f"`shortcut` must be finite, of shape {(outputs, inputs)}; the identity needs equal "
+            f"widths. Received: shape {shortcut.shape}."
+        )
+    branch = lipsdp(chain, seconds=seconds)
+    summed = rounding.sum_up(norm_up(shortcut), branch.gain_upper_bound)
+    fallback = dataclasses.replace(branch, gain_upper_bound=summed, multipliers=(), scaled=None)
+    squared, least = math.inf, 0.0
+    if sum(chain.widths[:-1]) <= _LARGEST:
+        squared, least = _residual_squared(chain, shortcut, deadline)
+    gain = rounding.sqrt_up(squared) if math.isfinite(squared) else math.inf
+    elapsed = time.monotonic() - begin
+    if not gain < summed:
+        return dataclasses.replace(fallback, seconds=elapsed, least=0.0)
+    return ChainBound(
+        gain, "residual", solver="structured", seconds=elapsed, least=math.sqrt(least)
+    )
+
+
+def _residual_squared(chain, shortcut, deadline):
+    """Proven ρ, or inf, and the value of the dual."""
+    weights, alphas, betas, errors = normal_form(chain)
+    if len(weights) == 1:
+        total = shortcut + weights[0]
+        error = np.abs(total) * UNIT + np.broadcast_to(errors[0], total.shape)
+        norm = rounding.sum_up(norm_up(total), float(np.linalg.norm(error)) * (1 + 1e-9))
+        return rounding.product_up(norm, norm), 0.0
+    power = 0
+    for layer, weight in enumerate(weights):
+        # Powers of two are exact; the last layer gets back what the others lose.
+        size = float(np.max(np.abs(weight)))
+        own = -power if layer == len(weights) - 1 else round(math.log2(size)) if size else 0
+        weights[layer], errors[layer] = np.ldexp(weight, -own), np.ldexp(errors[layer], -own)
+        power += own
+    form = ScaledChain(tuple(weights), tuple(alphas), tuple(betas), 0, tuple(errors))
+    problem, error = _residual_problem(form, shortcut)
+    inputs = shortcut.shape[1]
+
+    def reach(multipliers):
+        return _smallest(problem.matrix(0.0, np.concatenate(multipliers)), inputs)
+
+    found = first_order.search(
+        form.weights, form.alphas, form.betas, reach, shortcut=shortcut, deadline=deadline
+    )
+    if not math.isfinite(found.squared):
+        return math.inf, found.value
+    spread = {"entry_error": _relative_error(form), "constant_error": error}
+    lam = np.concatenate(found.multipliers)
+    if not (np.all(np.isfinite(lam)) and np.isfinite(spread["entry_error"])):
+        return math.inf, found.value
+    lam = np.maximum(lam, 1e-14 * lam.max())
+    depth, growth = len(weights), 4 * UNIT * problem.size**2
+    while growth < 1e-2:
+        parts = split(form, lam)
+        grown = [(1 + growth) ** (depth - 1 - layer) * part for layer, part in enumerate(parts)]
+        squared = reach(grown) * (1 + 10 * growth)
+        if verified_point(problem, squared, np.concatenate(grown), **spread):
+            return squared, found.value
+        growth *= 10
+    return math.inf, found.value
+
+
+def _residual_problem(form, shortcut):
+    """`MultiplierProblem` with θ = ρ, and the entrywise error of its constant matrix."""
+    problem = lipsdp_problem(form)
+    last, spread = form.weights[-1], np.broadcast_to(form.errors[-1], form.weights[-1].shape)
+    tail, head = slice(problem.size - last.shape[1], None), slice(shortcut.shape[1])
+    constant, error = np.array(problem.constant), np.zeros_like(problem.constant)
+    gram, cross = shortcut.T @ shortcut, last.T @ shortcut
+    constant[head, head] -= (gram + gram.T) / 2
+    constant[tail, head] -= cross
+    constant[head, tail] -= cross.T
+    constant = (constant + constant.T) / 2
+    size, edge = np.abs(last), np.abs(shortcut)
+    relative = rounding.gamma(len(last) + 8, UNIT)
+    own = size.T @ spread
+    error[tail, tail] = relative * (size.T @ size) + own + own.T + spread.T @ spread
+    error[head, head] = relative * (edge.T @ edge)
+    error[tail, head] = relative * (size.T @ edge) + spread.T @ edge
+    error[head, tail] = error[tail, head].T
+    return dataclasses.replace(problem, constant=constant), 1.01 * error
+
+
+def _smallest(matrix, inputs):
+    """Smallest θ with M + θ diag(I, 0) ⪰ 0, as computed; inf if there is none."""
+    from scipy.linalg import solve_triangular
+
+    if not np.all(np.isfinite(matrix)):
+        return math.inf
+    try:
+        factor = np.linalg.cholesky(matrix[inputs:, inputs:])
+    except np.linalg.LinAlgError:
+        return math.inf
+    left = solve_triangular(factor, matrix[inputs:, :inputs], lower=True, check_finite=False)
+    need = left.T @ left - matrix[:inputs, :inputs]
+    return max(float(np.linalg.eigvalsh((need + need.T) / 2)[-1]), 0.0)
+
+
+def _relative_error(form):
+    """Largest relative error of an entry of the hidden layers; infinite if it has no bound."""
+    largest = 0.0
+    for weight, error in zip(form.weights[:-1], form.errors[:-1], strict=True):
+        spread = np.broadcast_to(error, weight.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(spread > 0, spread / np.abs(weight), 0.0)
+        largest = max(largest, float(np.max(ratio)) * (1 + 1e-9))
+    return largest
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualBlock:
+    """A sum of two branches of one signal, of which one is linear.
+
+    Attributes:
+        name: of the node that adds.
+        start: name of the node that both branches read.
+        chain: f.
+        shortcut: S, float64 (outputs, inputs), or None for the identity.
+    """
+
+    name: str
+    start: str
+    chain: Chain
+    shortcut: np.ndarray | None
+
+
+def residual_blocks(network):
+    """`ResidualBlock` of every addition of two dense (or small convolution) branches.
+
+    Args:
+        network: `Network`.
+
+    Returns:
+        Tuple in the order of the nodes. Branches may begin or end with an elementwise function.
+    """
+    nodes, readable = _readable(network)
+    found = (_residual_block(node, nodes, readable) for node in network.nodes)
+    return tuple(block for block in found if block is not None)
+
+
+def _readable(network):
+    """Nodes by name, and the names of those that a chain can contain: matrices are made once."""
+    nodes = {node.name: node for node in network.nodes}
+    return nodes, {node.name for node in network.nodes if is_readable(node, nodes)}
+
+
+def _residual_block(node, nodes, readable):
+    is_sum = node.kind == "merge" and type(node.layer).__name__ == "Add" and node.rule == "sum"
+    if not is_sum or len(node.inputs) != 2 or set(node.weights) != {1.0} or len(node.weights) != 2:
+        return None
+    paths = [_path(name, nodes, readable) for name in node.inputs]
+    shared = next((name for name in paths[0] if name in paths[1]), None)
+    if shared is None or None in nodes[shared].output_shape[1:]:
+        return None
+    size = math.prod(nodes[shared].output_shape[1:])
+    branches = []
+    for path in paths:
+        run = [nodes[name] for name in path[: path.index(shared)]][::-1]
+        branches.append(_branch(run, nodes, size))
+    linear = [k for k, chain in enumerate(branches) if chain is None or chain.depth == 1]
+    if len(linear) != 1 or any(chain == () for chain in branches):
+        return None  # two chains, two matrices, or too large
+    chain, shortcut = branches[1 - linear[0]], branches[linear[0]]
+    if shortcut is None:
+        return ResidualBlock(node.name, shared, chain, None)
+    if np.any(shortcut.errors[0]):
+        return None
+    return ResidualBlock(node.name, shared, chain, shortcut.weights[0])
+
+
+def _path(name, nodes, readable):
+    """Names of readable nodes from `name` backwards, and of the first that is not."""
+    path = [name]
+    while name in readable:
+        name = nodes[name].inputs[0]
+        path.append(name)
+    return path
+
+
+def _branch(run, nodes, size):
+    """`Chain` of a branch, None for the identity, () if it is too large."""
+    acting = [node for node in run if node.kind in (*_LINEAR, "activation")]
+    if not acting:
+        return None
+    widths = [size, *(math.prod(node.output_shape[1:]) for node in acting)]
+    ends = [w for w, node in ((size, acting[0]), (widths[-1], acting[-1]))
+            if node.kind == "activation"]  # fmt: skip
+    return () if any(width > _IDENTITY for width in ends) else chain_of(run, nodes, size)
+
+
+def with_blocks(network, *, seconds=30.0):
+    """The network with residual blocks and runs of linear layers bounded as wholes.
+
+    For `composition.lipschitz_constants` only: nodes that end a block read its start and carry its
+    gain, so that the composition goes from block to block.
+
+    Args:
+        network: `Network`.
+        seconds: time budget for all blocks together; those that would exceed it stay as they are.
+
+    Returns:
+        `Network` whose composed gains are never larger.
+    """
+    begin = time.monotonic()
+    nodes, readable = _readable(network)
+    replaced = {}
+
+    def gain_of(bound, chain, **options):
+        left = seconds - (time.monotonic() - begin)
+        if estimated_cost(chain.widths)[0] > left:  # a decomposition cannot be cut short
+            return None
+        try:
+            return bound(chain, seconds=left, **options).gain_upper_bound
+        except ValueError:  # too large: composed as before
+            return None
+
+    for block in residual_blocks(network):
+        node, branch = nodes[block.name], block.chain
+        gain = gain_of(residual_gain, branch, shortcut=block.shortcut)
+        if gain is not None:
+            method = f"residual block of {branch.depth} linear layers, one matrix inequality"
+            replaced[node.name] = _merged_node(node, block.start, gain, method)
+    inner = {name for node in network.nodes for name in _inside(node, nodes, readable)}
+    for node in network.nodes:
+        if node.kind not in _LINEAR or node.name in inner:
+            continue
+        run = [nodes[name] for name in _path(node.name, nodes, readable)[:-1]][::-1]
+        while run and run[0].kind not in _LINEAR:
+            run.pop(0)
+        if sum(n.kind == "linear" for n in run) < 2:
+            continue
+        chain = chain_of(run, nodes)
+        gain = gain_of(_chain_gain, chain)
+        if gain is not None:
+            method = f"{chain.depth} linear layers together, widths "
+            method += "-".join(map(str, chain.widths))
+            replaced[node.name] = _merged_node(node, run[0].inputs[0], gain, method)
+    kept = tuple(replaced.get(node.name, node) for node in network.nodes)
+    return dataclasses.replace(network, nodes=kept)
+
+
+def _inside(node, nodes, readable):
+    """Names of the linear nodes that the run which ends at a linear node contains."""
+    if node.kind not in _LINEAR or node.name not in readable:
+        return []
+    path = _path(node.name, nodes, readable)[1:-1]
+    return [name for name in path if nodes[name].kind in _LINEAR]
+
+
+def _chain_gain(chain, seconds):
+    check_size(chain.widths)
+    return lipsdp(chain, seconds=seconds)
+
+
+def _merged_node(node, start, gain, method):
+    return dataclasses.replace(
+        node, inputs=(start,), gain_upper_bound=gain, method=method, rule="single", weights=(1.0,)
+    )

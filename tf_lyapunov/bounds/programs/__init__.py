@@ -1,0 +1,1 @@
+"""Semidefinite programs of multipliers: searches, and the proof of what they found."""

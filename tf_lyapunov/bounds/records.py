@@ -1,0 +1,27 @@
+"""How the bound of a chain was found, for certificates and their proof files."""
+
+import dataclasses
+
+# How the sentence about residual blocks begins.
+RESIDUAL = "Residual blocks were bounded as wholes"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChainProof:
+    """How the gain of the dense chain before the logits was found.
+
+    Attributes:
+        start: name of the node that the chain reads.
+        whole: `ChainBound` of all logits, or None.
+        pairs: dict (i, j), i > j -> `ChainBound` of f_i - f_j.
+        indices: `NetworkIndices`, or None.
+        sectors: of the chain's hidden layers, as `indices` counts them.
+        widths: of the chain.
+    """
+
+    start: str
+    whole: object = None
+    pairs: dict = dataclasses.field(default_factory=dict)
+    indices: object = None
+    sectors: tuple = ()
+    widths: tuple = ()

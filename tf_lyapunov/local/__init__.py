@@ -1,0 +1,1 @@
+"""Bounds around an input."""

@@ -1,0 +1,1 @@
+"""A Keras model read into steps with everything that is known of each."""

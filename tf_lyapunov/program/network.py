@@ -1,0 +1,308 @@
+"""The one door from Keras to certificates: a model as a graph of nodes with proven gains.
+
+`read_network` is the only reader of models in this package. Everything after it is float64
+arithmetic on `Node.gain_upper_bound`.
+"""
+
+import dataclasses
+import hashlib
+import json
+
+import keras
+import numpy as np
+
+from tf_lyapunov.program import gains, rounding
+from tf_lyapunov.program.activations import activation_name, current_config
+from tf_lyapunov.program.gain import Affine
+from tf_lyapunov.program.graph import Graph, Tensor, read_graph
+from tf_lyapunov.program.linear import (
+    BatchNormScale,
+    channel_axis,
+    is_linear,
+    linear_gains,
+)
+from tf_lyapunov.program.lipschitz_layers import fused_gain
+from tf_lyapunov.theory.sectors import Sector
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One step of the network with a proven gain.
+
+    Attributes:
+        name: unique; the layer's name, with the path of nested models and a suffix for the parts
+            of a layer (`"dense/relu"`).
+        kind: `"input"`, `"linear"`, `"activation"`, `"batch normalization"`, `"pooling"`,
+            `"merge"`, `"reshape"`, `"scaling"`, `"softmax"`, `"identity"`, `"lipschitz"` (a layer
+            with several maps or one without a kernel, bounded as a whole) or `"declared"`.
+        layer: the Keras layer or operation, None for inputs.
+        call: name of the layer call that the node is a part of.
+        inputs: names of the nodes it reads.
+        gain_upper_bound: upper bound on its l2 gain (see `rule`).
+        method: how that bound was found.
+        assumption: what the user declared by `register_gain`, or None.
+        rule: `"single"`, `"sum"` (gain·Σ w L) or `"root_sum_squares"` (gain·√Σ(w L)²).
+        weights: w, one per input.
+        affine: model of its rounding error in the model's own precision.
+        affine64: the same for an evaluation in float64.
+        sector: slope sector of an elementwise activation, or None.
+        decision: name of a softmax or sigmoid that keeps the order of its inputs, or None.
+        matrix: float64 (in, out) of a dense map, batch normalization folded, else None.
+        batch_norms: Keras layers folded into this node.
+        output_shape: with the batch axis.
+    """
+
+    name: str
+    kind: str
+    layer: object
+    call: str
+    inputs: tuple
+    gain_upper_bound: float
+    method: str
+    assumption: str | None = None
+    rule: str = "single"
+    weights: tuple = (1.0,)
+    affine: Affine = dataclasses.field(default_factory=Affine)
+    affine64: Affine = dataclasses.field(default_factory=Affine)
+    sector: Sector | None = None
+    decision: str | None = None
+    matrix: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    batch_norms: tuple = ()
+    output_shape: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A Keras model as nodes in topological order.
+
+    Attributes:
+        model: the Keras model.
+        nodes: tuple of `Node`, inputs first.
+        inputs: names of the input nodes.
+        output: name of the last node.
+        logits: name of the node before a final softmax or sigmoid; `output` if there is none.
+        decision_node: name of that final node, or None.
+        graph: the flattened Keras graph, for evaluating the logits.
+    """
+
+    model: object
+    nodes: tuple
+    inputs: tuple
+    output: str
+    logits: str
+    decision_node: str | None
+    graph: Graph = dataclasses.field(repr=False)
+
+    def __getitem__(self, name):
+        """The node of this name."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    @property
+    def decision(self):
+        """Name of the final function that is looked through (`"softmax"`, …), or None."""
+        return None if self.decision_node is None else self[self.decision_node].decision
+
+    @property
+    def is_chain(self):
+        """Whether every node reads exactly the node before it."""
+        return len(self.inputs) == 1 and all(
+            node.inputs == (previous.name,)
+            for previous, node in zip(self.nodes[:-1], self.nodes[1:], strict=True)
+        )
+
+    def consumers(self):
+        """Names of the nodes that read each node."""
+        found = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                found[name].append(node.name)
+        return found
+
+    def digest(self):
+        """SHA-256 of the layers' types, settings and weights, independent of names."""
+        state = hashlib.sha256()
+        for call in self.graph.calls:
+            wiring = [self._position(t.producer) for t in call.inputs]
+            settings = [_settings(call.operation), wiring, _constants(call)]
+            state.update(json.dumps(settings, default=str).encode())
+        for layer in self.graph.layers:
+            for variable in layer.variables:
+                if "seed_generator" in variable.path:
+                    continue  # dropout's counter moves in training and is unused at inference
+                value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+                state.update(f"{value.dtype}{value.shape}".encode())
+                state.update(value.tobytes())
+        return "sha256:" + state.hexdigest()
+
+    def _position(self, producer):
+        names = [t.producer for t in self.graph.inputs] + [c.name for c in self.graph.calls]
+        return names.index(producer)
+
+
+def read_network(model, input_shapes=None, *, bounded=True):
+    """Reads a built Keras model into nodes with proven gains.
+
+    Args:
+        model: a Functional or Sequential model, or a subclassed one whose `call` uses Keras layers
+            and operations only; nested models are opened.
+        input_shapes: list of shapes with the batch axis, one per input, that fix sizes which the
+            model leaves open; by default those that it was built with.
+        bounded: whether to bound the linear nodes; without, their gains are infinite and the
+            structure alone is read, which takes no time.
+
+    Returns:
+        `Network`.
+
+    Raises:
+        UnsupportedLayerError: naming the first layer without a proven gain.
+        ValueError: if the model is not built, or holds NaN or infinite weights.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="relu")])
+    >>> [node.kind for node in read_network(model).nodes]
+    ['input', 'linear', 'activation']
+    """
+    graph = read_graph(model, input_shapes)
+    folds = _foldable_batch_norms(graph)
+    nodes, last = [], {}
+    for tensor in graph.inputs:
+        nodes.append(Node(tensor.producer, "input", None, tensor.producer, (), 1.0, "model input"))
+        nodes[-1] = dataclasses.replace(nodes[-1], output_shape=tensor.shape)
+        last[tensor.producer] = tensor.producer
+    cache = {}
+    for call in graph.calls:
+        inputs = tuple(last[t.producer] for t in call.inputs)
+        if call.name in folds.values():
+            last[call.name] = inputs[0]  # already part of the linear node before it
+            continue
+        if is_linear(call.operation) and len(call.inputs) == 1:
+            fold = next((c for c in graph.calls if c.name == folds.get(call.name)), None)
+            new = _linear_nodes(call, inputs, fold, cache, bounded)
+        else:
+            gain = gains.call_gain(call)
+            if gain.affine64 is not None:
+                gain64 = dataclasses.replace(gain, affine=gain.affine64)
+            else:
+                with rounding.float64_evaluation():
+                    # A user's own layer keeps its precision.
+                    gain64 = gain if gain.assumption else gains.call_gain(call)
+            new = [_node(call, inputs, gain, gain64)]
+        nodes.extend(new)
+        last[call.name] = new[-1].name
+    output = last[graph.output.producer]
+    by_name = {node.name: node for node in nodes}
+    final = by_name[output]
+    while final.kind == "identity":
+        final = by_name[final.inputs[0]]
+    logits, decided = output, None
+    if final.decision is not None:
+        logits, decided = final.inputs[0], final.name
+    inputs = tuple(t.producer for t in graph.inputs)
+    return Network(model, tuple(nodes), inputs, output, logits, decided, graph)
+
+
+def _node(call, inputs, gain, gain64, name=None, layer=None):
+    return Node(
+        name or call.name,
+        gain.kind,
+        layer or call.operation,
+        call.name,
+        inputs,
+        gain.value,
+        gain.method,
+        gain.assumption,
+        gain.rule,
+        gain.weights,
+        gain.affine,
+        gain64.affine,
+        gain.sector,
+        gain.decision,
+        output_shape=call.outputs[0].shape,
+    )
+
+
+def _linear_nodes(call, inputs, fold, cache, bounded):
+    """Nodes of a dense or convolution call: its maps, then its activation."""
+    layer, output = call.operation, call.outputs[0]
+    scale = BatchNormScale.of(fold.operation) if fold is not None else None
+    key = (id(layer), call.inputs[0].shape, call.inputs[0].dtype, fold and id(fold.operation))
+    if key not in cache:
+        cache[key] = linear_gains(layer, call.inputs[0], output, scale, bounded=bounded)
+    nodes = []
+    for i, gain in enumerate(cache[key]):
+        is_last = i == len(cache[key]) - 1
+        node = Node(
+            call.name + gain.suffix,
+            "linear",
+            layer,
+            call.name,
+            inputs,
+            gain.value,
+            gain.method,
+            affine=gain.affine,
+            affine64=gain.affine64,
+            matrix=gain.matrix,
+            batch_norms=(fold.operation,) if fold is not None and is_last else (),
+            output_shape=output.shape,
+        )
+        nodes.append(node)
+        inputs = (node.name,)
+    tensor = dataclasses.replace(output, dtype=layer.compute_dtype)
+    activation = fused_gain(layer, tensor)
+    if activation is not None:
+        with rounding.float64_evaluation():
+            activation64 = fused_gain(layer, tensor)
+        name = f"{call.name}/{activation_name(layer.activation)}"
+        held = layer.activation if isinstance(layer.activation, keras.Layer) else layer
+        nodes.append(_node(call, inputs, activation, activation64, name, held))
+    return nodes
+
+
+def _foldable_batch_norms(graph):
+    """Linear call -> the batch normalization that alone reads it, along its channel axis."""
+    readers, calls = {}, {c.name: c for c in graph.calls}
+    for call in graph.calls:
+        for tensor in call.inputs:
+            readers.setdefault(tensor.producer, []).append(call)
+    folds = {}
+    for name, users in readers.items():
+        call = calls.get(name)
+        if call is None or not is_linear(call.operation) or len(users) != 1:
+            continue
+        layer, norm = call.operation, users[0].operation
+        if type(norm) is not keras.layers.BatchNormalization or len(users[0].inputs) != 1:
+            continue
+        rank = len(call.outputs[0].shape)
+        same_axis = norm.axis % rank == channel_axis(layer, rank)
+        if same_axis and activation_name(layer.activation) == "linear":
+            folds[name] = users[0].name
+    return folds
+
+
+def _constants(call):
+    """Arguments of a call that are no tensors of the graph, such as 2 in `2 * x`."""
+    found = []
+    for argument in keras.tree.flatten((call.args, call.kwargs)):
+        if isinstance(argument, np.ndarray | keras.Variable) or keras.ops.is_tensor(argument):
+            found.append(np.asarray(keras.ops.convert_to_numpy(argument)).tolist())
+        elif not isinstance(argument, Tensor):
+            found.append(repr(argument))
+    return found
+
+
+def _settings(operation):
+    """Type and settings of a layer or operation, without names."""
+    kind = f"{type(operation).__module__}.{type(operation).__qualname__}"
+    try:
+        config = current_config(operation)
+    except Exception:  # custom layers need not be serialisable to be certified
+        config = {}
+    skipped = ("name", "trainable", "build_config")
+    ignored = ("initializer", "regularizer", "constraint")
+    kept = {k: v for k, v in config.items() if k not in skipped and not k.endswith(ignored)}
+    return [kind, kept]
