@@ -6,6 +6,7 @@ import pathlib
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
+import oracles
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -32,3 +33,18 @@ def seeded():
     import keras
 
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(name="jacobian_norm", scope="session")
+def jacobian_norm_fixture():
+    return oracles.jacobian_norm
+
+
+@pytest.fixture(name="attack", scope="session")
+def attack_fixture():
+    return oracles.attack
+
+
+@pytest.fixture(name="double_precision", scope="session")
+def double_precision_fixture():
+    return oracles.double_precision

@@ -1,10 +1,12 @@
 """Oracles for certificates: Jacobians, gradient ascent and float64 copies of models."""
 
+import keras
 import numpy as np
 import pytest
 
-tf = pytest.importorskip("tensorflow", reason="these oracles differentiate with TensorFlow")
-keras = pytest.importorskip("keras")
+
+def _tensorflow():
+    return pytest.importorskip("tensorflow", reason="these oracles differentiate with TensorFlow")
 
 
 def double_precision(model, shape):
@@ -22,6 +24,7 @@ def double_precision(model, shape):
 
 def jacobian_norm(function, shape, *, points=1, seed=0):
     """Largest spectral norm of the Jacobian over random points of many sizes."""
+    tf = _tensorflow()
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(points, *shape)) * np.geomspace(0.1, 4.0, points).reshape(
         -1, *([1] * len(shape))
@@ -42,6 +45,7 @@ def attack(model, x, labels, radius, *, steps=40, seed=0):
 
     Returns the smallest margin found for each input, evaluated by `model` in float64.
     """
+    tf = _tensorflow()
     rng = np.random.default_rng(seed)
     x = np.asarray(x, dtype=np.float64)
     radius = np.asarray(radius).reshape(-1, *([1] * (x.ndim - 1)))
@@ -66,18 +70,3 @@ def attack(model, x, labels, radius, *, steps=40, seed=0):
         norm = np.sqrt(np.sum(step**2, axis=axes, keepdims=True))
         e = project(e + 0.2 * radius * step / np.maximum(norm, 1e-300))
     return best
-
-
-@pytest.fixture(name="jacobian_norm", scope="session")
-def jacobian_norm_fixture():
-    return jacobian_norm
-
-
-@pytest.fixture(name="attack", scope="session")
-def attack_fixture():
-    return attack
-
-
-@pytest.fixture(name="double_precision", scope="session")
-def double_precision_fixture():
-    return double_precision
