@@ -37,17 +37,17 @@ from tf_lyapunov.projection import constrain, project
 from tf_lyapunov.theory.balls import L2, Linf
 from tf_lyapunov.theory.sectors import Indices, Sector
 
-_ON_DEMAND = (
-    "datasets",
-    "evaluation",
-    "experiments",
-    "models",
-    "planning",
-    "streams",
-    "theory",
-    "verification",
-)
 # Public name: where it is, imported when first used.
+_MODULES = {
+    "datasets": "data.arrays",
+    "evaluation": "evaluation",
+    "experiments": "experiments",
+    "models": "models",
+    "planning": "planning",
+    "streams": "data.streams",
+    "theory": "theory",
+    "verification": "verification",
+}
 _FUNCTIONS = {
     "bracket": "tf_lyapunov.evaluation.bracket:bracket",
     "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",
@@ -83,8 +83,8 @@ __all__ = [
 
 
 def __getattr__(name):
-    if name in _ON_DEMAND:
-        return importlib.import_module(f"tf_lyapunov.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"tf_lyapunov.{_MODULES[name]}")
     if name in _FUNCTIONS:
         module, function = _FUNCTIONS[name].split(":")
         return getattr(importlib.import_module(module), function)
@@ -92,4 +92,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *_ON_DEMAND, *_FUNCTIONS])
+    return sorted([*globals(), *_MODULES, *_FUNCTIONS])

@@ -67,7 +67,7 @@ def _imagenet(quick):
     import tensorflow as tf
     from imagenet_sample import write
 
-    from tf_lyapunov import jpegs, streams
+    from tf_lyapunov.data import jpegs, streams
 
     count, cores = (64 if quick else 1024), len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as directory:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tf_lyapunov import datasets, losses
-from tf_lyapunov.datasets import Batches
+from tf_lyapunov.data.arrays import Batches
 from tf_lyapunov.errors import ConfigError, DistributionError, RunDirectoryError
 from tf_lyapunov.experiments import distribution, execution, files, shares, training
 from tf_lyapunov.experiments.distribution import Padded, open_distribution, scaled

@@ -107,8 +107,8 @@ def test_contradictory_settings_are_refused(old, new, message):
 
 
 def test_a_stream_takes_no_augmentation_of_arrays():
+    from tf_lyapunov.data.streams import ImageStream
     from tf_lyapunov.experiments.augmentation import training_batches
-    from tf_lyapunov.streams import ImageStream
 
     shards = types.SimpleNamespace(num_classes=2, count=4)
     options = {"on_damage": "refuse", "cache": None, "deterministic": True, "shuffle_buffer": 4}

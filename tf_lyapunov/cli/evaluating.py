@@ -143,7 +143,7 @@ def evaluate(
 
 def _suite(opened, chosen, split, samples, radii, data_dir) -> dict:
     from ..attacks import PGD
-    from ..datasets import released_corruptions
+    from ..data.arrays import released_corruptions
     from ..evaluation.suite import evaluate_suite, load_suite
     from ..theory.balls import Linf
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import datasets, streams
+from ..data.arrays import Batches, Dataset
+from ..data.streams import ImageStream
 from ..errors import ConfigError
 from .config import ExperimentConfig
 
 
-class AugmentedBatches(datasets.Batches):
+class AugmentedBatches(Batches):
     """`datasets.Batches` of images that are shifted and reflected at random.
 
     An image is padded by reflection, `crop` pixels on each side, and cropped to its size at a
@@ -71,7 +72,7 @@ class AugmentedBatches(datasets.Batches):
         return images, labels
 
 
-def training_batches(config: ExperimentConfig, data: datasets.Dataset) -> datasets.Batches:
+def training_batches(config: ExperimentConfig, data: Dataset) -> Batches:
     """The configured training batches; their content is a function of (seed, epoch) alone.
 
     Raises:
@@ -79,7 +80,7 @@ def training_batches(config: ExperimentConfig, data: datasets.Dataset) -> datase
     """
     arrays, changes = (data.x_train, data.y_train), config.training.augmentation
     common = {"batch_size": config.training.batch_size, "seed": config.seed}
-    if isinstance(data, streams.ImageStream):
+    if isinstance(data, ImageStream):
         if changes.crop or changes.flip:
             raise ConfigError(
                 "Streamed images are always cropped and reflected at random. Received: "
@@ -87,7 +88,7 @@ def training_batches(config: ExperimentConfig, data: datasets.Dataset) -> datase
             )
         return data.batches(**common)
     if not (changes.crop or changes.flip):
-        return datasets.Batches(*arrays, **common)
+        return Batches(*arrays, **common)
     try:
         return AugmentedBatches(*arrays, **common, crop=changes.crop, flip=changes.flip)
     except ValueError as error:

@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import datasets
+from ..data.arrays import Dataset
 from ..errors import UnsupportedLayerError
 from . import files, training
 from .config import AttackConfig, ExperimentConfig
@@ -39,7 +39,7 @@ def train_experiment(
     resume: bool = False,
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
-    data: datasets.Dataset | None = None,
+    data: Dataset | None = None,
     execution: Execution | None = None,
     on_epoch: training.OnEpoch | None = None,
     say: Say = lambda message: None,

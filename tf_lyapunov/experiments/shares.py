@@ -25,7 +25,7 @@ class Padded(keras.utils.PyDataset):
     Example:
 
     >>> import numpy as np
-    >>> from tf_lyapunov.datasets import Batches
+    >>> from tf_lyapunov.data.arrays import Batches
     >>> rows = Batches(np.arange(3.0), np.arange(3), batch_size=3, shuffle=False)
     >>> [part.tolist() for part in Padded(rows, 2)[0]]
     [[0.0, 1.0, 2.0, 0.0], [0, 1, 2, 0], [1.3333333730697632, 1.3333333730697632, \

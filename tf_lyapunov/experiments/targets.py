@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import datasets, streams
+from ..data import arrays, streams
 from ..errors import ConfigError, ModelFileError, RunDirectoryError
 from . import files
 from .config import AttackConfig, ExperimentConfig
@@ -41,7 +41,7 @@ class Opened:
     """
 
     model: Any
-    data: datasets.Dataset
+    data: arrays.Dataset
     config: ExperimentConfig | None = None
     design: Any = None
     run: files.RunDirectory | None = None
@@ -90,12 +90,12 @@ class Opened:
 
 def load_data(
     config: ExperimentConfig, data_dir: str | os.PathLike | None = None, download: bool = False
-) -> datasets.Dataset:
+) -> arrays.Dataset:
     """The configured data set."""
     spec = config.dataset
-    if spec.name in datasets.STREAMED:
+    if spec.name in arrays.STREAMED:
         return _stream(spec, data_dir, download)
-    data = datasets.load(
+    data = arrays.load(
         spec.name,
         data_dir,
         download=download,
@@ -109,7 +109,7 @@ def load_data(
 
 def _stream(spec, data_dir, download) -> streams.ImageStream:
     if download:
-        datasets.load(spec.name, data_dir, download=True)
+        arrays.load(spec.name, data_dir, download=True)
     if spec.centre != "half":
         raise ConfigError(
             f"Streamed images are centred at one half. Received: dataset.centre={spec.centre!r} "
@@ -127,7 +127,7 @@ def _stream(spec, data_dir, download) -> streams.ImageStream:
     )
 
 
-def _centred(data: datasets.Dataset) -> datasets.Dataset:
+def _centred(data: arrays.Dataset) -> arrays.Dataset:
     """The data with the channels' means over the training split subtracted: distances stay."""
     axes = tuple(range(data.x_train.ndim - 1))
     mean = data.x_train.mean(axis=axes, dtype=np.float64).astype("float32")
@@ -190,10 +190,10 @@ def open_target(
         if data is None:
             raise ValueError(
                 "A model file does not say which data it is for. Received: no `--data`. Choose "
-                f"one of {', '.join(datasets.NAMES)}."
+                f"one of {', '.join(arrays.NAMES)}."
             )
         model = load_model(target)
-        yield Opened(model, datasets.load(data, data_dir, download=download), say=say)
+        yield Opened(model, arrays.load(data, data_dir, download=download), say=say)
         return
     with open_run(target) as run:
         config = load_config(run.file(files.CONFIG))
@@ -206,7 +206,7 @@ def open_target(
         if data is None or data == config.dataset.name:
             loaded = load_data(config, data_dir, download)
         else:
-            loaded = datasets.load(data, data_dir, download=download)
+            loaded = arrays.load(data, data_dir, download=download)
         yield Opened(model, loaded, config, load_design(run), run, say=say)
 
 

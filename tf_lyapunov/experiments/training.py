@@ -14,7 +14,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from .. import datasets, models, streams
+from .. import models
+from ..data.arrays import Dataset
+from ..data.streams import ImageStream
 from ..errors import ConfigError, RunDirectoryError
 from . import files
 from .augmentation import training_batches
@@ -47,7 +49,7 @@ class Trained:
     seconds: float = 0.0
 
 
-def build_model(config: ExperimentConfig, data: datasets.Dataset) -> keras.Model:
+def build_model(config: ExperimentConfig, data: Dataset) -> keras.Model:
     """The configured model with its initial weights, which depend on the seed alone."""
     try:
         return models.build(
@@ -146,7 +148,7 @@ def adversarial_model(config: ExperimentConfig, model: keras.Model) -> keras.Mod
 def train(
     config: ExperimentConfig,
     run: files.RunDirectory,
-    data: datasets.Dataset,
+    data: Dataset,
     *,
     resume: bool = False,
     execution: Execution | None = None,
@@ -253,7 +255,7 @@ def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
     return Trained(model=model, design=design, history=recorder.history, resumed_from=done)
 
 
-def run_identity(config: ExperimentConfig, data: datasets.Dataset, execution: Execution) -> dict:
+def run_identity(config: ExperimentConfig, data: Dataset, execution: Execution) -> dict:
     """What the numbers of a run depend on: configuration, data, execution and versions."""
     return {
         "training": {**config.training_identity(), **execution.identity},
@@ -262,8 +264,8 @@ def run_identity(config: ExperimentConfig, data: datasets.Dataset, execution: Ex
     }
 
 
-def _fingerprint(data: datasets.Dataset | streams.ImageStream) -> str:
-    if isinstance(data, streams.ImageStream):
+def _fingerprint(data: Dataset | ImageStream) -> str:
+    if isinstance(data, ImageStream):
         return data.fingerprint()
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_val, data.y_val):

@@ -7,7 +7,8 @@ import math
 
 import keras
 
-from tf_lyapunov import datasets, models
+from tf_lyapunov import models
+from tf_lyapunov.data import arrays
 from tf_lyapunov.errors import ConfigError
 from tf_lyapunov.experiments.config import ExperimentConfig
 from tf_lyapunov.planning.bounds import bound_cost
@@ -317,7 +318,7 @@ def sizes(config: ExperimentConfig) -> tuple[int, tuple, int]:
             f"Received: dataset.name={spec.name!r}."
         )
     examples, shape = SIZES[spec.name]
-    classes, held_out, crop = datasets.PREPARED.get(
+    classes, held_out, crop = arrays.PREPARED.get(
         spec.name, (CLASSES.get(spec.name), HELD_OUT.get(spec.name), None)
     )[:3]
     examples -= held_out if spec.validation is None else spec.validation

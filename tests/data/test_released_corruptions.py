@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov import datasets
+from tf_lyapunov.data import prepared
 from tf_lyapunov.errors import DatasetNotFound
 
 
@@ -23,7 +24,7 @@ def test_they_are_in_the_units_and_size_of_the_data_under_their_released_names(m
         asked.append((name, limit, splits))
         return raw[:limit], np.arange(4)[:limit]
 
-    monkeypatch.setattr(datasets, "_read_prepared", read)
+    monkeypatch.setattr(prepared, "read", read)
     provide = datasets.released_corruptions(images(28, 3), limit=3)
     x, y = provide("glass_blur", 2)
     provide("fog", 5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov import datasets
+from tf_lyapunov.data import prepared
 from tf_lyapunov.errors import DatasetNotFound
 
 
@@ -65,7 +66,7 @@ def test_the_central_crop_is_central(monkeypatch):
     images = np.zeros((2, 32, 32, 3), np.uint8)
     images[:, 2:30, 2:30] = 255
     read = (images, np.array([0, 1]), images, np.array([0, 1]))
-    monkeypatch.setattr(datasets, "_read_prepared", lambda *unused: read)
+    monkeypatch.setattr(prepared, "read", lambda *unused: read)
     data = datasets.load("cifar10", validation=1)
     assert data.input_shape == (28, 28, 3)
     assert (data.x_test == 0.5).all()

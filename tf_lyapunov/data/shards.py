@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import datasets
-from .errors import DatasetNotFound
+from ..errors import DatasetNotFound
+from .prepared import import_tfds
 
 
 class Shards:
@@ -36,7 +36,7 @@ class Shards:
     @classmethod
     def of(cls, path: Path, split: str) -> Shards:
         """All of a split of a prepared data set."""
-        tfds = datasets.import_tfds()
+        tfds = import_tfds()
         try:
             info = tfds.builder_from_directory(str(path)).info
             found = info.splits[split]

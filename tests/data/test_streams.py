@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from tf_lyapunov import datasets, streams
-from tf_lyapunov import jpegs as jpegs_module
+from tf_lyapunov.data import jpegs as jpegs_module
 from tf_lyapunov.errors import DatasetNotFound
 from tf_lyapunov.experiments.shares import Padded
 
 tf = pytest.importorskip("tensorflow")
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAIN, TEST = 160, 24
 
 

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from . import datasets
+from ..errors import DatasetNotFound
 from .cachelocks import take_over
-from .errors import DatasetNotFound
+from .epochs import EpochNumber
 from .jpegs import decoder, guarded, is_intact, parsed
+from .prepared import prepared_directory
 from .shards import Shards
 
 # name -> (training split, split that serves as the test set)
@@ -78,7 +79,7 @@ def load(
     for label, number in {**counts, "shuffle_buffer": shuffle_buffer}.items():
         if number is not None and (not isinstance(number, int) or number < 1):
             raise ValueError(f"`{label}` must be a positive integer. Received: {number!r}.")
-    path = datasets.prepared_directory(name, data_dir)
+    path = prepared_directory(name, data_dir)
     train, test = (Shards.of(path, split) for split in STREAMED[name])
     held_out = 1000 if validation is None else validation
     if held_out >= train.count:
@@ -406,7 +407,7 @@ class StreamBatches(keras.utils.PyDataset):
 
     def epoch_callback(self) -> keras.callbacks.Callback:
         """Callback that tells the epoch number; needed with `initial_epoch`."""
-        return datasets.EpochNumber(self)
+        return EpochNumber(self)
 
     def __getitem__(self, index: int):
         return self.rows(index, (0, 1))

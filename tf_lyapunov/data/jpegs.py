@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import datasets
+from .prepared import import_tfds
 
 # Random crops as Szegedy et al. (2015): share of the area, and width / height.
 _AREA, _ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -10,7 +10,7 @@ _AREA, _ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 def parsed(features, record) -> dict:
     """The example of a record, its image left as it is in the file."""
-    tfds = datasets.import_tfds()
+    tfds = import_tfds()
     return features.deserialize_example(record, decoders={"image": tfds.decode.SkipDecoding()})
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from .writing import write_text
+from ..writing import write_text
 
 
 def take_over(where: str) -> None:
