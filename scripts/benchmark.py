@@ -16,6 +16,7 @@ from typing import Annotated
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
+
 from benchmarks import topics
 from benchmarks.machine import machine
 

@@ -65,8 +65,8 @@ def _cifar(quick):
 
 def _imagenet(quick):
     import tensorflow as tf
-    from imagenet_sample import write
 
+    from lyapunov.imagenet_sample import write
     from tf_lyapunov.data import jpegs, streams
 
     count, cores = (64 if quick else 1024), len(os.sched_getaffinity(0))

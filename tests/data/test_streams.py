@@ -24,7 +24,7 @@ TRAIN, TEST = 160, 24
 
 def sample_writer():
     spec = importlib.util.spec_from_file_location(
-        "imagenet_sample", ROOT / "scripts/imagenet_sample.py"
+        "imagenet_sample", ROOT / "scripts/lyapunov/imagenet_sample.py"
     )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # TFDS looks it up

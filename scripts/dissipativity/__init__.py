@@ -1,0 +1,1 @@
+"""Paper 2, incremental dissipativity (Aquino et al.): the certificates."""

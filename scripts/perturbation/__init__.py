@@ -1,0 +1,1 @@
+"""Paper 5, lower bounds on minimal perturbations (Peck et al.)."""

@@ -1,0 +1,1 @@
+"""Paper 4, convex potential layers (Meunier et al.)."""
