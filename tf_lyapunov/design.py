@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from tf_lyapunov.errors import DesignInfeasible
 from tf_lyapunov.theory import budgets as budget_rules
 from tf_lyapunov.theory import dissipativity, lyapunov
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.designs import RULES, VARIANTS, Design, DesignCheck
-from tf_lyapunov.theory.sectors import Indices, Sector, finite_float
+from tf_lyapunov.theory.sectors import Indices, Sector
 
 __all__ = ["Design", "DesignCheck", "equal_gain_design", "spectral_design"]
 

@@ -35,7 +35,7 @@ from localized import models as networks
 from localized.models import CHAINS, METHODS, Settings
 from tf_lyapunov import datasets
 from tf_lyapunov.evaluation import summaries
-from tf_lyapunov.evaluation.report import plain
+from tf_lyapunov.evaluation.results import plain
 from tf_lyapunov.writing import write_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from localized.measures import problems
 from localized.models import CHAINS, METHODS
 from lyapunov.tables import markdown, write_csv
 from tf_lyapunov.evaluation.measures import SuiteResult
-from tf_lyapunov.evaluation.report import plain
+from tf_lyapunov.evaluation.results import plain
 from tf_lyapunov.evaluation.wording import number, percent, percent_down, round_up
 from tf_lyapunov.writing import write_text
 

@@ -35,7 +35,7 @@ from tf_lyapunov.callbacks import LyapunovMonitor
 from tf_lyapunov.certification import certify
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.evaluation import accuracy_under_attack, measured_gain, summaries
-from tf_lyapunov.evaluation.report import plain
+from tf_lyapunov.evaluation.results import plain
 from tf_lyapunov.evaluation.wording import percent, round_up
 from tf_lyapunov.losses import TemperatureCrossEntropy
 from tf_lyapunov.projection import constrain

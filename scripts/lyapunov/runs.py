@@ -240,7 +240,7 @@ def _printed(value):
 
 def write_results(out: Path, title: str, parts: dict, records, how: dict, papers=None) -> str:
     """RESULTS.md, CSV, JSON and figures of the runs that are finished; returns the text."""
-    from tf_lyapunov.evaluation.report import plain
+    from tf_lyapunov.evaluation.results import plain
 
     text = [f"# {title}", ""]
     if how["quick"]:

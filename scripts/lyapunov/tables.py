@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-from tf_lyapunov.evaluation.report import plain
+from tf_lyapunov.evaluation.results import plain
 from tf_lyapunov.evaluation.wording import number, percent, percent_down, round_up
 from tf_lyapunov.theory import lyapunov
 from tf_lyapunov.theory.sectors import Indices

@@ -16,7 +16,7 @@ from tf_lyapunov import datasets, losses, models
 from tf_lyapunov.attacks import PGD
 from tf_lyapunov.certification import certify
 from tf_lyapunov.errors import DatasetNotFound
-from tf_lyapunov.evaluation.report import plain
+from tf_lyapunov.evaluation.results import plain
 from tf_lyapunov.experiments.augmentation import AugmentedBatches
 from tf_lyapunov.experiments.objectives import PiecewiseLinear
 from tf_lyapunov.theory.balls import L2

@@ -8,7 +8,8 @@ import pytest
 
 from tf_lyapunov.evaluation import perturbation_plots as plots
 from tf_lyapunov.evaluation.bracket import Bracket
-from tf_lyapunov.evaluation.report import Results, render_report
+from tf_lyapunov.evaluation.report import render_report
+from tf_lyapunov.evaluation.results import Results
 
 
 def found(n=6, published=True, images=False):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov.evaluation import plots
-from tf_lyapunov.evaluation.report import Results
+from tf_lyapunov.evaluation.results import Results
 
 ROWS = [
     {"radius": 0.1, "clean": 0.9, "certified": 0.6, "attacked": {"FGM": 0.8, "PGD": 0.7}},

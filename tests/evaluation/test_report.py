@@ -13,7 +13,8 @@ import pytest
 
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.evaluation import plots, summaries
-from tf_lyapunov.evaluation.report import Results, render_report, terminal_table, write_report
+from tf_lyapunov.evaluation.report import render_report, terminal_table, write_report
+from tf_lyapunov.evaluation.results import Results
 from tf_lyapunov.theory.sectors import Indices
 
 HOSTILE = "<script>alert('x')</script> \"&' $x_1$ {{ 7*7 }} [red]"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from tf_lyapunov.evaluation import wording
-from tf_lyapunov.evaluation.report import Results
+from tf_lyapunov.evaluation.results import Results
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

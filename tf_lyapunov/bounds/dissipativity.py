@@ -13,8 +13,9 @@ from tf_lyapunov.bounds.programs.sdp import check_solver, solve, verified_minimu
 from tf_lyapunov.errors import SolverFailure, UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.network import Network, read_network
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.rounding import round_down
-from tf_lyapunov.theory.sectors import Indices, finite_float
+from tf_lyapunov.theory.sectors import Indices
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _WIDENING = 2.0**-16

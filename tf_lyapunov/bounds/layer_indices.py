@@ -25,10 +25,11 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.linear import inference_value
 from tf_lyapunov.spectral.reading import linear_maps
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.rounding import round_down
-from tf_lyapunov.theory.sectors import Sector, finite_float
+from tf_lyapunov.theory.sectors import Sector
 from tf_lyapunov.theory.spectra import smallest_eigenvalue
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]

@@ -40,7 +40,8 @@ def bracket(
     """
     with work(json_):
         from ..evaluation.bracket import bracket as compute
-        from ..evaluation.report import Results, write_report
+        from ..evaluation.report import write_report
+        from ..evaluation.results import Results
         from ..experiments import runner
         from ..experiments.files import write_json
 

@@ -8,7 +8,8 @@ from tf_lyapunov.evaluation.accuracy import (
     measured_gain,
 )
 from tf_lyapunov.evaluation.measures import SuiteResult
-from tf_lyapunov.evaluation.report import Results, render_report, terminal_table, write_report
+from tf_lyapunov.evaluation.report import render_report, terminal_table, write_report
+from tf_lyapunov.evaluation.results import Results
 from tf_lyapunov.evaluation.suite import evaluate_suite, load_suite
 
 __all__ = [

@@ -134,7 +134,7 @@ def accuracy_under_attack(
         progress: called with a line of text before each attack.
 
     Returns:
-        One dict a radius, in increasing order, as `report.Results.rows` wants them: "radius",
+        One dict a radius, in increasing order, as `results.Results.rows` wants them: "radius",
         "count", "clean", "certified", "attacked", "output_change", "gain", "broken".
 
     Raises:
@@ -195,7 +195,7 @@ def accuracy_under_attack(
 
 
 def largest_measured_gain(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The largest measured gain in the rows, as `report.Results.gain` wants it.
+    """The largest measured gain in the rows, as `results.Results.gain` wants it.
 
     Args:
         rows: what `accuracy_under_attack` returned.

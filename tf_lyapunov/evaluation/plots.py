@@ -25,6 +25,7 @@ from tf_lyapunov.evaluation.drawing import (
     to_svg,
     whole_epochs,
 )
+from tf_lyapunov.evaluation.results import Results
 
 __all__ = [
     "accuracy_by_radius",
@@ -54,7 +55,7 @@ def accuracy_by_radius(
     """Clean, certified and attacked accuracy against the radius.
 
     Args:
-        rows: `report.Results.rows`.
+        rows: `results.Results.rows`.
         curve: {"radius", "certified"}, the certified accuracy on a finer grid, or None.
         theme: "light" or "dark".
 
@@ -115,7 +116,7 @@ def output_change_by_radius(
     """Measured change of the outputs under attack beside the proved bound, gain × radius.
 
     Args:
-        rows: `report.Results.rows`, with "output_change".
+        rows: `results.Results.rows`, with "output_change".
         gain_upper_bound: the proved gain, or None.
         theme: "light" or "dark".
 
@@ -160,7 +161,7 @@ def gain_comparison(gain: Mapping[str, Any], *, theme: str = "light"):
     """Claimed, proved and measured gain as bars.
 
     Args:
-        gain: `report.Results.gain`.
+        gain: `results.Results.gain`.
         theme: "light" or "dark".
 
     Returns:
@@ -193,7 +194,7 @@ def layer_norms_by_epoch(history: Sequence[Mapping[str, Any]], *, theme: str = "
     """Each layer's spectral norm beside its budget, by epoch.
 
     Args:
-        history: `report.Results.history`, with "sigma/<layer>" and "budget/<layer>".
+        history: `results.Results.history`, with "sigma/<layer>" and "budget/<layer>".
         theme: "light" or "dark".
 
     Returns:
@@ -245,7 +246,7 @@ def cascade_margin_by_epoch(history: Sequence[Mapping[str, Any]], *, theme: str 
     """The trained layers' margin in the cascade test by epoch; below zero nothing is proved.
 
     Args:
-        history: `report.Results.history`, with "cascade_margin".
+        history: `results.Results.history`, with "cascade_margin".
         theme: "light" or "dark".
 
     Returns:
@@ -266,7 +267,7 @@ def training_by_epoch(history: Sequence[Mapping[str, Any]], *, theme: str = "lig
     """Loss, accuracy and gain bound by epoch, as far as they were recorded.
 
     Args:
-        history: `report.Results.history`.
+        history: `results.Results.history`.
         theme: "light" or "dark".
 
     Returns:
@@ -321,13 +322,11 @@ def report_figures(results) -> list[dict[str, str]]:
     """Every figure that `results` has data for, ready to be inlined.
 
     Args:
-        results: a `report.Results`.
+        results: a `results.Results`.
 
     Returns:
         Dicts "key", "title", "alt" (what it shows, in words), "light" and "dark" (data URLs).
     """
-    from tf_lyapunov.evaluation.report import Results
-
     clean = Results.from_dict(results.to_dict())
     return [
         {
@@ -342,8 +341,6 @@ def report_figures(results) -> list[dict[str, str]]:
 
 def write_figures(results, directory: str | os.PathLike) -> list[Path]:
     """Writes every figure that `results` has data for as `<key>.svg` into `directory`."""
-    from tf_lyapunov.evaluation.report import Results
-
     clean = Results.from_dict(results.to_dict())
     return [
         save(draw("light"), Path(directory) / f"{key}.svg") for key, _, _, draw in _available(clean)

@@ -1,4 +1,4 @@
-"""From the library's objects to the plain dicts that `report.Results` holds."""
+"""From the library's objects to the plain dicts that `results.Results` holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lyapunov.evaluation.report import plain
+from tf_lyapunov.evaluation.results import plain
 
 _CURVE_POINTS = 101
 _HISTOGRAM_BINS = 40

@@ -101,7 +101,7 @@ class Verdict:
 
 
 def verdict(results) -> Verdict:
-    """Conclusion of a cleaned `report.Results`, in words for a newcomer."""
+    """Conclusion of a cleaned `results.Results`, in words for a newcomer."""
     design, certificate = results.design or {}, results.certificate or {}
     promise, sentences = _promise(design), []
     proved_gain = proved_gain_of(results)

@@ -276,7 +276,7 @@ def _flat(row: Mapping) -> dict:
 
 def compose_results(run: files.RunDirectory):
     """The `Results` of a run, from the files that are there."""
-    from ..evaluation.report import Results
+    from ..evaluation.results import Results
     from ..evaluation.summaries import certificate_summary, design_summary
 
     config = load_config(run.file(files.CONFIG))

@@ -10,23 +10,25 @@ from functools import cache, partial
 import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.theory.sectors import Sector, finite_float
+from tf_lyapunov.theory.arguments import finite_float
 
 # The derivatives below are evaluated with fewer than 2⁸ roundings at values of size about one;
 # a stationary point off by 2⁻⁴⁰ moves an extremum by 2⁻⁸⁰ only.
 _ALLOWANCE = 2.0**-44
+# Smallest and largest slope; `Sector.of` makes a `Sector` of them.
+Slopes = tuple[float, float]
 
 
-def _outwards(low: float, high: float) -> Sector:
-    """Sector around computed slopes; exact 0 and 1 (limits, not computed) are kept."""
+def _outwards(low: float, high: float) -> Slopes:
+    """Range around computed slopes; exact 0 and 1 (limits, not computed) are kept."""
 
     def push(value, sign):
         return value if value in (0.0, 1.0) else value + sign * _ALLOWANCE * max(1.0, abs(value))
 
-    return Sector(push(low, -1.0), push(high, 1.0))
+    return (push(low, -1.0), push(high, 1.0))
 
 
-def _extremal_slopes(slope, curvature_sign, limits=(0.0, 1.0), reach=40.0) -> Sector:
+def _extremal_slopes(slope, curvature_sign, limits=(0.0, 1.0), reach=40.0) -> Slopes:
     """Range of a smooth activation's slope: its limits at ±∞ and its stationary points.
 
     Args:
@@ -55,14 +57,14 @@ def _logistic(x):
     return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
-def _silu() -> Sector:
+def _silu() -> Slopes:
     return _extremal_slopes(
         lambda x: _logistic(x) * (1 + x * (1 - _logistic(x))),
         lambda x: 2 + x * (1 - 2 * _logistic(x)),
     )
 
 
-def _mish() -> Sector:
+def _mish() -> Slopes:
     def parts(x):
         return _logistic(x), np.tanh(np.logaddexp(0.0, x))
 
@@ -77,7 +79,7 @@ def _mish() -> Sector:
     return _extremal_slopes(slope, curvature_sign)
 
 
-def _gelu(approximate: bool = False) -> Sector:
+def _gelu(approximate: bool = False) -> Slopes:
     if not approximate:
         # φ'(x) = Φ(x) + x·n(x) and φ''(x) = n(x)(2 - x²), n the normal density.
         def slope(x):
@@ -102,7 +104,7 @@ def _gelu(approximate: bool = False) -> Sector:
     return _extremal_slopes(slope, curvature_sign)
 
 
-def _selu() -> Sector:
+def _selu() -> Slopes:
     # Fixed point (mean 0, variance 1) of Klambauer et al., equation 14; slope at 0- is λα > λ.
     e, root_e = math.e, math.sqrt(math.e)
     tail_half, tail_two = math.erfc(math.sqrt(0.5)), math.erfc(math.sqrt(2.0))
@@ -118,7 +120,7 @@ def _selu() -> Sector:
     return _outwards(0.0, scale * max(alpha, 1.0))
 
 
-def _relu(negative_slope=0.0, max_value=None, threshold=0.0) -> Sector:
+def _relu(negative_slope=0.0, max_value=None, threshold=0.0) -> Slopes:
     slope = finite_float("negative_slope", negative_slope)
     if finite_float("threshold", threshold) != 0.0:
         raise UnsupportedLayerError(
@@ -130,49 +132,49 @@ def _relu(negative_slope=0.0, max_value=None, threshold=0.0) -> Sector:
         if finite_float("max_value", max_value) < 0.0:
             raise ValueError(f"`max_value` must not be negative. Received: max_value={max_value}.")
         slopes.append(0.0)
-    return Sector(min(slopes), max(slopes))
+    return (min(slopes), max(slopes))
 
 
-def _prelu(alpha) -> Sector:
+def _prelu(alpha) -> Slopes:
     slopes = np.asarray(alpha, dtype=np.float64)
     if slopes.size == 0 or not np.all(np.isfinite(slopes)):
         raise ValueError("PReLU's `alpha` must be a non-empty array of finite slopes.")
-    return Sector(min(1.0, float(slopes.min())), max(1.0, float(slopes.max())))
+    return (min(1.0, float(slopes.min())), max(1.0, float(slopes.max())))
 
 
-def _elu(alpha=1.0) -> Sector:
+def _elu(alpha=1.0) -> Slopes:
     alpha = finite_float("alpha", alpha)
-    return Sector(min(0.0, alpha), max(1.0, alpha))
+    return (min(0.0, alpha), max(1.0, alpha))
 
 
-def _celu(alpha=1.0) -> Sector:
+def _celu(alpha=1.0) -> Slopes:
     if finite_float("alpha", alpha) <= 0.0:
         raise UnsupportedLayerError(
             f"Activation 'celu' is Lipschitz only for a positive `alpha`. Received: alpha={alpha}."
         )
-    return Sector(0.0, 1.0)
+    return (0.0, 1.0)
 
 
-def _soft_shrink(threshold=0.5) -> Sector:
+def _soft_shrink(threshold=0.5) -> Slopes:
     if finite_float("threshold", threshold) < 0.0:
         raise UnsupportedLayerError(
             "Activation 'soft_shrink' jumps at a negative `threshold`. "
             f"Received: threshold={threshold}."
         )
-    return Sector(0.0, 1.0)
+    return (0.0, 1.0)
 
 
-def _squareplus(b=4) -> Sector:
+def _squareplus(b=4) -> Slopes:
     if finite_float("b", b) < 0.0:
         raise ValueError(f"`b` of squareplus must not be negative. Received: b={b}.")
-    return Sector(0.0, 1.0)
+    return (0.0, 1.0)
 
 
-def _fixed(low: float, high: float) -> Callable[[], Sector]:
-    return lambda: Sector(low, high)
+def _fixed(low: float, high: float) -> Callable[[], Slopes]:
+    return lambda: (low, high)
 
 
-_SECTORS: dict[str, Callable[..., Sector]] = {
+_SECTORS: dict[str, Callable[..., Slopes]] = {
     "linear": _fixed(1.0, 1.0),
     "relu": _relu,
     "relu6": _fixed(0.0, 1.0),
@@ -229,7 +231,7 @@ def supported_activations() -> tuple[str, ...]:
     return tuple(sorted(_SECTORS | _ALIASES))
 
 
-def _named(name: str, params: dict) -> Sector:
+def _named(name: str, params: dict) -> Slopes:
     name = _ALIASES.get(name, name)
     if name in _REFUSED:
         raise UnsupportedLayerError(f"Activation {name!r} {_REFUSED[name]}.")
@@ -249,7 +251,7 @@ def _named(name: str, params: dict) -> Sector:
         raise
 
 
-def _prelu_layer(layer) -> Sector:
+def _prelu_layer(layer) -> Slopes:
     if not getattr(layer, "built", False):
         raise ValueError(f"Layer {layer.name!r} (PReLU) must be built before its slopes are read.")
     slopes = np.asarray(layer.alpha, dtype=np.float64)
@@ -259,7 +261,7 @@ def _prelu_layer(layer) -> Sector:
     return _prelu(np.stack([slopes - spread, slopes + spread]))
 
 
-def _layer(layer) -> Sector:
+def _layer(layer) -> Slopes:
     kind = type(layer).__name__
     if kind == "ReLU":
         return _relu(layer.negative_slope, layer.max_value, layer.threshold)
@@ -272,17 +274,15 @@ def _layer(layer) -> Sector:
     if kind == "Softmax":
         return _named("softmax", {})
     if kind in _WITH_ACTIVATION:
-        return sector_of(layer.activation, {})
+        return slopes_of(layer.activation, {})
     raise UnsupportedLayerError(
         f"Layer {kind!r} is not an activation with a known sector. Supported layers: ReLU, "
         "LeakyReLU, ELU, PReLU, Activation, and dense or convolution layers by their `activation`."
     )
 
 
-def sector_of(activation, params: dict) -> Sector:
-    """Body of `Sector.of`, which documents it."""
-    if isinstance(activation, Sector):
-        return activation
+def slopes_of(activation, params: dict) -> Slopes:
+    """The slopes of what `Sector.of` takes; documented there."""
     if activation is None:
         return _named("linear", params)
     if isinstance(activation, str):
@@ -290,7 +290,7 @@ def sector_of(activation, params: dict) -> Sector:
     if isinstance(activation, partial):
         if activation.args:
             raise UnsupportedLayerError("A partial activation may only bind keyword parameters.")
-        return sector_of(activation.func, {**activation.keywords, **params})
+        return slopes_of(activation.func, {**activation.keywords, **params})
     # Only Keras's own objects are trusted by name: a user's `relu` may be anything.
     is_function = hasattr(activation, "__name__") and not isinstance(activation, type)
     module = getattr(activation if is_function else type(activation), "__module__", "") or ""

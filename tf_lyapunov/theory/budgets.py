@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tf_lyapunov.errors import DesignInfeasible
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.cascade import (
     allowed_gain_product,
     cone_weights,
@@ -21,7 +22,7 @@ from tf_lyapunov.theory.cascade import (
 from tf_lyapunov.theory.dissipativity import conic_ball, conic_rule_holds, gain_rule_holds
 from tf_lyapunov.theory.lyapunov import check_claim
 from tf_lyapunov.theory.rounding import round_up
-from tf_lyapunov.theory.sectors import Indices, Sector, finite_float
+from tf_lyapunov.theory.sectors import Indices, Sector
 
 # Relative reserves tried, smallest first; the accepted one is doubled, so that measured gains a
 # few roundings above the budgets still verify.

@@ -16,6 +16,7 @@ import numpy as np
 
 from tf_lyapunov.theory import budgets as budget_rules
 from tf_lyapunov.theory import dissipativity, lyapunov
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.cascade import (
     allowed_gain_product,
     gain_cascade,
@@ -24,7 +25,7 @@ from tf_lyapunov.theory.cascade import (
 )
 from tf_lyapunov.theory.explanations import explain_design
 from tf_lyapunov.theory.rounding import round_up
-from tf_lyapunov.theory.sectors import Indices, Sector, finite_float
+from tf_lyapunov.theory.sectors import Indices, Sector
 from tf_lyapunov.theory.spectra import QuasiDominance
 
 RULES = ("sound", "conic", "lyapunov", "dissipativity")

@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from tf_lyapunov.errors import DesignInfeasible
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.cascade import (
     ScaledCascade,
     allowed_gain_product,
@@ -26,7 +27,7 @@ from tf_lyapunov.theory.cascade import (
 )
 from tf_lyapunov.theory.lyapunov import check_claim
 from tf_lyapunov.theory.rounding import round_down
-from tf_lyapunov.theory.sectors import Indices, Sector, finite_float
+from tf_lyapunov.theory.sectors import Indices, Sector
 from tf_lyapunov.theory.supply import (
     SupplyWitness,
     finite_matrix,

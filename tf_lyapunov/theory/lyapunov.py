@@ -16,9 +16,10 @@ from itertools import pairwise
 import numpy as np
 
 from tf_lyapunov.errors import DesignInfeasible
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.cascade import cascade_matrix
 from tf_lyapunov.theory.rounding import sqrt_up
-from tf_lyapunov.theory.sectors import Indices, finite_float
+from tf_lyapunov.theory.sectors import Indices
 from tf_lyapunov.theory.spectra import (
     QuasiDominance,
     Semidefiniteness,

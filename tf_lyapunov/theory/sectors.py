@@ -10,25 +10,9 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from tf_lyapunov.theory.activations import slopes_of
+from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF, round_up, sqrt_up
-
-
-def finite_float(name: str, value) -> float:
-    """`value` as a finite Python float, or an error that names the argument.
-
-    Raises:
-        TypeError: if `value` is not a real number.
-        ValueError: if it is NaN or infinite.
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a real number. Received: {name}={value!r}.") from None
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"`{name}` must be a real number. Received: {name}={value!r}.")
-    if not math.isfinite(number):
-        raise ValueError(f"`{name}` must be finite. Received: {name}={number}.")
-    return number
 
 
 @dataclass(frozen=True)
@@ -110,10 +94,9 @@ class Sector:
             >>> Sector.of("gelu").alpha < -0.12
             True
         """
-        # Imported here: the table of activations builds Sectors.
-        from tf_lyapunov.theory.activations import sector_of
-
-        return sector_of(activation, params)
+        if isinstance(activation, Sector):
+            return activation
+        return Sector(*slopes_of(activation, params))
 
 
 @dataclass(frozen=True)
