@@ -20,9 +20,10 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100):
 
     A stage is a layer with a kernel and what follows it up to the next one. Its budget bounds the
     gain of all its linear parts: a kernel before a pooling of gain g gets budget / g, the two
-    kernels of a separable convolution get the root each, and batch normalizations after the kernel
-    are held at gain 1 (which `project` and `LyapunovMonitor` enforce, since their gain depends on
-    the moving variance). A layer that several stages share gets the least of their budgets.
+    kernels of a separable convolution get the root each, and batch normalizations after the kernel,
+    or before the first one, are held at gain 1 (which `project` and `LyapunovMonitor` enforce,
+    since their gain depends on the moving variance). A layer that several stages share gets the
+    least of their budgets.
 
     Args:
         model: built Keras model (functional, sequential, subclassed or nested), compiled or not.
@@ -157,7 +158,8 @@ def _check_sector(stage, sectors, position):
 def _constrain_stage(stage, budget, ball, given, *, guarantee, every):
     """Sets a stage's constraints; `given` holds those of kernels that earlier stages share."""
     fixed_gain = stage.pre_gain * stage.post_gain
-    for normalization in (*stage.batch_norms, *stage.post_batch_norms):
+    norms = (*stage.pre_batch_norms, *stage.batch_norms, *stage.post_batch_norms)
+    for normalization in norms:
         _constrain_normalization(normalization)
     if ball is not None:
         _set_conic(stage, ball, given)
