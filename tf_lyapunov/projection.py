@@ -12,7 +12,9 @@ import numpy as np
 
 from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.base import refresh
+from tf_lyapunov.spectral.reading import is_linear
 
 
 def constrain(model, design, layers=None, *, guarantee="step", every=100):
@@ -75,6 +77,8 @@ def project(model):
 
     Raises:
         ValueError: if a constrained kernel holds NaN or infinity. No weight is changed then.
+        UnsupportedLayerError: if a kernel under `SpectralBound` has a map that it does not bound
+            (`EinsumDense` and attention, kernels of rank 3 or more outside convolutions).
 
     Example:
 
@@ -89,6 +93,7 @@ def project(model):
     """
     projected = []
     for layer, variable in constrained_variables(model):
+        _check_map(layer, variable)
         if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable.value))):
             raise ValueError(
                 f"A constrained kernel must be finite. Received: NaN or infinity in "
@@ -116,6 +121,36 @@ def constrained_variables(model):
             if ours and id(variable) not in seen:
                 seen.add(id(variable))
                 yield layer, variable
+
+
+def _check_map(layer, variable):
+    """Refuses a bound on a kernel whose map in its layer is not the one that is bounded."""
+    if not isinstance(variable.constraint, SpectralBound) or is_linear(layer):
+        return
+    einsum = isinstance(layer, keras.layers.EinsumDense)
+    if einsum and _is_matrix_product(layer.equation, len(variable.shape)):
+        return
+    if einsum or len(variable.shape) > 2:
+        raise UnsupportedLayerError(
+            "`SpectralBound` bounds matrices and the kernels of convolutions. Received: kernel "
+            f"{variable.path!r} of shape {tuple(variable.shape)} in a layer of type "
+            f"{type(layer).__name__}, whose map is another. Use a Dense or convolution layer, or "
+            "remove the constraint."
+        )
+
+
+def _is_matrix_product(equation, rank):
+    """Whether an einsum multiplies one axis of its input by a matrix, at every place alike."""
+    inputs, outputs = equation.replace(" ", "").replace("...", "").split("->")
+    inputs, kernel = inputs.split(",")
+    summed, free = set(kernel) - set(outputs), set(kernel) - set(inputs)
+    repeated = set(inputs) & set(outputs)
+    return (
+        rank == len(kernel) == 2
+        and len(summed) == len(free) == 1
+        and summed == set(inputs) - repeated
+        and free == set(outputs) - repeated
+    )
 
 
 def _budgets_by_stage(found, design, layers):
