@@ -166,11 +166,14 @@ class Spy(keras.callbacks.ModelCheckpoint):
 
 def test_a_checkpoint_between_epochs_sees_enforced_kernels(tmp_path):
     model = amortised(1000)
-    double = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: model.get_layer("hidden").kernel.assign(
-            2 * model.get_layer("hidden").kernel
-        )
-    )
+    kernel = model.get_layer("hidden").kernel
+
+    def doubled(batch, logs):
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
+        kernel.assign(2 * kernel)
+
+    double = keras.callbacks.LambdaCallback(on_train_batch_end=doubled)
     saver = Spy(tmp_path / "model.keras", save_freq=7)
     callbacks = [double, LyapunovMonitor(verbose=0), saver]
     model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=callbacks)
@@ -225,7 +228,7 @@ def test_averaged_weights_and_the_best_ones_are_within_their_budgets(capsys):
         model.fit(X, Y, epochs=3, verbose=0, callbacks=[monitor, *more])
         assert hidden(model) <= 0.5 * (1 + 1e-6)
         bound = monitor.readings[-1].sigma_upper_bound["hidden"]
-        assert monitor.readings[-1].sigma["hidden"] <= bound
+        assert monitor.readings[-1].sigma["hidden"] <= bound * (1 + 1e-6)
         assert hidden(model) == pytest.approx(monitor.readings[-1].sigma["hidden"], rel=1e-2)
 
 
