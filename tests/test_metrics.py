@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tf_lyapunov.attacks import FGM
 from tf_lyapunov.certification import certify, lipschitz_upper_bound
+from tf_lyapunov.losses import HKR, TemperatureCrossEntropy
 from tf_lyapunov.metrics import CertifiedAccuracy, ProvableAverageRobustness
+from tf_lyapunov.theory.balls import L2
 
 UNIT = 2.0**-24
 LOGITS = hnp.arrays(np.float32, (6, 4), elements=st.floats(-10, 10, width=32))
@@ -193,3 +196,121 @@ def test_a_single_probability_decides_at_one_half():
     x = np.array([[-1.0], [1.0], [-1.0], [0.05]])  # sigmoid(0.05) is within 0.25·0.1 of 1/2
     metric.update_state(np.array([1, 1, 0, 1]), model.predict(x, verbose=0))
     assert float(metric.result()) == 0.5
+
+
+def test_a_probability_with_a_given_constant_keeps_its_threshold():
+    outputs = np.array([[0.45], [0.9], [0.2]], "float32")  # wrong, right, right
+    labels = np.array([1, 1, 0])
+    for coding in (None, False):
+        metric = CertifiedAccuracy(0.2, gain=1.0, from_logits=coding)
+        metric.update_state(labels, outputs)
+        # Unknown outputs count where both meanings agree, which the last does not.
+        assert value(metric) == pytest.approx(1 / 3 if coding is None else 2 / 3)
+    again = CertifiedAccuracy.from_config(metric.get_config())
+    again.update_state(labels, outputs)
+    assert value(again) == pytest.approx(2 / 3)
+    logits = CertifiedAccuracy(0.2, gain=1.0, from_logits=True)
+    logits.update_state(labels, outputs)
+    assert value(logits) == pytest.approx(2 / 3)
+    with pytest.raises(TypeError, match="`from_logits`"):
+        CertifiedAccuracy(0.2, gain=1.0, from_logits="sigmoid")
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_the_first_evaluation_after_every_compilation_measures_the_constant(eagerly):
+    model = classifier()
+    x, y = data()
+    for factor in (1.0, 0.25):
+        for weight in model.weights:
+            weight.assign(keras.ops.convert_to_numpy(weight) * factor)
+        exact = radii(model.predict(x, verbose=0), y, lipschitz_upper_bound(model).gain_upper_bound)
+        metric = CertifiedAccuracy(0.05, model)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, metrics=[metric], run_eagerly=eagerly)
+        first = model.evaluate(x, y, verbose=0, return_dict=True)["certified_accuracy_0.05"]
+        assert first == pytest.approx(np.mean(exact > 0.05), abs=1e-6)
+        assert first > 0
+
+
+def test_the_first_epoch_counts_what_is_certified():
+    model = classifier()
+    x, y = data()
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[CertifiedAccuracy(0.05, model)],
+    )
+    history = model.fit(x, y, epochs=2, verbose=0).history["certified_accuracy_0.05"]
+    assert history[0] == history[1] > 0
+
+
+def test_rows_of_minus_one_and_one_mean_what_one_hot_rows_mean():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(9, 3)).astype("float32"), rng.integers(0, 3, 9)
+    rows = np.eye(3, dtype="float32")[labels]
+    for metric in (CertifiedAccuracy(0.1, 1.0), ProvableAverageRobustness(1.0, signed=True)):
+        found = []
+        for coded in (labels, rows, 2 * rows - 1):
+            metric.reset_state()
+            metric.update_state(coded, logits)
+            found.append(value(metric))
+        assert found[0] == found[1] == found[2]
+    wrong = CertifiedAccuracy(0.1, 1.0)
+    wrong.update_state(-np.ones((4, 3)) + 2 * np.eye(3)[[0] * 4], np.eye(3)[[1] * 4])
+    assert value(wrong) == 0
+
+
+@pytest.mark.parametrize(
+    "labels", [[-1, -1], [3, 3], [0.5, 0.5], [[0, 0, 0]] * 2, [[1, 1, 0]] * 2, [[0.9, 0.1, 0]] * 2]
+)
+def test_labels_that_name_no_class_are_refused_and_certify_nothing(labels):
+    labels, logits = np.array(labels, "float32"), np.array([[-5.0, -5.1, -5.2]] * 2, "float32")
+    with pytest.raises(ValueError, match="name one class"):
+        CertifiedAccuracy(0.01, gain=1.0).update_state(labels, logits)
+    metric = CertifiedAccuracy(0.01, gain=1.0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Activation("linear")])
+    model.compile(loss=lambda y, f: keras.ops.mean(f), metrics=[metric])
+    found = model.evaluate(logits, labels, verbose=0, return_dict=True)
+    assert math.isnan(found["certified_accuracy_0.01"])
+    ignored = CertifiedAccuracy(0.01, gain=1.0)
+    ignored.update_state(labels, logits, sample_weight=np.zeros(2))
+    assert value(ignored) == 0
+
+
+def test_every_reader_of_labels_means_the_same_by_a_coding_or_refuses_it():
+    rng = np.random.default_rng(0)
+    model = classifier()
+    x, y = data(12)
+    logits, rows = model.predict(x, verbose=0), np.eye(3)[y]
+    loss = TemperatureCrossEntropy(0.5, margin=0.2)
+    numbers = float(loss(y, logits))
+    assert float(loss(rows, logits)) == float(loss(2 * rows - 1, logits))
+    assert numbers == pytest.approx(float(loss(rows, logits)), rel=1e-6)
+    exact = certify(model, x, y).radius
+    assert np.array_equal(certify(model, x, rows).radius, exact)
+    attacked = FGM(L2(0.3))(model, x, y).success
+    assert np.array_equal(FGM(L2(0.3))(model, x, rows).success, attacked)
+    for refuse in (
+        lambda: certify(model, x, 2 * rows - 1),
+        lambda: FGM(L2(0.3))(model, x, 2 * rows - 1),
+    ):
+        with pytest.raises(ValueError, match=r"[Oo]ne-hot"):
+            refuse()
+    single = rng.normal(size=(12, 1)).astype("float32")
+    zero_one = rng.integers(0, 2, 12)
+    for one in (HKR(), TemperatureCrossEntropy()):
+        values = [float(one(c.astype("float32"), single)) for c in (zero_one, 2 * zero_one - 1)]
+        assert values[0] == values[1]
+    found = []
+    for coded in (zero_one, 2 * zero_one - 1):
+        metric = CertifiedAccuracy(0.1, gain=1.0, from_logits=True)
+        metric.update_state(coded, single)
+        found.append(value(metric))
+    assert found[0] == found[1]
+    scalar = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    for refuse in (
+        lambda: certify(scalar, x, 2 * zero_one - 1),
+        lambda: FGM(L2(0.3))(scalar, x, 2 * zero_one - 1),
+    ):
+        with pytest.raises(ValueError, match="0"):
+            refuse()

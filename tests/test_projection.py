@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from tf_lyapunov.bounds.stages import stages
+from tf_lyapunov.callbacks import LyapunovMonitor
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.design import spectral_design
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.projection import constrain, project
 from tf_lyapunov.spectral.reading import linear_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
@@ -251,3 +253,31 @@ def test_a_shared_layer_gets_the_least_of_its_budgets_at_every_size():
         assert (
             norm_upper_bound(kernel, LinearMap("conv", (size, size, 1), padding="same")).value <= 1
         )
+
+
+def test_a_bound_on_a_map_that_it_does_not_bound_is_refused_by_name():
+    def bounded(layer, *shape):
+        x = keras.Input(shape)
+        y = layer(x, x) if isinstance(layer, layers.MultiHeadAttention) else layer(x)
+        return keras.Model(x, y)
+
+    bound = SpectralBound(1.0)
+    refused = [
+        bounded(layers.EinsumDense("abc,cde->abde", (4, 2, 3), kernel_constraint=bound), 4, 6),
+        bounded(layers.EinsumDense("ab,cd->abcd", (6, 2, 3), kernel_constraint=bound), 6),
+        bounded(layers.MultiHeadAttention(2, 3, kernel_constraint=bound), 4, 6),
+    ]
+    for model in refused:
+        before = model.get_weights()
+        with pytest.raises(UnsupportedLayerError, match="EinsumDense"):
+            project(model)
+        model.compile("sgd", "mse")
+        x = np.zeros((2, *model.input_shape[1:]), "float32")
+        with pytest.raises(UnsupportedLayerError):
+            model.fit(x, model.predict(x, verbose=0), verbose=0, callbacks=[LyapunovMonitor()])
+        assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    plain = layers.EinsumDense("abc,cd->abd", (4, 5), kernel_constraint=bound)
+    model = bounded(plain, 4, 6)
+    scramble(model)
+    project(model)
+    assert np.linalg.norm(keras.ops.convert_to_numpy(plain.kernel), 2) <= 1 + 1e-6

@@ -32,7 +32,8 @@ def growth_upper_bounds(
 
     Args:
         model: compiled Keras model.
-        steps: number of steps; by default each constraint's `every`.
+        steps: number of batches; by default each constraint's `every`, or the
+            `steps_per_execution` of the model where that is more.
         norms: kernels' paths to upper bounds of their present norms, where they are known.
 
     Returns:
@@ -56,6 +57,8 @@ def growth_upper_bounds(
     optimizer = model.optimizer
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     found = {}
+    # Keras lets no callback in before so many batches.
+    execution = int(getattr(model, "steps_per_execution", None) or 1)
     for _, variable in constrained_variables(model):
         constraint = variable.constraint
         if getattr(constraint, "guarantee", None) != "monitor" or constraint.max_gain is None:
@@ -67,7 +70,7 @@ def growth_upper_bounds(
                 f"{variable.path!r} of dtype {dtype}. Use a mixed precision policy, which keeps "
                 "kernels in float32."
             )
-        count = constraint.every if steps is None else int(steps)
+        count = max(constraint.every, execution) if steps is None else int(steps)
         kernel = variable.numpy().astype(np.float64)
         linear_map = constraint.linear_map(kernel.shape)
         if variable.path in (norms or {}):
@@ -140,8 +143,11 @@ def _with_momentum(optimizer, variable, rates, norm, nesterov):
 
 
 def _rates(optimizer, count: int) -> list[float]:
+    """Learning rates of the steps among the next `count` calls of the optimizer."""
+    first = int(optimizer._iterations.numpy())  # unlike `iterations`, counts accumulated gradients
+    every = optimizer.gradient_accumulation_steps or 1
+    calls = [first + j for j in range(count) if (first + j + 1) % every == 0]
     rate = optimizer._learning_rate
     if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return [float(rate.numpy())] * count
-    first = int(optimizer._iterations.numpy())  # unlike `iterations`, counts accumulated gradients
-    return [float(keras.ops.convert_to_numpy(rate(first + j))) for j in range(count)]
+        return [float(rate.numpy())] * len(calls)
+    return [float(keras.ops.convert_to_numpy(rate(call))) for call in calls]

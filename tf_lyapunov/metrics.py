@@ -5,6 +5,7 @@ weights at every `reset_state`, that is once before every evaluation and every e
 taken at its word.
 """
 
+import concurrent.futures
 import math
 import numbers
 
@@ -13,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.bounds.composition import lipschitz_constants
-from tf_lyapunov.losses.labels import margins, one_hot
+from tf_lyapunov.losses.labels import margins, names_one_class, one_hot
 from tf_lyapunov.program.network import read_network
 
 # Rounding of the margin and of its comparison in float32, with room to spare.
@@ -30,8 +31,14 @@ class _CertifiedMetric(keras.metrics.Metric):
     negative for wrong decisions.
     """
 
-    def __init__(self, gain, name, dtype=None):
+    def __init__(self, gain, name, dtype=None, from_logits=None):
         super().__init__(name=name, dtype=dtype)
+        if from_logits not in (True, False, None):
+            raise TypeError(
+                "`from_logits` must be True, False (probabilities) or None (unknown). "
+                f"Received: from_logits={from_logits!r}."
+            )
+        self.from_logits = from_logits
         self.total = self.add_variable((), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
         # Replicas must not sum it. Infinite until it is measured: nothing is certified.
@@ -54,7 +61,10 @@ class _CertifiedMetric(keras.metrics.Metric):
 
     def bind(self, gain):
         """Sets where the constant comes from: see `gain` of the class. Returns the metric."""
-        self._declared = None
+        self._declared, self._is_measured = None, False
+        # Where a model is not there to ask, one output may be a logit or a probability.
+        self._is_ambiguous = self.from_logits is None and not isinstance(gain, keras.Model)
+        self.threshold.assign(0.5 if self.from_logits is False else 0.0)
         if gain is None:
             self._measure = lambda: math.inf
         elif isinstance(gain, numbers.Real) and not isinstance(gain, bool):
@@ -87,19 +97,41 @@ class _CertifiedMetric(keras.metrics.Metric):
         """Starts anew, and measures the constant of the model's present weights."""
         self.total.assign(0.0)
         self.count.assign(0.0)
+        self._take_gain()
+
+    def _take_gain(self):
         gain = float(self._measure())
         if math.isnan(gain) or gain < 0:
             raise ValueError(f"A Lipschitz constant must be a number ≥ 0. Received: {gain}.")
         self.gain.assign(_float32_up(gain))
+        self._is_measured = True
+
+    def _take_gain_unless_reset(self, y_pred):
+        """Keras resets no metric before the first batch after `compile`: the constant is missing.
+
+        A function is traced then, always anew after `compile`. A thread has no graph, so that
+        values are there even while this one traces.
+        """
+        if self._is_measured and _value(y_pred) is not None:
+            return
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            threads.submit(self._take_gain).result()
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        self._take_gain_unless_reset(y_pred)
+        is_label = names_one_class(y_true, y_pred)
         if keras.backend.standardize_dtype(y_pred.dtype) != "float64":
             y_pred = ops.cast(y_pred, "float32")
         if y_pred.shape[-1] == 1:
             sign = ops.where(ops.reshape(y_true, (-1,)) > 0, 1.0, -1.0)
-            logit = ops.reshape(y_pred, (-1,)) - ops.cast(self.threshold, y_pred.dtype)
-            margin, factor = ops.cast(sign, y_pred.dtype) * logit, 1.0
+            sign, output = ops.cast(sign, y_pred.dtype), ops.reshape(y_pred, (-1,))
+            margin, factor = sign * (output - ops.cast(self.threshold, y_pred.dtype)), 1.0
+            if self._is_ambiguous:
+                # Possibly probabilities: what holds for both thresholds.
+                probable = ops.all((output >= 0) & (output <= 1))
+                both = ops.minimum(sign * output, sign * (output - 0.5))
+                margin = ops.where(probable, both, margin)
         else:
             margin, factor = margins(one_hot(y_true, y_pred), y_pred), math.sqrt(2.0)
         scale = ops.cast(self.gain, margin.dtype) * (factor * _SLACK)
@@ -110,6 +142,9 @@ class _CertifiedMetric(keras.metrics.Metric):
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
             weight = weight * ops.ones_like(values)
+        _refuse_labels(is_label | (weight <= 0), y_true)
+        # Compiled code cannot raise: no number stands for labels that name no class.
+        values = ops.where(is_label, values, math.nan)
         self.total.assign_add(ops.sum(ops.where(weight > 0, values * weight, 0.0)))
         self.count.assign_add(ops.sum(weight))
 
@@ -118,7 +153,8 @@ class _CertifiedMetric(keras.metrics.Metric):
 
     def get_config(self):
         # A model or a function cannot be written: reload, then `bind`.
-        return {**super().get_config(), "gain": self._declared}
+        own = {"gain": self._declared, "from_logits": self.from_logits}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -127,11 +163,13 @@ class CertifiedAccuracy(_CertifiedMetric):
 
         mean [ f_y - max_{j≠y} f_j > √2·L·radius ]
 
-    ((f - t)·(±1) > L·radius for a single output; t is 0, or 1/2 for a model that ends with a
-    sigmoid). L is a Lipschitz constant of the model's outputs in l2.
-    Measured at `reset_state`, it belongs to the weights of that moment: right for `evaluate` and
-    the validation of `fit`, but in the training part of an epoch the weights move on, and the
-    number is an estimate. Rounding within the model is not taken off: `certify` does that.
+    ((f - t)·(±1) > L·radius for a single output; t is 0, or 1/2 for a sigmoid's). Labels are
+    class numbers, one-hot rows, rows of -1 and 1 with a single 1, and 0 or -1 and 1 for a single
+    output; others raise an error, or give NaN in compiled code. L is a Lipschitz constant of the
+    model's outputs in l2. Measured at `reset_state`, it belongs to the weights of that moment:
+    right for `evaluate` and the validation of `fit`, but in the training part of an epoch the
+    weights move on, and the number is an estimate. Rounding within the model is not taken off:
+    `certify` does that.
 
     Args:
         radius: non-negative float, in the l2 norm of the model's input.
@@ -141,6 +179,9 @@ class CertifiedAccuracy(_CertifiedMetric):
             `bind(...)` is called. Only a number is saved with the metric.
         name: as in Keras; by default with the radius in it.
         dtype: as in Keras.
+        from_logits: of a single output and a `gain` that is no model (which knows): whether it is
+            a logit (True) or a probability (False). `None`: batches within [0, 1] count as
+            certified only where they are so in both senses, others are logits.
 
     Raises:
         ValueError, TypeError: if the radius or the gain is none.
@@ -156,11 +197,12 @@ class CertifiedAccuracy(_CertifiedMetric):
     Reference: Tsuzuku et al. (2018), Proposition 1.
     """
 
-    def __init__(self, radius, gain=None, name=None, dtype=None):
+    def __init__(self, radius, gain=None, name=None, dtype=None, *, from_logits=None):
         is_number = isinstance(radius, numbers.Real) and not isinstance(radius, bool)
         if not is_number or not (math.isfinite(radius) and radius >= 0):
             raise ValueError(f"`radius` must be a finite number ≥ 0. Received: radius={radius!r}.")
-        super().__init__(gain, name or f"certified_accuracy_{float(radius):.4g}", dtype)
+        name = name or f"certified_accuracy_{float(radius):.4g}"
+        super().__init__(gain, name, dtype, from_logits)
         self.radius = float(radius)
 
     def _values(self, margin, scale):
@@ -184,6 +226,7 @@ class ProvableAverageRobustness(_CertifiedMetric):
         gain: where L comes from, see `CertifiedAccuracy`.
         signed: whether wrong decisions count negatively.
         name, dtype: as in Keras.
+        from_logits: see `CertifiedAccuracy`.
 
     Raises:
         ValueError, TypeError: if the gain is none.
@@ -199,8 +242,16 @@ class ProvableAverageRobustness(_CertifiedMetric):
     Reference: `ProvableAvgRobustness` of deel-lip, with a measured constant.
     """
 
-    def __init__(self, gain=None, signed=False, name="provable_average_robustness", dtype=None):
-        super().__init__(gain, name, dtype)
+    def __init__(
+        self,
+        gain=None,
+        signed=False,
+        name="provable_average_robustness",
+        dtype=None,
+        *,
+        from_logits=None,
+    ):
+        super().__init__(gain, name, dtype, from_logits)
         self.signed = bool(signed)
 
     def _values(self, margin, scale):
@@ -218,3 +269,21 @@ def _float32_up(value):
     with np.errstate(over="ignore"):
         single = np.float32(value)
     return float(single if float(single) >= value else np.nextafter(single, np.float32(np.inf)))
+
+
+def _value(tensor):
+    """The tensor's values, or None while a function is traced."""
+    try:
+        return np.asarray(ops.convert_to_numpy(tensor))
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError):
+        return None
+
+
+def _refuse_labels(is_label, y_true):
+    valid = _value(is_label)
+    if valid is not None and valid.dtype == bool and not valid.all():
+        raise ValueError(
+            "Labels must name one class: a class number, a row with a single 1 beside zeros or "
+            "beside -1, and 0 or -1 and 1 for a single output. Received: y_true of shape "
+            f"{tuple(y_true.shape)} with other values at sample {int(np.argmin(valid))}."
+        )

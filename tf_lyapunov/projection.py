@@ -12,7 +12,9 @@ import numpy as np
 
 from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.base import refresh
+from tf_lyapunov.spectral.reading import is_linear
 
 
 def constrain(model, design, layers=None, *, guarantee="step", every=100):
@@ -20,9 +22,10 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100):
 
     A stage is a layer with a kernel and what follows it up to the next one. Its budget bounds the
     gain of all its linear parts: a kernel before a pooling of gain g gets budget / g, the two
-    kernels of a separable convolution get the root each, and batch normalizations after the kernel
-    are held at gain 1 (which `project` and `LyapunovMonitor` enforce, since their gain depends on
-    the moving variance). A layer that several stages share gets the least of their budgets.
+    kernels of a separable convolution get the root each, and batch normalizations after the kernel,
+    or before the first one, are held at gain 1 (which `project` and `LyapunovMonitor` enforce,
+    since their gain depends on the moving variance). A layer that several stages share gets the
+    least of their budgets.
 
     Args:
         model: built Keras model (functional, sequential, subclassed or nested), compiled or not.
@@ -74,6 +77,8 @@ def project(model):
 
     Raises:
         ValueError: if a constrained kernel holds NaN or infinity. No weight is changed then.
+        UnsupportedLayerError: if a kernel under `SpectralBound` has a map that it does not bound
+            (`EinsumDense` and attention, kernels of rank 3 or more outside convolutions).
 
     Example:
 
@@ -88,6 +93,7 @@ def project(model):
     """
     projected = []
     for layer, variable in constrained_variables(model):
+        _check_map(layer, variable)
         if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable.value))):
             raise ValueError(
                 f"A constrained kernel must be finite. Received: NaN or infinity in "
@@ -115,6 +121,36 @@ def constrained_variables(model):
             if ours and id(variable) not in seen:
                 seen.add(id(variable))
                 yield layer, variable
+
+
+def _check_map(layer, variable):
+    """Refuses a bound on a kernel whose map in its layer is not the one that is bounded."""
+    if not isinstance(variable.constraint, SpectralBound) or is_linear(layer):
+        return
+    einsum = isinstance(layer, keras.layers.EinsumDense)
+    if einsum and _is_matrix_product(layer.equation, len(variable.shape)):
+        return
+    if einsum or len(variable.shape) > 2:
+        raise UnsupportedLayerError(
+            "`SpectralBound` bounds matrices and the kernels of convolutions. Received: kernel "
+            f"{variable.path!r} of shape {tuple(variable.shape)} in a layer of type "
+            f"{type(layer).__name__}, whose map is another. Use a Dense or convolution layer, or "
+            "remove the constraint."
+        )
+
+
+def _is_matrix_product(equation, rank):
+    """Whether an einsum multiplies one axis of its input by a matrix, at every place alike."""
+    inputs, outputs = equation.replace(" ", "").replace("...", "").split("->")
+    inputs, kernel = inputs.split(",")
+    summed, free = set(kernel) - set(outputs), set(kernel) - set(inputs)
+    repeated = set(inputs) & set(outputs)
+    return (
+        rank == len(kernel) == 2
+        and len(summed) == len(free) == 1
+        and summed == set(inputs) - repeated
+        and free == set(outputs) - repeated
+    )
 
 
 def _budgets_by_stage(found, design, layers):
@@ -157,7 +193,8 @@ def _check_sector(stage, sectors, position):
 def _constrain_stage(stage, budget, ball, given, *, guarantee, every):
     """Sets a stage's constraints; `given` holds those of kernels that earlier stages share."""
     fixed_gain = stage.pre_gain * stage.post_gain
-    for normalization in (*stage.batch_norms, *stage.post_batch_norms):
+    norms = (*stage.pre_batch_norms, *stage.batch_norms, *stage.post_batch_norms)
+    for normalization in norms:
         _constrain_normalization(normalization)
     if ball is not None:
         _set_conic(stage, ball, given)

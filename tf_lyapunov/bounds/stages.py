@@ -30,6 +30,8 @@ class Stage:
             their gain max|γ|/√(var + e) changes in training.
         pre_gain: gain of weight-free layers before the first linear layer (Rescaling, …); 1 for
             all stages but the first.
+        pre_batch_norms: Keras batch normalizations before the first linear layer, not in
+            `pre_gain`, since theirs changes in training.
         is_bare: whether the stage is its linear map and one activation alone, entry by entry: what
             a claim with ν ≥ 0 is about. A permutation or a change of sign has gain 1 too.
     """
@@ -42,12 +44,14 @@ class Stage:
     batch_norms: tuple = ()
     post_batch_norms: tuple = ()
     pre_gain: float = 1.0
+    pre_batch_norms: tuple = ()
     is_bare: bool = True
 
     @property
     def surrounding_gain(self):
-        """pre_gain·(largest slope)·post_gain·(later batch normalizations), at present weights."""
-        norms = [BatchNormScale.of(layer).gain for layer in self.post_batch_norms]
+        """pre_gain·(largest slope)·post_gain·(unfolded normalizations), at present weights."""
+        unfolded = (*self.pre_batch_norms, *self.post_batch_norms)
+        norms = [BatchNormScale.of(layer).gain for layer in unfolded]
         return rounding.product_up(self.pre_gain, self.sector.magnitude, self.post_gain, *norms)
 
 
@@ -126,6 +130,7 @@ def _following(node, nodes, consumers, kept):
 def _stage(first, last, after, before, nodes):
     activations = [n for n in after if n.sector is not None]
     norms = [n for n in after if n.kind == "batch normalization"]
+    early = [n for n in before if n.kind == "batch normalization"]
     rest = [n for n in after if n not in norms and n not in activations[:1]]
     shape = nodes[first.inputs[0]].output_shape
     layer = first.layer
@@ -138,7 +143,8 @@ def _stage(first, last, after, before, nodes):
         post_gain=rounding.product_up(*map(_lasting_gain, rest)) if rest else 1.0,
         batch_norms=last.batch_norms,
         post_batch_norms=tuple(n.layer for n in norms),
-        pre_gain=rounding.product_up(*map(_lasting_gain, before)),
+        pre_gain=rounding.product_up(*(_lasting_gain(n) for n in before if n not in early)),
+        pre_batch_norms=tuple(n.layer for n in early),
         is_bare=first is last
         and not last.batch_norms
         and all(n.kind == "identity" or keeps_order(n) for n in (*before, *rest, *norms)),

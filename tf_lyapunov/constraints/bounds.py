@@ -54,7 +54,10 @@ class SpectralBound(keras.constraints.Constraint):
     stride, padding, dilation, group count and kind (Conv, DepthwiseConv, the parts of
     SeparableConv, ConvTranspose). What it is told, it uses: a wrong value breaks the guarantee.
     `for_layer` and `tf_lyapunov.constrain` read it from the layer. Not for `EinsumDense`,
-    attention, recurrent or embedding kernels, whose maps are others.
+    attention, recurrent or embedding kernels, whose maps are others: the constraint cannot see its
+    layer, but `project`, `constrain` and `LyapunovMonitor` refuse such kernels where they are not
+    multiplied as matrices. Keras applies no constraint to initial values: a layer (a transposed
+    convolution most of all) starts above its bound until the first step or `project`.
 
     Args:
         max_gain: positive float, or `None` to leave the kernel unconstrained.

@@ -28,7 +28,10 @@ def not_negative(name: str, value: float, hint: str) -> float:
 
 
 def one_hot(y_true, y_pred):
-    """One-hot labels in the shape and dtype of the logits, from integers or one-hot rows."""
+    """One-hot labels in the shape and dtype of the logits.
+
+    From integers, one-hot rows, soft rows, or rows of -1 and 1, which mean 0 and 1.
+    """
     classes = y_pred.shape[-1]
     if classes is None or classes < 2:
         raise ValueError(
@@ -37,7 +40,7 @@ def one_hot(y_true, y_pred):
         )
     if len(y_true.shape) == len(y_pred.shape):
         if y_true.shape[-1] == classes:
-            return ops.cast(y_true, y_pred.dtype)
+            return ops.maximum(ops.cast(y_true, y_pred.dtype), 0)
         if y_true.shape[-1] == 1:
             y_true = ops.squeeze(y_true, axis=-1)
         else:
@@ -66,3 +69,20 @@ def margins(target, y_pred):
     correct = ops.sum(target * y_pred, axis=-1)
     lowest = ops.full_like(y_pred, -math.inf)
     return correct - ops.max(ops.where(target > 0, lowest, y_pred), axis=-1)
+
+
+def names_one_class(y_true, y_pred):
+    """Per sample, whether its label names one class of the outputs.
+
+    That is 0, 1 or -1 for a single output, else a class number, or a row with a single 1 beside
+    zeros or beside -1.
+    """
+    classes = y_pred.shape[-1]
+    y_true = ops.cast(y_true, "float32")
+    if classes > 1 and len(y_true.shape) == len(y_pred.shape) and y_true.shape[-1] == classes:
+        coded = (y_true == 0) | (y_true == 1) | (y_true == -1)
+        return ops.all(coded, axis=-1) & (ops.sum(ops.cast(y_true > 0, "int32"), axis=-1) == 1)
+    y_true = ops.reshape(y_true, (-1,))
+    if classes == 1:
+        return (y_true == 0) | (y_true == 1) | (y_true == -1)
+    return (y_true >= 0) & (y_true < classes) & (y_true == ops.floor(y_true))

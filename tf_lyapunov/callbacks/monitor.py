@@ -9,19 +9,24 @@ from keras import ops
 
 from tf_lyapunov.bounds.layer_indices import layer_indices
 from tf_lyapunov.bounds.stages import stages as read_stages
+from tf_lyapunov.callbacks import enforcement
+from tf_lyapunov.callbacks.reading import (
+    Reading,
+    fixed_gain,
+    measured,
+    normalizations,
+    selected_stages,
+    up,
+)
 from tf_lyapunov.certification import lipschitz_upper_bound
-from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.growth import growth_upper_bounds
-from tf_lyapunov.layers.activations import LipschitzPReLU
 from tf_lyapunov.layers.base import refresh
-from tf_lyapunov.program.activations import innermost
-from tf_lyapunov.program.linear import BatchNormScale, inference_value
+from tf_lyapunov.program.linear import inference_value
 from tf_lyapunov.program.network import read_network
-from tf_lyapunov.projection import constrained_variables, project
+from tf_lyapunov.projection import project
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.spectral.compilation import one_thread
-from tf_lyapunov.spectral.norms import norm_estimate
-from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
+from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.sectors import Indices
 
 ON_VIOLATION = ("warn", "stop", "raise", "ignore")
@@ -29,55 +34,6 @@ ON_VIOLATION = ("warn", "stop", "raise", "ignore")
 
 class ClaimLost(RuntimeError):
     """The layers' spectral norms no longer prove the claim (`on_violation="raise"`)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """What the monitor saw at one moment.
-
-    Attributes:
-        sigma: dict, layer name to power-iteration estimate of its gain (a lower estimate).
-        sigma_upper_bound: dict, layer name to guaranteed upper bound of its stage's gain.
-        budget: dict, layer name to budget (absent where unconstrained).
-        check: `DesignCheck` of the upper bounds, or None without a design.
-        gain_upper_bound: float, guaranteed l2 gain of the network's logits.
-        true_indices: dict, layer name to the `Indices` that its weights proved when
-            `indices_every` last measured them.
-        growth: dict, layer name to a proven bound of its stage's gain at every step until the next
-            guaranteed projection (amortised stages without batch normalization only, where the
-            optimizer's steps are bounded).
-    """
-
-    sigma: dict
-    sigma_upper_bound: dict
-    budget: dict
-    check: object
-    gain_upper_bound: float
-    true_indices: dict = dataclasses.field(default_factory=dict)
-    growth: dict = dataclasses.field(default_factory=dict)
-
-    @property
-    def holds(self):
-        """Whether every stage is within its budget and the cascade proves the claim."""
-        within = all(self.sigma_upper_bound[n] <= b for n, b in self.budget.items())
-        return within and (self.check is None or bool(self.check.holds))
-
-    def logs(self):
-        """Flat dict of floats for Keras' `logs`."""
-        logs = {f"sigma/{name}": value for name, value in self.sigma.items()}
-        logs |= {f"sigma_upper_bound/{n}": value for n, value in self.sigma_upper_bound.items()}
-        logs |= {f"budget/{name}": value for name, value in self.budget.items()}
-        logs |= {f"growth_upper_bound/{n}": value for n, value in self.growth.items()}
-        logs["gain_upper_bound"] = self.gain_upper_bound
-        if self.check is not None:
-            logs["cascade_margin"] = float(self.check.margin)
-            for name, indices in zip(self.sigma, self.check.indices or (), strict=False):
-                if indices is not None:
-                    logs[f"delta/{name}"] = float(indices.delta)
-                    logs[f"nu/{name}"] = float(indices.nu)
-        logs |= {f"true_delta/{name}": found.delta for name, found in self.true_indices.items()}
-        logs |= {f"true_nu/{name}": found.nu for name, found in self.true_indices.items()}
-        return {name: float(value) for name, value in logs.items()}
 
 
 class LyapunovMonitor(keras.callbacks.Callback):
@@ -93,9 +49,16 @@ class LyapunovMonitor(keras.callbacks.Callback):
     tighter `true_delta/<layer>` (the same δ when measured) and `true_nu/<layer>`.
 
     It projects the constrained kernels before every evaluation, at the last step of every epoch
-    (hence before callbacks that save at the end of an epoch), at the end of training, and every k
-    steps where `constrain(..., guarantee="monitor", every=k)` says so. Place it before callbacks
-    that save or log, so that they see its entries.
+    (hence before callbacks that save at the end of an epoch), at batches where `ModelCheckpoint` or
+    `BackupAndRestore` with an integer `save_freq` save, at the end of training, after weights were
+    averaged or restored, and every k steps where `constrain(..., guarantee="monitor", every=k)`
+    says so (or at every hook of Keras, where `steps_per_execution` is more than k). Put it before
+    callbacks that save or log, so that they see its entries. A callback of your own that saves
+    between epochs must call `project` first.
+
+    Every reading starts from the model as it computes then: slopes, gains of normalizations and
+    what stands before the first layer are read anew. If the weights that training leaves are not
+    those of the last epoch's reading, they are read, and reported, once more.
 
     Args:
         design: `Design` that was given to `constrain`, or None to only watch constraints and gain.
@@ -171,31 +134,38 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self.iterations = int(iterations)
         self.verbose = verbose
         self.readings = []
-        self._stages = None
-        self._is_whole, self._must_reread = False, False
+        self._stages, self._is_whole, self._fixed = None, False, None
         self._vectors = {}
         self._true_indices = {}
         self._step = 0
-        self._epoch_start = 0
-        self._enforced_at = None
+        self._steps = enforcement.StepCounter()
+        self._list, self._savers = None, []
+        # Digests of the weights that were last enforced, and last reported at an epoch's end.
+        self._enforced, self._reported = None, None
 
     # Keras' hooks.
 
     def on_train_begin(self, logs=None):
-        self._read_structure()
-        self._period = _projection_period(self.model)
+        with one_thread():
+            self._read_structure()
+        self._fixed = {stage.name: fixed_gain(stage) for stage in self._stages}
+        self._sync()
+        self._steps.start(self.model)
+        self._join(enforcement.companions(self))
+        self._reported = None
         self._enforce()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch_start = self._step
+        self._steps.start_epoch()
+        if epoch == 0 or self._list is None:
+            self._enforce_once()
 
     def on_train_batch_end(self, batch, logs=None):
-        # With `steps_per_execution` the hook is called once for several steps.
-        before, self._step = self._step, self._epoch_start + batch + 1
-        last = self.params.get("steps") == batch + 1
-        if last:
+        before, self._step = self._step, self._step + self._steps.hook(batch)
+        steps = (self.params or {}).get("steps")
+        if (steps is not None and batch + 1 >= steps) or self._is_saved(batch):
             self._enforce()
-        elif self._period and _crossed(before, self._step, self._period):
+        elif self._steps.is_due:
             self._bound_amortised()
         if self.every != "epoch" and _crossed(before, self._step, self.every):
             self._judge(self.read())
@@ -210,14 +180,16 @@ class LyapunovMonitor(keras.callbacks.Callback):
             self._true_indices = self._measure_indices(reading.check.indices)
             reading = dataclasses.replace(reading, true_indices=dict(self._true_indices))
             self.readings[-1] = reading
+        # Reading refreshes caches, which are weights too.
+        self._enforced = self._reported = enforcement.fingerprint(self.model)
         if logs is not None:
             logs.update(reading.logs())
-        if self.verbose:
-            print(self.summary(reading), flush=True)
-        self._judge(reading)
+        self._report(reading)
 
     def on_train_end(self, logs=None):
-        self._enforce()
+        self._enforce_once()
+        if self._list is None:
+            self._finish()
 
     # Readings.
 
@@ -230,31 +202,18 @@ class LyapunovMonitor(keras.callbacks.Callback):
 
     def _read(self):
         self._sync()
-        if self._stages is None or self._must_reread:
-            self._read_structure()
+        self._read_structure()
         refresh(self.model)
+        if self._fixed is None:
+            self._fixed = {stage.name: fixed_gain(stage) for stage in self._stages}
         sigma, bound, budget, stored = {}, {}, {}, {}
         for stage in self._stages:
-            fixed = stage.pre_gain * stage.post_gain
-            around = fixed * _normalization_gain(stage)
-            estimates, bounds, budgets = [], [], []
-            for position, (kernel, linear_map) in enumerate(stage.maps):
-                key = f"{stage.name}/{position}"
-                estimate, self._vectors[key] = _power_iteration(
-                    kernel, linear_map, self.iterations, self._vectors.get(key)
-                )
-                estimates.append(estimate)
-                # Of the kernel that computes: a cast to 16 bits may take it past its budget.
-                used = inference_value(kernel, stage.layer.compute_dtype)
-                bounds.append(_guaranteed_bound(used, linear_map))
-                if stage.layer.compute_dtype == kernel.dtype:
-                    stored[kernel.path] = bounds[-1]
-                if isinstance(kernel.constraint, SpectralBound):
-                    budgets.append(kernel.constraint.max_gain)
-            sigma[stage.name] = float(np.prod(estimates)) * around
-            bound[stage.name] = _up(float(np.prod(bounds)) * around)
-            if len(budgets) == len(bounds) and None not in budgets:
-                budget[stage.name] = _up(float(np.prod(budgets)) * fixed)
+            fixed = self._fixed.get(stage.name, fixed_gain(stage))
+            found = measured(stage, fixed, self.iterations, self._vectors)
+            sigma[stage.name], bound[stage.name] = found.sigma, found.bound
+            if found.budget is not None:
+                budget[stage.name] = found.budget
+            stored |= found.stored
         check = None
         gain = self._gain(bound)
         if self.design is not None:
@@ -264,7 +223,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         growth = self._growth(stored)
         return Reading(sigma, bound, budget, check, gain, dict(self._true_indices), growth)
 
-    def summary(self, reading):
+    def summary(self, reading, remark=""):
         """One line: what is proved, the gain, and the stages closest to budget and indices."""
         ratios = {n: reading.sigma_upper_bound[n] / b for n, b in reading.budget.items() if b}
         parts = [f"gain ≤ {reading.gain_upper_bound:.4g}"]
@@ -285,7 +244,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
             state = "budgets kept" if reading.holds else "BUDGETS NOT KEPT"
         else:
             state = "no claim and no budgets"
-        return f"LyapunovMonitor: {state}; " + "; ".join(parts)
+        return f"LyapunovMonitor: {remark}{state}; " + "; ".join(parts)
 
     # State for exact resumption.
 
@@ -310,35 +269,71 @@ class LyapunovMonitor(keras.callbacks.Callback):
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
 
+    def _join(self, companions):
+        """Checks the other callbacks, and puts a last one behind those that change weights."""
+        self._list, self._savers = companions, []
+        if companions is None:
+            return
+        for old in [c for c in companions.callbacks if _closes(c, self)]:
+            companions.callbacks.remove(old)
+        if enforcement.steps_leave_bounds(self.model):
+            known = (self.params or {}).get("steps") is not None
+            found = enforcement.batch_savers(companions.callbacks, self, steps_known=known)
+            self._savers = found
+        companions.callbacks.append(enforcement.Closing(self))
+
+    def _is_saved(self, batch):
+        return any([enforcement.will_save(saver, batch) for saver in self._savers])
+
+    def _finish(self):
+        """What is left in the model is enforced, and read again unless it was just reported."""
+        self._enforce_once()
+        if self._reported in (None, self._enforced):
+            return
+        reading = self.read()
+        self._enforced = self._reported = enforcement.fingerprint(self.model)
+        self._report(reading, "weights changed after the last epoch: ")
+
+    def _report(self, reading, remark=""):
+        if self.verbose:
+            print(self.summary(reading, remark), flush=True)
+        self._judge(reading)
+
     def _enforce_once(self):
-        """Enforces unless no step was taken since the last time."""
-        if self._enforced_at != self._step:
+        """Enforces unless the weights are those that the last time left."""
+        self._sync()
+        if self._enforced != enforcement.fingerprint(self.model):
             self._enforce()
 
     def _enforce(self):
-        self._enforced_at = self._step
         self._sync()
         project(self.model)
         self._warm_up()
+        self._steps.enforced(self.model)
+        self._enforced = enforcement.fingerprint(self.model)
 
     def _bound_amortised(self):
         """The guarantee of one step for the kernels that each step leaves to the monitor."""
         self._sync()
-        for variable in _amortised(self.model):
+        for variable in enforcement.amortised(self.model):
             variable.assign(variable.constraint.enforce(ops.stop_gradient(variable.value)))
         self._warm_up()
+        self._steps.enforced(self.model)
 
     def _warm_up(self):
         with one_thread():
-            for variable in _amortised(self.model):
+            for variable in enforcement.amortised(self.model):
                 variable.constraint.warm_up(variable)
 
     def _measure_indices(self, implied):
         """Layer name to the indices with the largest ν that Theorem 1 proves at the δ implied."""
         found = {}
         for stage, indices in zip(self._stages, implied or (), strict=False):
-            norms = (*stage.batch_norms, *stage.post_batch_norms)
-            bare = len(stage.maps) == 1 and not norms and stage.pre_gain * stage.post_gain == 1
+            bare = (
+                len(stage.maps) == 1
+                and not normalizations(stage)
+                and stage.pre_gain * stage.post_gain == 1
+            )
             bare &= getattr(stage.layer, "data_format", "channels_last") == "channels_last"
             if indices is None or not bare:
                 continue
@@ -349,19 +344,13 @@ class LyapunovMonitor(keras.callbacks.Callback):
         return found
 
     def _read_structure(self):
-        with one_thread():
-            network = read_network(self.model, bounded=False)
+        """Stages with the slopes and gains of now; norms are not taken, so that it is cheap."""
+        network = read_network(self.model, bounded=False)
         found = read_stages(network)
-        self._stages = _selected_stages(found, self.layers, self.design)
+        self._stages = selected_stages(found, self.layers, self.design)
         names = [stage.name for stage in self._stages]
         # Whether the stages' gains multiply to the network's.
         self._is_whole = network.is_chain and names == [s.name for s in found] != []
-        # Slopes and declared gains that training may move; kernels are read every time.
-        learned = (keras.layers.PReLU, LipschitzPReLU)
-        self._must_reread = any(
-            node.kind == "declared" or isinstance(innermost(node.layer), learned)
-            for node in network.nodes
-        )
 
     def _distances(self):
         """Upper bounds of ‖W - cI‖ for a conic design, else None."""
@@ -372,14 +361,14 @@ class LyapunovMonitor(keras.callbacks.Callback):
             kernel, linear_map = stage.maps[0]
             kernel = inference_value(kernel, stage.layer.compute_dtype)
             offset = kernel - center * np.eye(*kernel.shape)
-            distances.append(_up(norm_upper_bound(offset, linear_map).value))
+            distances.append(up(norm_upper_bound(offset, linear_map).value))
         return distances
 
     def _gain(self, bound):
         if not self._is_whole:
             return lipschitz_upper_bound(self.model).gain_upper_bound
         gains = [s.sector.magnitude * bound[s.name] for s in self._stages]
-        return _up(float(np.prod(gains)))
+        return up(float(np.prod(gains)))
 
     def _checked(self, check, gain):
         """The design's check, lost where the model is not what the design is about."""
@@ -406,18 +395,19 @@ class LyapunovMonitor(keras.callbacks.Callback):
         if getattr(self.model, "optimizer", None) is None:
             return {}
         try:
-            grown = growth_upper_bounds(self.model, norms=norms)
+            self._steps.measure(self.model)
+            grown = growth_upper_bounds(self.model, self._steps.limit, norms=norms)
         except ValueError:  # nothing bounds the optimizer's steps
             return {}
         found = {}
         for stage in self._stages if grown else ():
             paths = [kernel.path for kernel, _ in stage.maps]
             # Nothing bounds how a batch normalization, or a kernel by its side, moves meanwhile.
-            if stage.batch_norms or stage.post_batch_norms or not grown.keys() >= set(paths):
+            if normalizations(stage) or not grown.keys() >= set(paths):
                 continue
             if all(path in norms for path in paths):
                 gains = [grown[path] for path in paths]
-                found[stage.name] = _up(float(np.prod(gains)) * stage.pre_gain * stage.post_gain)
+                found[stage.name] = up(float(np.prod(gains)) * stage.pre_gain * stage.post_gain)
         return found
 
     def _judge(self, reading):
@@ -431,56 +421,10 @@ class LyapunovMonitor(keras.callbacks.Callback):
         warnings.warn(message, stacklevel=2)
 
 
-def _selected_stages(found, layers, design):
-    if layers is not None:
-        wanted = [getattr(layer, "name", layer) for layer in layers]
-        found = [stage for name in wanted for stage in found if stage.name == name]
-    count = len(design.budgets) if design is not None else len(found)
-    if len(found) != count:
-        raise ValueError(
-            f"The monitor's design needs one budget per stage. Received: {count} budgets for "
-            f"{len(found)} stages {[stage.name for stage in found]}. Pass `layers=` as to "
-            f"`constrain`."
-        )
-    return found
-
-
 def _crossed(before, now, period):
     """Whether a multiple of `period` lies in (before, now]."""
     return now // period > before // period
 
 
-def _projection_period(model):
-    """Smallest `every` among the constraints that leave the guarantee to the monitor."""
-    return min((variable.constraint.every for variable in _amortised(model)), default=None)
-
-
-def _amortised(model):
-    """Variables whose constraint leaves the guarantee to the monitor."""
-    for _, variable in constrained_variables(model):
-        if getattr(variable.constraint, "guarantee", None) == "monitor":
-            yield variable
-
-
-def _normalization_gain(stage):
-    norms = (*stage.batch_norms, *stage.post_batch_norms)
-    return float(np.prod([BatchNormScale.of(layer).gain for layer in norms]))
-
-
-def _up(value):
-    """A product of a few dozen factors, rounded up."""
-    return float(np.nextafter(value * (1 + 64 * np.finfo(float).eps), np.inf))
-
-
-def _guaranteed_bound(kernel, linear_map):
-    return norm_upper_bound(ops.convert_to_numpy(kernel), linear_map).value
-
-
-def _power_iteration(kernel, linear_map, iterations, vector):
-    """Estimate of σ from below on the true map, and the vector to start from next time."""
-    kernel = ops.cast(ops.stop_gradient(ops.convert_to_tensor(kernel)), "float32")
-    if linear_map.kind == "dense":  # a few products: NumPy has less to set up
-        return power_iteration(ops.convert_to_numpy(kernel), iterations, vector)
-    start = None if vector is None else ops.convert_to_tensor(vector)
-    sigma, vector = norm_estimate(kernel, linear_map, iterations=iterations, start=start)
-    return float(ops.convert_to_numpy(sigma)), ops.convert_to_numpy(vector)
+def _closes(callback, monitor):
+    return isinstance(callback, enforcement.Closing) and callback.monitor is monitor
