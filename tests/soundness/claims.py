@@ -93,7 +93,9 @@ def metric(case):
     single = outputs.shape[1] == 1
     labels = [oracles.decision(row, case.threshold) for row in outputs]
     bound = _asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
-    margins = [oracles.margin(outputs[i : i + 1], c, case.threshold)[0] for i, c in enumerate(labels)]
+    margins = [
+        oracles.margin(outputs[i : i + 1], c, case.threshold)[0] for i, c in enumerate(labels)
+    ]
     size = float(np.median(margins)) / max(bound * (1 if single else np.sqrt(2)), 1e-300) * 0.9
     if not 1e-30 < size < 1e30:
         return
@@ -159,7 +161,7 @@ def indices(case):
         shared = min(du.shape[1], dy.shape[1])
         inner = np.sum(du[:, :shared] * dy[:, :shared], axis=1)
         power = found.delta * np.sum(dy**2, axis=1) + found.nu * np.sum(du**2, axis=1)
-        if np.any(inner - power < -1e-9 * (np.abs(inner) + np.sum(du**2 , axis=1))):
+        if np.any(inner - power < -1e-9 * (np.abs(inner) + np.sum(du**2, axis=1))):
             yield Violation("indices", case.seed, f"δ {found.delta}, ν {found.nu}")
 
 

@@ -116,9 +116,11 @@ def norms(k):
     return k.pick(
         [
             lambda: L.BatchNormalization(**statistics),
-            lambda: L.BatchNormalization(**statistics, epsilon=0.1, scale=False)
-            if not statistics.pop("gamma_initializer", None)
-            else L.BatchNormalization(**statistics, epsilon=0.1),
+            lambda: (
+                L.BatchNormalization(**statistics, epsilon=0.1, scale=False)
+                if not statistics.pop("gamma_initializer", None)
+                else L.BatchNormalization(**statistics, epsilon=0.1)
+            ),
             lambda: L.LayerNormalization(epsilon=k.pick([0.5, 0.01, 1e-3])),
             lambda: L.LayerNormalization(rms_scaling=True) if False else L.LayerNormalization(),
             lambda: L.GroupNormalization(groups=-1),
