@@ -1,0 +1,266 @@
+"""One checker per kind of claim: what the library says of a case, against the oracles.
+
+A checker yields `Violation`s. A refusal (`UnsupportedLayerError`, `ValueError`) is no violation;
+any other exception is one, of kind "crash".
+"""
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from soundness import oracles
+
+import tf_lyapunov as tfl
+
+METHODS = ("composition",) * 6 + ("liplt", "closed_form", "eclipse", "local", "auto", "lipsdp")
+PRECISIONS = ("auto", "auto", "model", "float64")
+
+
+class Refused(Exception):
+    """The library proves nothing of this model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """A claim that an oracle contradicts; `seed` reproduces it."""
+
+    kind: str
+    seed: int
+    text: str
+
+
+def _asked(function, *args, **options):
+    """The library's answer, or `Refused`."""
+    try:
+        return function(*args, **options)
+    except (ValueError, NotImplementedError) as error:
+        raise Refused(str(error)) from error
+
+
+def functions(case):
+    """The model and its twin as functions of arrays."""
+
+    def own(x):
+        return oracles.evaluate(case.model, x)
+
+    def twin(x):
+        return oracles.evaluate(case.twin, x.astype(np.float64))
+
+    own.precision = case.policy.removeprefix("mixed_")
+    twin.precision = "float64"
+    return own, twin
+
+
+def _choice(case, choices):
+    return choices[int(np.random.default_rng([case.seed, 7]).integers(len(choices)))]
+
+
+def radius(case):
+    """No perturbation inside a certified radius changes the decision."""
+    method, precision = _choice(case, METHODS), _choice(case, PRECISIONS)
+    certificate = _asked(
+        tfl.certify, case.model, case.x, method=method, precision=precision, time_budget=2.0
+    )
+    own, twin = functions(case)
+    for flip in oracles.false_radii(
+        own,
+        case.x,
+        certificate,
+        twin=twin,
+        threshold=case.threshold,
+        dtype=case.input_dtype,
+        seed=case.seed,
+    ):
+        yield Violation(f"radius/{method}", case.seed, f"{precision}: {flip}")
+
+
+def gain(case):
+    """No secant exceeds the proven gain of the model's outputs."""
+    bound = _asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
+    _, twin = functions(case)
+    found = oracles.measured_gain(twin, case.x.shape[1:], seed=case.seed)
+    if not found <= bound * (1 + oracles.GAIN_SLACK):
+        yield Violation("gain", case.seed, f"measured {found:.6g}, proved {bound:.6g}")
+
+
+def metric(case):
+    """No sample that `CertifiedAccuracy` counts changes its decision within the radius."""
+    own, twin = functions(case)
+    outputs = own(case.x)
+    single = outputs.shape[1] == 1
+    labels = [oracles.decision(row, case.threshold) for row in outputs]
+    bound = _asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
+    margins = [
+        oracles.margin(outputs[i : i + 1], c, case.threshold)[0] for i, c in enumerate(labels)
+    ]
+    size = float(np.median(margins)) / max(bound * (1 if single else np.sqrt(2)), 1e-300) * 0.9
+    if not 1e-30 < size < 1e30:
+        return
+    counted = _asked(tfl.metrics.CertifiedAccuracy, size, gain=case.model)
+    for index, label in enumerate(labels):
+        _asked(counted.reset_state)
+        counted.update_state(np.array([label]), outputs[index : index + 1].astype("float32"))
+        if float(counted.result()) == 1.0:
+            flip = oracles.find_flip(
+                own, case.x[index], label, size, twin=twin, threshold=case.threshold
+            )
+            if flip is not None:
+                yield Violation("metric", case.seed, str(flip))
+
+
+def proof(case):
+    """A file that `verify` accepts claims no radius that an oracle contradicts."""
+    certificate = _asked(tfl.certify, case.model, case.x)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "proof.npz"
+        _asked(certificate.save, path)
+        found = _asked(tfl.verification.verify, path, case.model)
+    if not found.holds:
+        return
+    accepted = dataclasses.replace(certificate, radius=found.claimed_radius)
+    _, twin = functions(case)
+    for flip in oracles.false_radii(
+        twin, case.x, accepted, twin=twin, threshold=case.threshold, dtype=case.input_dtype
+    ):
+        yield Violation("proof", case.seed, str(flip))
+
+
+def exported(case):
+    """`export_plain` computes the same function, to float noise."""
+    plain = _asked(tfl.export_plain, case.model)
+    ours, theirs = oracles.evaluate(case.model, case.x), oracles.evaluate(plain, case.x)
+    noise = 1e-4 + oracles.NOISE[case.policy.removeprefix("mixed_")]
+    scale = max(np.max(np.abs(ours)), 1e-30)
+    if ours.shape != theirs.shape or np.max(np.abs(ours - theirs)) > noise * scale:
+        yield Violation("export", case.seed, f"outputs {ours[0]} and {theirs[0]}")
+
+
+def indices(case):
+    """The supply rate of a dense layer's indices is never negative on pairs of signals."""
+    dense = [
+        layer
+        for layer in case.model.layers
+        if type(layer) is keras.layers.Dense and layer.compute_dtype == "float32"
+    ]
+    for layer in dense[:1]:
+        slope = 0.3
+        sector = tfl.Sector.of("leaky_relu", negative_slope=slope)
+        found = _asked(tfl.layer_indices, layer, sector)
+        kernel = np.asarray(layer.kernel, dtype=np.float64)
+        if not np.any(kernel):
+            return
+        rng = np.random.default_rng(case.seed)
+        u = rng.normal(size=(64, 2, kernel.shape[0]))
+        u = np.concatenate([u, -u, u @ (kernel @ kernel.T) / np.linalg.norm(kernel) ** 2])
+        values = u @ kernel
+        values = np.where(values > 0, values, slope * values)
+        du, dy = u[:, 0] - u[:, 1], values[:, 0] - values[:, 1]
+        shared = min(du.shape[1], dy.shape[1])
+        inner = np.sum(du[:, :shared] * dy[:, :shared], axis=1)
+        power = found.delta * np.sum(dy**2, axis=1) + found.nu * np.sum(du**2, axis=1)
+        if np.any(inner - power < -1e-9 * (np.abs(inner) + np.sum(du**2, axis=1))):
+            yield Violation("indices", case.seed, f"δ {found.delta}, ν {found.nu}")
+
+
+def _trained(case):
+    """The model after constrained training under a monitor, or `Refused`."""
+    model, rng = case.model, np.random.default_rng(case.seed)
+    amortised = bool(case.seed % 2)
+    stages = _asked(tfl.lipschitz_upper_bound, model).gain_upper_bound
+    del stages
+    count = _asked(_count_stages, model)
+    _asked(
+        tfl.constrain,
+        model,
+        [1.0] * count,
+        guarantee="monitor" if amortised else "step",
+        every=3,
+    )
+    monitor = tfl.callbacks.LyapunovMonitor(verbose=0, on_violation="ignore")
+    grown = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            try:
+                bounds = tfl.growth_upper_bounds(model)
+            except ValueError:
+                bounds = {}
+            self.bounds = bounds
+
+        def on_train_batch_end(self, batch, logs=None):
+            for layer, variables in _kernels(model):
+                for variable in variables:
+                    if variable.path in self.bounds and type(layer) is keras.layers.Dense:
+                        norm = np.linalg.norm(np.asarray(variable, dtype=np.float64), 2)
+                        if norm > self.bounds[variable.path] * (1 + 1e-6):
+                            grown.append((variable.path, norm, self.bounds[variable.path]))
+
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    x = np.concatenate([case.x] * 4)
+    y = rng.normal(size=(len(x), model.output_shape[-1])) * 10
+    # Three steps: the next guaranteed projection comes with the last of them.
+    _asked(model.fit, x[:12], y[:12], batch_size=4, verbose=0, callbacks=[Watch(), monitor])
+    return monitor, grown
+
+
+def _kernels(model):
+    for layer in model._flatten_layers():
+        yield layer, layer._trainable_variables
+
+
+def _count_stages(model):
+    from tf_lyapunov.certification import stages
+
+    return len(stages(model))
+
+
+def training(case):
+    """What the monitor reports after `fit` and the growth bounds hold of the trained model."""
+    monitor, grown = _trained(case)
+    for path, norm, bound in grown:
+        yield Violation("growth", case.seed, f"{path}: {norm} above {bound}")
+    own, _ = functions(case)
+    if case.policy not in ("float32", "float64"):
+        return
+    found = oracles.measured_gain(own, case.x.shape[1:], dtype=case.input_dtype, scales=(1.0, 5.0))
+    claimed = monitor.readings[-1].gain_upper_bound
+    if case.model.outputs[0].shape[-1] and found > claimed * (1 + 1e-4):
+        yield Violation("monitor", case.seed, f"measured {found:.6g}, reported {claimed:.6g}")
+
+
+# Kind: (checker, one in so many seeds). The rarer ones cost more or vary less.
+CHECKERS = {
+    "radius": (radius, 1),
+    "gain": (gain, 1),
+    "metric": (metric, 10),
+    "proof": (proof, 12),
+    "export": (exported, 20),
+    "indices": (indices, 15),
+    "training": (training, 50),
+}
+
+
+def check(case, kinds=None):
+    """`(claims made, refused, violations)` of a case, over the kinds or those its seed is due."""
+    claims, refused, found = 0, 0, []
+    for name, (checker, period) in CHECKERS.items():
+        if name not in kinds if kinds else case.seed % period:
+            continue
+        try:
+            violations = list(checker(case))
+        except Refused:
+            refused += name == "radius"
+            continue
+        except Exception as error:
+            text = f"{name}: {type(error).__name__}: {str(error)[:200]}"
+            found.append(Violation("crash", case.seed, text))
+            continue
+        claims += 1
+        found += violations
+    return claims, refused, found
+
+
+run = functools.partial(check)

@@ -1,0 +1,232 @@
+"""Independent oracles for guarantees: they call the user's model, and nothing of the library.
+
+A radius is false if a perturbation inside it changes the decision. Perturbed inputs are rounded to
+the model's input type first and their distance is measured afterwards, in float64, so that a
+finding is a pair of inputs that the model really takes. Two rules keep float noise out:
+
+    a flip counts if the float64 twin of the model decides as the model does (both flipped), or
+    if the model's flipped margin exceeds `NOISE` of the largest output around;
+    a gain is a quotient ‖f(a) - f(b)‖/‖a - b‖ of the twin, or of the model less its noise.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+# Share of a radius that is searched: what rounding to float32 moves an input by lies within 1e-4.
+INSIDE = 1 - 1e-4
+# A gain is proved in float64: secants of a float64 function have errors below this.
+GAIN_SLACK = 1e-6
+# Flips of the model alone: hundreds of roundings, of values ten times the outputs.
+NOISE = {"float64": 1e-11, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
+# Radius searched where the claim is "any perturbation", in units of 1 + ‖x‖.
+EVERYWHERE = 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """A perturbation that a certificate excludes: input number, its norm, the two decisions."""
+
+    index: int
+    norm: float
+    radius: float
+    label: int
+    found: int
+    margin: float
+
+
+def evaluate(model, x):
+    """Outputs of the model as its user calls it, float64 (n, classes)."""
+    outputs = model(keras.ops.convert_to_tensor(x), training=False)
+    outputs = keras.ops.convert_to_numpy(outputs)
+    return np.asarray(outputs).astype(np.float64).reshape(len(x), -1)
+
+
+def margin(outputs, label, threshold=0.0):
+    """By how much every output speaks for the label; negative where another class wins.
+
+    A single output decides by its side of `threshold` (1/2 for a probability).
+    """
+    outputs = np.nan_to_num(outputs, nan=0.0, posinf=1e300, neginf=-1e300)
+    if outputs.shape[1] == 1:
+        return (outputs[:, 0] - threshold) * (1.0 if label == 1 else -1.0)
+    others = np.delete(outputs, label, axis=1)
+    return outputs[:, label] - others.max(axis=1)
+
+
+def decision(outputs, threshold=0.0):
+    """Class of one row of outputs."""
+    if len(outputs) == 1:
+        return int(outputs[0] > threshold)
+    return int(np.argmax(outputs))
+
+
+def _norms(e):
+    return np.sqrt(np.sum(np.square(e.reshape(len(e), -1)), axis=1))
+
+
+def _units(e):
+    norm = _norms(e).reshape(-1, *([1] * (e.ndim - 1)))
+    return e / np.maximum(norm, 1e-300)
+
+
+def _directions(x, count, rng):
+    """Coordinates, random directions, the way to the origin; the whole circle for two inputs."""
+    size = x.size
+    if size == 2:
+        angle = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1).reshape(-1, *x.shape)
+    axes = np.eye(size)[rng.permutation(size)[:count]]
+    ones = np.ones((1, size))
+    random = rng.normal(size=(count, size))
+    found = np.concatenate([axes, random, x.reshape(1, -1) + 1e-300, ones])
+    return _units(np.concatenate([found, -found]).reshape(-1, *x.shape))
+
+
+def candidates(x, radius, directions, dtype):
+    """Inputs of the model's type on spheres within the radius, and their distances from x."""
+    sizes = np.concatenate([np.full(len(directions), s) for s in (INSIDE, 0.5)])
+    directions = np.concatenate([directions, directions])
+    sizes = (sizes * INSIDE).reshape(-1, *([1] * x.ndim))
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = x.astype(np.float64) + radius * sizes * directions
+        if np.dtype(dtype).kind in "iu":
+            points = np.rint(points)
+        points = points.astype(dtype)
+        distances = _norms(points.astype(np.float64) - x.astype(np.float64))
+    return points, distances
+
+
+def find_flip(function, x, label, radius, *, twin=None, threshold=0.0, dtype=None, seed=0):
+    """A `Flip` of one input within `radius`, or None.
+
+    Args:
+        function: outputs float64 (n, classes) of inputs (n, …), as the model computes them.
+        x: one input, without batch axis.
+        label: class that the certificate claims.
+        radius: claimed radius, may be infinite.
+        twin: the same function in float64, or None.
+        threshold: where a single output changes its decision.
+        dtype: type of the model's inputs.
+        seed: of the directions.
+    """
+    rng = np.random.default_rng(seed)
+    dtype = dtype or x.dtype
+    if not np.isfinite(radius):
+        radius = EVERYWHERE * (1 + float(np.linalg.norm(x.astype(np.float64))))
+    precision = "float64" if np.dtype(dtype) == np.float64 else "float32"
+    directions = _directions(x, 8, rng)
+    for round_ in range(3):
+        points, distances = candidates(x, radius, directions, dtype)
+        points[0] = x.astype(dtype)  # the claim includes the input itself
+        distances[0] = 0.0
+        inside = (distances <= radius * INSIDE) & np.isfinite(points.reshape(len(points), -1)).all(
+            axis=1
+        )
+        if not inside.any():
+            return None
+        points, distances = points[inside], distances[inside]
+        outputs = function(points)
+        margins = margin(outputs, label, threshold)
+        worst = int(np.argmin(margins))
+        if margins[worst] < 0:
+            scale = np.max(np.abs(outputs[np.isfinite(outputs)]), initial=1e-300)
+            loud = -margins[worst] > noise_of(function, precision) * scale
+            if twin is not None and not loud:
+                replayed = twin(points[worst : worst + 1])
+                loud = margin(replayed, label, threshold)[0] < 0
+            if loud:
+                found = decision(outputs[worst], threshold)
+                return Flip(
+                    0, float(distances[worst]), float(radius), int(label), found, -margins[worst]
+                )
+        if round_ == 2 or np.dtype(dtype).kind in "iu":
+            break
+        base = points[worst] if round_ else x.astype(dtype)
+        slope = _gradient(function, base, label, threshold, 0.05 * radius)
+        if not np.any(slope):
+            break
+        spread = np.array([0.0, 0.1, 0.3, 0.6]).reshape(-1, *([1] * x.ndim))
+        mixed = _units(-slope)[None][0] + spread * _units(rng.normal(size=(4, *x.shape)))
+        toward = _units((points[worst].astype(np.float64) - x)[None]) if round_ else mixed[:1]
+        directions = _units(np.concatenate([mixed, mixed[:1] + toward, toward]))
+    return None
+
+
+def noise_of(function, default):
+    """Share of the outputs that is noise in the function's own precision."""
+    return NOISE[getattr(function, "precision", default)]
+
+
+def _gradient(function, x, label, threshold, step):
+    """Central differences of the margin, over at most 64 coordinates."""
+    size = x.size
+    chosen = np.arange(size)[:64]
+    moves = np.zeros((len(chosen), size))
+    moves[np.arange(len(chosen)), chosen] = step
+    base = x.astype(np.float64).reshape(1, -1)
+    points = np.concatenate([base + moves, base - moves]).reshape(-1, *x.shape).astype(x.dtype)
+    with np.errstate(all="ignore"):
+        values = margin(function(points), label, threshold)
+        slope = values[: len(chosen)] - values[len(chosen) :]
+    gradient = np.zeros(size)
+    gradient[chosen] = np.nan_to_num(slope)
+    peak = np.max(np.abs(gradient))
+    return (gradient / peak if peak > 0 else gradient).reshape(1, *x.shape)
+
+
+def false_radii(function, x, certificate, *, twin=None, threshold=0.0, dtype=None, seed=0):
+    """Every input's `Flip` inside its certified radius, as a list."""
+    found = []
+    for index in np.flatnonzero(certificate.radius > 0):
+        flip = find_flip(
+            function,
+            np.asarray(x[index]),
+            int(certificate.labels[index]),
+            float(certificate.radius[index]),
+            twin=twin,
+            threshold=threshold,
+            dtype=dtype,
+            seed=seed + int(index),
+        )
+        if flip is not None:
+            found.append(dataclasses.replace(flip, index=int(index)))
+    return found
+
+
+def measured_gain(function, shape, *, scales=(0.01, 1.0, 30.0), seed=0, dtype="float64"):
+    """Largest secant ‖f(a) - f(b)‖/‖a - b‖ found: from below, whatever the function.
+
+    Jacobians by differences at random points of several sizes give the directions of largest
+    stretch; the secants along them are what counts.
+    """
+    rng = np.random.default_rng(seed)
+    size, best = int(np.prod(shape)), 0.0
+    moves = np.eye(size)[: min(size, 48)]
+    for scale in scales:
+        x = (rng.normal(size=(1, size)) * scale).astype(dtype).astype(np.float64)
+        step = 1e-3 * scale
+        points = np.concatenate([x + step * moves, x - step * moves])
+        values = function(points.reshape(-1, *shape).astype(dtype))
+        jacobian = (values[: len(moves)] - values[len(moves) :]) / (2 * step)
+        if not np.all(np.isfinite(jacobian)) or not np.any(jacobian):
+            continue
+        left, _, _ = np.linalg.svd(jacobian.T @ jacobian if size < 2 else jacobian.T)
+        del left
+        top = np.linalg.svd(jacobian.T, full_matrices=False)[2][0] @ moves
+        ends = []
+        for length in (0.1 * scale, step, 10 * step):
+            ends += [x + length * top, x - length * top]
+        inputs = np.concatenate([x, *ends]).reshape(-1, *shape).astype(dtype)
+        outputs = function(inputs)
+        flat = inputs.reshape(len(inputs), -1).astype(np.float64)
+        rise = _norms(outputs[1:] - outputs[:1])
+        # What rounding of the outputs may have added; nothing that counts in float64.
+        precision = getattr(function, "precision", "float64")
+        rounding = {"float64": 1e-14, "float32": 1e-5}.get(precision, 0.05)
+        rise = rise - rounding * np.max(np.abs(outputs), initial=0.0)
+        run = _norms(flat[1:] - flat[:1])
+        quotients = np.where(run > 0, rise / np.maximum(run, 1e-300), 0.0)
+        best = max(best, float(np.max(quotients)))
+    return best
