@@ -149,13 +149,27 @@ class _Reader:
                 f"Model {model.name!r} takes {len(symbolic_inputs)} tensors. "
                 f"Received: a call with {len(inputs)}."
             )
-        known = {id(s): t for s, t in zip(symbolic_inputs, inputs, strict=True)}
+        cast = [
+            self._cast(model, t, s, prefix) for t, s in zip(inputs, symbolic_inputs, strict=True)
+        ]
+        known = {id(s): t for s, t in zip(symbolic_inputs, cast, strict=True)}
         for node in _ordered_nodes(symbolic_inputs, symbolic_outputs, model):
             self._add(node, known, prefix)
         for layer, count in counts.values():
             # The symbolic call leaves the user's layers as it found them.
             del layer._inbound_nodes[count[0] :], layer._outbound_nodes[count[1] :]
         return tuple(known[id(s)] for s in symbolic_outputs)
+
+    def _cast(self, model, tensor, symbolic, prefix):
+        """The tensor as a nested graph model reads it: cast to the type of its own `Input`."""
+        dtype = keras.backend.standardize_dtype(symbolic.dtype)
+        if not is_graph(model) or dtype == tensor.dtype:
+            return tensor
+        name = self._unique(f"{prefix or model.name}cast to {dtype}")
+        output = Tensor(name, 0, tensor.shape, dtype)
+        operation = Cast(dtype)
+        self.calls.append(Call(name, operation, (tensor,), {}, (tensor,), (output,)))
+        return output
 
     def _add(self, node, known, prefix):
         operation = node.operation
@@ -169,8 +183,11 @@ class _Reader:
             )
         name = prefix + operation.name
         while type(operation) is keras.layers.SpectralNormalization:
+            check_own_call(operation)
             operation = operation.layer  # at inference it calls the wrapped layer as it is
+        check_own_call(operation)
         if isinstance(operation, keras.Model):
+            check_arguments(operation, args, kwargs)
             structure = args[0] if args else next(iter(kwargs.values()), None)
             if len(tensors) > 1 and not isinstance(structure, (list, tuple)):
                 raise UnsupportedLayerError(
@@ -179,8 +196,10 @@ class _Reader:
                 )
             outputs = self._open(operation, tensors, structure, name + "/")
         else:
-            if isinstance(operation, keras.Layer) and self.traced:
-                self._check_owned(operation)
+            if isinstance(operation, keras.Layer):
+                check_arguments(operation, args, kwargs)
+                if self.traced:
+                    self._check_owned(operation)
             _check_cast(operation)
             name = self._unique(name)
             shapes = _output_specs(operation, node, tensors, args, kwargs)
@@ -197,6 +216,60 @@ class _Reader:
             )
 
 
+class Cast(keras.Operation):
+    """The cast that a nested graph model applies to its input, as an operation of its own."""
+
+    def __init__(self, dtype):
+        super().__init__(name=f"cast_to_{dtype}")
+        self.dtype = dtype
+
+    def call(self, x):
+        return keras.ops.cast(x, self.dtype)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, dtype=self.dtype)
+
+
+# What an instance may hold in place of its class's own method, and then computes something else.
+_REPLACED = ("call", "__call__", "_call", "quantized_call")
+
+
+def check_own_call(operation):
+    """Refuses instances whose `call` is not that of their class.
+
+    Raises:
+        UnsupportedLayerError: naming the layer.
+    """
+    replaced = [name for name in _REPLACED if name in vars(operation)]
+    if replaced:
+        raise UnsupportedLayerError(
+            f"A layer is read by its class. Received: layer {operation.name!r} of type "
+            f"{type(operation).__name__}, whose `{replaced[0]}` was replaced on the instance. Put "
+            "it into a class of its own, and declare its gain by `register_gain`."
+        )
+
+
+def check_arguments(layer, args, kwargs):
+    """Refuses arguments of a layer call beside tensors of the graph: masks, constants, settings.
+
+    Raises:
+        UnsupportedLayerError: naming the layer and the argument.
+    """
+    named = list(kwargs.items())
+    names = list(inspect.signature(layer.call).parameters)
+    named += [(names[i] if i < len(names) else f"number {i + 1}", a) for i, a in enumerate(args)]
+    for name, value in named:
+        leaves = keras.tree.flatten(value)
+        if name == "training" or all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
+            continue
+        kinds = sorted({type(v).__name__ for v in leaves if not isinstance(v, Tensor)})
+        raise UnsupportedLayerError(
+            "A layer's inputs must be tensors of the model's graph. Received: layer "
+            f"{layer.name!r} of type {type(layer).__name__}, called with `{name}` of type "
+            f"{', '.join(kinds)}. Make it an attribute of the layer, or an operation of keras.ops."
+        )
+
+
 def is_graph(model, also="__call__"):
     """Whether calling the model runs its Functional or Sequential graph and nothing else.
 
@@ -206,6 +279,8 @@ def is_graph(model, also="__call__"):
     def owner(method):
         return next(cls for cls in type(model).__mro__ if method in vars(cls))
 
+    if any(name in vars(model) for name in (*_REPLACED, also)):
+        return False
     return owner("call").__name__ in ("Functional", "Sequential") and all(
         owner(method).__module__.startswith("keras.") for method in ("call", "__call__", also)
     )

@@ -10,7 +10,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import elementwise_gain, softmax_gain
 from tf_lyapunov.program.gain import Affine, Gain
 from tf_lyapunov.program.gains import diagonal_gain, merged_gain, refuse
-from tf_lyapunov.program.graph import Tensor
+from tf_lyapunov.program.graph import Cast, Tensor, check_own_call
 from tf_lyapunov.theory.sectors import Sector
 
 # Attributes of Keras's activation operations that are parameters of the activation.
@@ -26,7 +26,8 @@ def operation_gain(call):
         UnsupportedLayerError: for operations without a rule, and for those that mix samples.
     """
     operation = call.operation
-    if not type(operation).__module__.startswith("keras."):
+    check_own_call(operation)
+    if type(operation) is not Cast and not type(operation).__module__.startswith("keras."):
         refuse(operation, "it is not one of Keras's own operations")
     output = call.outputs[0]
     if len(call.outputs) != 1 or not output.shape or not call.inputs:
@@ -163,11 +164,19 @@ def _negative_rule(call):
 
 
 def _cast_rule(call):
+    """A cast to a wider format is exact; a narrower one is a staircase, whatever its steps."""
     tensor, dtype = call.inputs[0], call.outputs[0].dtype
-    if dtype not in rounding.UNIT_ROUNDOFF:
-        refuse(call.operation, f"a cast to {dtype} is discontinuous")
-    # A cast stays a cast when the rest is evaluated in float64.
-    unit = 0.0 if tensor.dtype == dtype else rounding.UNIT_ROUNDOFF[dtype]
+    units = rounding.UNIT_ROUNDOFF
+    exact = dtype == tensor.dtype or (
+        dtype in units and (tensor.dtype not in units or units[dtype] < units[tensor.dtype])
+    )
+    if not exact:
+        refuse(
+            call.operation,
+            f"a cast of {tensor.dtype} to {dtype} within the graph is discontinuous",
+        )
+    # Integers need not fit the format.
+    unit = 0.0 if tensor.dtype in units else units[dtype]
     return Gain("identity", 1.0, f"cast to {dtype}", Affine(1.0, 0.0, unit))
 
 
