@@ -112,8 +112,11 @@ class _CertifiedMetric(keras.metrics.Metric):
         A function is traced then, always anew after `compile`. A thread has no graph, so that
         values are there even while this one traces.
         """
-        if self._is_measured and _value(y_pred) is not None:
+        is_traced = _value(y_pred) is None
+        if self._is_measured and not is_traced:
             return
+        if is_traced and keras.backend.backend() == "jax":
+            return  # it builds metrics before it resets them, and holds the weights meanwhile
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             threads.submit(self._take_gain).result()
 
