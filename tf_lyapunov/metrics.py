@@ -136,6 +136,9 @@ class _CertifiedMetric(keras.metrics.Metric):
                 both = ops.minimum(sign * output, sign * (output - 0.5))
                 margin = ops.where(probable, both, margin)
         else:
+            if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
+                known = ops.reshape(is_label, ops.shape(y_true))
+                y_true = ops.where(known, y_true, ops.zeros_like(y_true))
             margin, factor = margins(one_hot(y_true, y_pred), y_pred), math.sqrt(2.0)
         scale = ops.cast(self.gain, margin.dtype) * (factor * _SLACK)
         # An overflow certifies nothing.
@@ -276,6 +279,8 @@ def _float32_up(value):
 
 def _value(tensor):
     """The tensor's values, or None while a function is traced."""
+    if getattr(getattr(tensor, "device", None), "type", None) == "meta":
+        return None  # PyTorch's stand-in for a tensor, which reads as zeros
     try:
         return np.asarray(ops.convert_to_numpy(tensor))
     except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError):
