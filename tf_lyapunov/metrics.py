@@ -148,7 +148,6 @@ class _CertifiedMetric(keras.metrics.Metric):
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
             weight = weight * ops.ones_like(values)
-        _refuse_labels(is_label | (weight <= 0), y_true)
         # Compiled code cannot raise: no number stands for labels that name no class.
         values = ops.where(is_label, values, math.nan)
         self.total.assign_add(ops.sum(ops.where(weight > 0, values * weight, 0.0)))
@@ -171,11 +170,10 @@ class CertifiedAccuracy(_CertifiedMetric):
 
     ((f - t)·(±1) > L·radius for a single output; t is 0, or 1/2 for a sigmoid's). Labels are
     class numbers, one-hot rows, rows of -1 and 1 with a single 1, and 0 or -1 and 1 for a single
-    output; others raise an error, or give NaN in compiled code. L is a Lipschitz constant of the
-    model's outputs in l2. Measured at `reset_state`, it belongs to the weights of that moment:
-    right for `evaluate` and the validation of `fit`, but in the training part of an epoch the
-    weights move on, and the number is an estimate. Rounding within the model is not taken off:
-    `certify` does that.
+    output; others make the result NaN. L is a Lipschitz constant of the model's outputs in l2.
+    Measured at `reset_state`, it belongs to the weights of that moment: right for `evaluate` and
+    the validation of `fit`, but in the training part of an epoch the weights move on, and the
+    number is an estimate. Rounding within the model is not taken off: `certify` does that.
 
     Args:
         radius: non-negative float, in the l2 norm of the model's input.
@@ -285,13 +283,3 @@ def _value(tensor):
         return np.asarray(ops.convert_to_numpy(tensor))
     except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError):
         return None
-
-
-def _refuse_labels(is_label, y_true):
-    valid = _value(is_label)
-    if valid is not None and valid.dtype == bool and not valid.all():
-        raise ValueError(
-            "Labels must name one class: a class number, a row with a single 1 beside zeros or "
-            "beside -1, and 0 or -1 and 1 for a single output. Received: y_true of shape "
-            f"{tuple(y_true.shape)} with other values at sample {int(np.argmin(valid))}."
-        )
