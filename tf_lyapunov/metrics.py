@@ -112,8 +112,11 @@ class _CertifiedMetric(keras.metrics.Metric):
         A function is traced then, always anew after `compile`. A thread has no graph, so that
         values are there even while this one traces.
         """
-        if self._is_measured and _value(y_pred) is not None:
+        is_traced = _value(y_pred) is None
+        if self._is_measured and not is_traced:
             return
+        if is_traced and keras.backend.backend() == "jax":
+            return  # it builds metrics before it resets them, and holds the weights meanwhile
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             threads.submit(self._take_gain).result()
 
@@ -133,6 +136,9 @@ class _CertifiedMetric(keras.metrics.Metric):
                 both = ops.minimum(sign * output, sign * (output - 0.5))
                 margin = ops.where(probable, both, margin)
         else:
+            if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
+                known = ops.reshape(is_label, ops.shape(y_true))
+                y_true = ops.where(known, y_true, ops.zeros_like(y_true))
             margin, factor = margins(one_hot(y_true, y_pred), y_pred), math.sqrt(2.0)
         scale = ops.cast(self.gain, margin.dtype) * (factor * _SLACK)
         # An overflow certifies nothing.
@@ -142,7 +148,6 @@ class _CertifiedMetric(keras.metrics.Metric):
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
             weight = weight * ops.ones_like(values)
-        _refuse_labels(is_label | (weight <= 0), y_true)
         # Compiled code cannot raise: no number stands for labels that name no class.
         values = ops.where(is_label, values, math.nan)
         self.total.assign_add(ops.sum(ops.where(weight > 0, values * weight, 0.0)))
@@ -165,11 +170,10 @@ class CertifiedAccuracy(_CertifiedMetric):
 
     ((f - t)·(±1) > L·radius for a single output; t is 0, or 1/2 for a sigmoid's). Labels are
     class numbers, one-hot rows, rows of -1 and 1 with a single 1, and 0 or -1 and 1 for a single
-    output; others raise an error, or give NaN in compiled code. L is a Lipschitz constant of the
-    model's outputs in l2. Measured at `reset_state`, it belongs to the weights of that moment:
-    right for `evaluate` and the validation of `fit`, but in the training part of an epoch the
-    weights move on, and the number is an estimate. Rounding within the model is not taken off:
-    `certify` does that.
+    output; others make the result NaN. L is a Lipschitz constant of the model's outputs in l2.
+    Measured at `reset_state`, it belongs to the weights of that moment: right for `evaluate` and
+    the validation of `fit`, but in the training part of an epoch the weights move on, and the
+    number is an estimate. Rounding within the model is not taken off: `certify` does that.
 
     Args:
         radius: non-negative float, in the l2 norm of the model's input.
@@ -273,17 +277,9 @@ def _float32_up(value):
 
 def _value(tensor):
     """The tensor's values, or None while a function is traced."""
+    if getattr(getattr(tensor, "device", None), "type", None) == "meta":
+        return None  # PyTorch's stand-in for a tensor, which reads as zeros
     try:
         return np.asarray(ops.convert_to_numpy(tensor))
     except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError):
         return None
-
-
-def _refuse_labels(is_label, y_true):
-    valid = _value(is_label)
-    if valid is not None and valid.dtype == bool and not valid.all():
-        raise ValueError(
-            "Labels must name one class: a class number, a row with a single 1 beside zeros or "
-            "beside -1, and 0 or -1 and 1 for a single output. Received: y_true of shape "
-            f"{tuple(y_true.shape)} with other values at sample {int(np.argmin(valid))}."
-        )
