@@ -83,9 +83,7 @@ class _Reader:
                 "A proof can be verified for a built model with one input and one output. "
                 f"Received: model {model.name!r}."
             )
-        shape = tuple(model.inputs[0].shape[1:]) if input_shape is None else tuple(input_shape)
-        if None in shape:
-            raise ValueError(f"`input_shape` must be known. Received: {shape}.")
+        shape = _input_shape(model, input_shape)
         first = self._add("input", (), shape, None)
         output = self._open(model, [first], "")[0]
         logits = self._logits(output)
@@ -182,6 +180,23 @@ class _Reader:
 
     def _shape(self, name):
         return next(step.shape for step in self.steps if step.name == name)
+
+
+def _input_shape(model, given):
+    """The model's own input shape; only what it leaves open may be given."""
+    own = tuple(model.inputs[0].shape[1:])
+    if given is None and None in own:
+        raise ValueError(
+            "The model leaves sizes of its input open, and its gain may depend on them. "
+            f"Received: a model of input shape {own}. Pass `input_shape` (--input-shape)."
+        )
+    shape = own if given is None else tuple(int(n) for n in given)
+    fits = len(shape) == len(own) and all(o in (None, n) for o, n in zip(own, shape, strict=True))
+    if not fits or any(n < 1 for n in shape):
+        raise ValueError(
+            f"`input_shape` must fit the model's own input shape {own}. Received: {shape}."
+        )
+    return shape
 
 
 def _check_graph(model):
