@@ -19,12 +19,14 @@ class Step:
         inputs: names of the steps that it reads.
         shape: of its output, without the batch axis.
         operation: see `operations`; None for the input.
+        dtype: name of the type that the model computes it in.
     """
 
     name: str
     inputs: tuple
     shape: tuple
     operation: object
+    dtype: str = "float64"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Network:
         steps: tuple of `Step`.
         logits: name of the step before a final softmax or sigmoid.
         layers: tuple of `LayerRecord`, in the order of the model's graph.
+        casts: names of the dtypes that the model casts its input to, one after the other.
     """
 
     steps: tuple
     logits: str
     layers: tuple
+    casts: tuple = ()
 
     def __getitem__(self, name):
         for step in self.steps:
