@@ -8,7 +8,15 @@ import numpy as np
 
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import archive, inequalities
-from tf_lyapunov.verification.arithmetic import SLACK, UNIT, down, product_up, sqrt_up
+from tf_lyapunov.verification.arithmetic import (
+    SLACK,
+    UNIT,
+    down,
+    product_up,
+    rounded,
+    row_norms_up,
+    sqrt_up,
+)
 from tf_lyapunov.verification.contents import (
     Claim,
     Evidence,
@@ -17,6 +25,7 @@ from tf_lyapunov.verification.contents import (
     unpack,
 )
 from tf_lyapunov.verification.network import column_distances
+from tf_lyapunov.verification.rounding import computed, exact
 
 __all__ = [
     "Claim", "Derived", "Evidence", "Verification", "derive", "differences", "evaluate",
@@ -121,20 +130,60 @@ def _proved_gain(chain, multipliers, name, failures):
     return math.inf
 
 
-def evaluate(network, inputs):
-    """Logits (n, K) of the exact network and bounds on the errors of their computation."""
+def evaluate(network, inputs, arithmetic=exact):
+    """Logits (n, K) of the exact network and bounds on the errors of their computation.
+
+    Inputs are first rounded to the dtype of the model's own input; `moved` says by how much.
+
+    Args:
+        network: `network.Network`.
+        inputs: (n, …) of any real type.
+        arithmetic: see `network.Network.evaluate`.
+    """
     width = max(math.prod(step.shape) for step in network.steps)
     rows = max(_ENTRIES // max(width, 1), 1)
     parts = []
     for start in range(0, len(inputs), rows):
-        block = np.asarray(inputs[start : start + rows]).astype(np.float64)
-        parts.append(network.evaluate(block))
+        parts.append(network.evaluate(cast(network, inputs[start : start + rows]), arithmetic))
     values, errors = (np.concatenate(p) for p in zip(*parts, strict=True))
     return values, errors
 
 
-def radii(logits, errors, labels, pairs):
-    """Radii min_j (f_c - f_j)/gain_cj, rounded down; 0 where the label does not surely win."""
+def cast(network, inputs):
+    """Inputs as the model's own `Input` casts them, as float64."""
+    found = np.asarray(inputs).astype(np.float64)
+    for dtype in network.casts:
+        found = rounded(found, dtype)
+    if not np.all(np.isfinite(found)):
+        raise OverflowError(f"an input is beyond the model's input dtype {network.casts}")
+    return found
+
+
+def moved(network, inputs):
+    """Upper bounds on the norms of what the model's own `Input` takes off its inputs, (n,)."""
+    found = np.zeros(len(inputs))
+    rows = max(_ENTRIES // max(inputs[0].size, 1), 1)
+    for start in range(0, len(inputs), rows):
+        block = np.asarray(inputs[start : start + rows])
+        change = np.abs(block.astype(np.float64) - cast(network, block))
+        found[start : start + rows] = row_norms_up(change.reshape(len(block), -1)) * SLACK
+    return found
+
+
+def radii(logits, errors, labels, pairs, moved=0.0):
+    """Radii min_j (f_c - f_j)/gain_cj, rounded down; 0 where the label does not surely win.
+
+    Args:
+        logits, errors: as `evaluate` gives them.
+        labels: int (n,).
+        pairs: of `Derived`.
+        moved: distances of the inputs from those that were evaluated, taken off the radii.
+    """
+    found = _radii(logits, errors, labels, pairs)
+    return np.where(moved > 0, np.maximum(down(found - moved), 0.0), found)
+
+
+def _radii(logits, errors, labels, pairs):
     count, classes = logits.shape
     if classes == 1:
         sign = np.where(labels == 1, 1.0, -1.0)
@@ -185,7 +234,11 @@ def objections(network, derived, claim):
         found.append("The model's logits are not one row per input.")
         return found, np.zeros(count)
     logits, errors = evaluate(network, claim.inputs)
-    radius = radii(logits, errors, claim.labels, derived.pairs)
+    shift = moved(network, claim.inputs)
+    if np.any(shift > 0) and any("int" in dtype for dtype in network.casts):
+        found.append("An input is no whole number, which the model would truncate.")
+        return found, np.zeros(count)
+    radius = radii(logits, errors, claim.labels, derived.pairs, shift)
     late = ~(claim.radius <= radius)
     if np.any(late):
         first = int(np.flatnonzero(late)[0])
@@ -193,16 +246,19 @@ def objections(network, derived, claim):
             f"{np.sum(late)} of {count} radii are larger than what follows, first that of input "
             f"{first}: {float(claim.radius[first])!r} against {float(radius[first])!r}."
         )
-    found += _described(logits, errors, claim)
+    _, spread = evaluate(network, claim.inputs, computed)
+    # A claimed allowance may be smaller than what the dtypes imply, never larger.
+    own = np.sqrt(np.sum(spread * spread, axis=1)) * (1 + 2.0**-20)
+    found += _described(logits, errors, claim, np.fmin(own, claim.float_allowance))
     return found, radius
 
 
-def _described(logits, errors, claim):
+def _described(logits, errors, claim, allowance):
     """Objections to decisions, margins and the verdict."""
     found, count = [], len(logits)
     rows = np.arange(count)
     if logits.shape[1] == 1:
-        sure = np.abs(logits[:, 0]) > errors[:, 0] + claim.float_allowance
+        sure = np.abs(logits[:, 0]) > errors[:, 0] + allowance
         wrong = sure & ((logits[:, 0] > 0) != (claim.predictions == 1))
         margins = np.where(claim.labels == 1, logits[:, 0], -logits[:, 0])
     else:
@@ -210,14 +266,14 @@ def _described(logits, errors, claim):
         mine = np.where(inside, claim.predictions, 0)
         top = np.max(logits - errors, axis=1)
         # The model's own decision was computed: within its allowance it may be another.
-        reach = (logits + errors)[rows, mine] + 2 * claim.float_allowance
+        reach = (logits + errors)[rows, mine] + 2 * allowance
         wrong = ~inside | (reach < top)
         others = np.array(logits)
         others[rows, claim.labels] = -np.inf
         margins = logits[rows, claim.labels] - others.max(axis=1)
     if np.any(wrong):
         found.append(f"{np.sum(wrong)} of {count} decisions are not the model's.")
-    room = (_ROOT2 * claim.float_allowance + 2 * errors.max(axis=1)) * SLACK
+    room = (_ROOT2 * allowance + 2 * errors.max(axis=1)) * SLACK
     room = room + 8 * UNIT * np.abs(margins)
     if not np.all(np.abs(claim.margins - margins) <= room):
         found.append("A margin is not the model's.")

@@ -184,9 +184,8 @@ def normalization(layer):
     scale = gamma / np.sqrt(variance + float(layer.epsilon))
     shift = beta - mean * scale
     error = 8 * UNIT * np.abs(scale)
-    return Scale(
-        scale, shift, error, np.abs(mean) * error + 4 * UNIT * (np.abs(shift) + np.abs(beta))
-    )
+    shift_error = np.abs(mean) * error + 4 * UNIT * (np.abs(shift) + np.abs(beta))
+    return Scale(scale, shift, error, shift_error, np.abs(mean * scale) + np.abs(beta))
 
 
 def _batch_norm_rule(layer, shapes):
@@ -212,16 +211,18 @@ def fold(operation, norm):
     bias = operation.bias * norm.scale + norm.shift
     size = np.abs(operation.bias) * (np.abs(norm.scale) * 4 * UNIT + norm.scale_error)
     bias_error = size + norm.shift_error + 4 * UNIT * np.abs(bias)
+    parts = np.abs(operation.bias * norm.scale) + norm.shift_size
+    after = np.maximum(np.abs(norm.scale), 1.0)
     if isinstance(operation, Linear):
         weight = operation.weight * norm.scale[:, None]
         spread = 2 * UNIT * np.abs(weight) + np.abs(operation.weight) * norm.scale_error[:, None]
-        return Linear(weight, bias, spread * (1 + 2.0**-30), bias_error)
+        return Linear(weight, bias, spread * (1 + 2.0**-30), bias_error, parts, after)
     groups, out = operation.kernels.shape[0], operation.kernels.shape[-1]
     shape = (groups, *(1,) * (operation.kernels.ndim - 2), out)
     kernels = operation.kernels * norm.scale.reshape(shape)
     spread = np.abs(operation.kernels) * norm.scale_error.reshape(shape)
     spread = (spread + 2 * UNIT * np.abs(kernels)) * (1 + 2.0**-30)
-    return Convolution(kernels, operation.axes, bias, spread, bias_error)
+    return Convolution(kernels, operation.axes, bias, spread, bias_error, parts, after)
 
 
 # Other layers -----------------------------------------------------------------------------------
@@ -311,7 +312,8 @@ def _scale(layer, shape, scale, shift, roundings):
         fits = False
     if not fits:
         refuse(layer, f"its numbers do not fit inputs of shape {tuple(shape)}")
-    return Scale(scale, shift, roundings * UNIT * np.abs(scale), roundings * UNIT * np.abs(shift))
+    size = np.abs(shift)
+    return Scale(scale, shift, roundings * UNIT * np.abs(scale), roundings * UNIT * size, size)
 
 
 def _rescaling_rule(layer, shapes):

@@ -94,15 +94,14 @@ class _Reader:
             )
         shape = _input_shape(model, input_shape)
         given = keras.backend.standardize_dtype(model.inputs[0].dtype)
-        casts = [given]
-        if model._convert_input_args and model.autocast and is_float(model.compute_dtype):
-            casts = [model.compute_dtype, given]
         if not is_float(given) and (given == "bool" or "int" not in given):
             raise UnsupportedLayerError(
                 "A proof can be verified for a model of real inputs. Received: model "
                 f"{model.name!r} of inputs in {given}."
             )
         first = self._add("input", (), shape, None, given)
+        if is_float(given):
+            first = self._cast(model, [first], "")[0]
         output = self._open(model, [first], "")[0]
         logits = self._logits(output)
         if isinstance(self._final(output).operation, Final) and self._shape(logits)[-1] == 1:
@@ -114,7 +113,7 @@ class _Reader:
             raise UnsupportedLayerError(
                 f"A softmax inside a network cannot be verified. Received: model {model.name!r}."
             )
-        return Network(tuple(self.steps), logits, tuple(self.records), tuple(casts))
+        return Network(tuple(self.steps), logits, tuple(self.records), (given,))
 
     def _final(self, name):
         """The last step that does something."""
