@@ -341,8 +341,10 @@ def verify(proof_path, model_or_path, input_shape=None):
     matrix inequality of every set of multipliers (by a factor of it, with all rounding bounded),
     the logits of the file's inputs, and from these every radius. The file's numbers are claims
     that must not exceed what is derived. Radii are about the exact function of the weights and
-    settings. Not checked: sentences, and how closely the model's own float arithmetic follows that
-    function (`float_allowance`), which margins and decisions may differ by.
+    settings, less what the model's dtypes lose by underflow. That this function is the model's is
+    tested, not proved: its layers are called one by one, and the model itself, eagerly, on up to 64
+    of the inputs and on random probes, and must agree within the rounding of its dtypes, and decide
+    for the label where a radius is claimed. Not checked: sentences.
 
     Args:
         proof_path: a file written by `Certificate.save("….npz")`.
@@ -359,7 +361,8 @@ def verify(proof_path, model_or_path, input_shape=None):
         UnsupportedLayerError: naming a layer that the verifier does not know.
         ValueError: the model leaves sizes open and `input_shape` is missing, or does not fit.
     """
-    from tf_lyapunov.verification.reading import read
+    from tf_lyapunov.verification import translation
+    from tf_lyapunov.verification.reading import read_with_calls
 
     begin = time.monotonic()
     header, arrays = archive.read(proof_path)
@@ -371,7 +374,7 @@ def verify(proof_path, model_or_path, input_shape=None):
             f"{quoted(error)}). Write it again with `Certificate.save`. "
             f"Received: {proof_path}."
         ) from error
-    network = read(model_or_path, input_shape)
+    model, network, calls = read_with_calls(model_or_path, input_shape)
     reasons = list(differences(layers, network.layers))
     derived, radius = None, np.zeros(len(claim.radius))
     if not reasons:
@@ -379,6 +382,9 @@ def verify(proof_path, model_or_path, input_shape=None):
             with np.errstate(over="ignore", invalid="ignore"):
                 derived = derive(network, evidence)
                 reasons, radius = objections(network, derived, claim)
+            if not reasons:
+                calls = tuple(translation.Call(*call) for call in calls)
+                reasons += translation.contradictions(model, network, calls, claim)
         except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
             reasons.append(f"A bound could not be computed: {quoted(error)}.")
     return Verification(

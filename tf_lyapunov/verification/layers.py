@@ -33,7 +33,7 @@ _layers = keras.layers
 class Final(Identity):
     """A final softmax: keeps the order of its inputs. Never before the logits."""
 
-    name: str = "softmax"
+    decides: str = "softmax"
 
 
 def stored(variable, dtype):

@@ -70,6 +70,17 @@ def read(model, input_shape=None):
         ModelFileError: for a file that is not a model.
         ValueError: for weights that are NaN or infinite.
     """
+    return read_with_calls(model, input_shape)[1]
+
+
+def read_with_calls(model, input_shape=None):
+    """`(model, network, calls)`: what `read` gives, and how its layers are called.
+
+    Args, Raises: see `read`.
+
+    Returns:
+        `calls` is a tuple of `(layers, names of the steps read, steps, plural)`.
+    """
     if isinstance(model, (str, os.PathLike)):
         model = load(model)
     if not isinstance(model, keras.Model):
@@ -77,7 +88,9 @@ def read(model, input_shape=None):
             "`model` must be a Keras model or the path of one. "
             f"Received: an object of type {type(model).__name__}."
         )
-    return _Reader().read(model, input_shape)
+    reader = _Reader()
+    network = reader.read(model, input_shape)
+    return model, network, tuple(reader.calls)
 
 
 class _Reader:
@@ -176,7 +189,11 @@ class _Reader:
                 _check_call(norm)
                 self.folded.add(norm)
                 self._unique(prefix + norm.operation.name)
-            known[id(node.outputs[0])] = self._layer(name, layer, names, norm and norm.operation)
+            begin, norm = len(self.steps), norm and norm.operation
+            known[id(node.outputs[0])] = self._layer(name, layer, names, norm)
+            called = (layer,) if norm is None else (layer, norm)
+            plural = isinstance(node.arguments.args[0], (list, tuple))
+            self.calls.append((called, tuple(names), tuple(self.steps[begin:]), plural))
         return [known[id(t)] for t in model.outputs]
 
     def _cast(self, model, names, prefix):
@@ -186,7 +203,9 @@ class _Reader:
             narrower = cast_of(model, tensor, self.dtypes[name])
             if narrower is not None:
                 cast = self._unique(f"{prefix}{model.name}/cast")
-                name = self._add(cast, [name], self._shape(name), Identity(), narrower)
+                read = name
+                name = self._add(cast, [read], self._shape(read), Identity(), narrower)
+                self.calls.append(((), (read,), (self.steps[-1],), False))
             found.append(name)
         return found
 

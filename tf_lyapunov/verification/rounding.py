@@ -56,7 +56,7 @@ class Rounding:
 
 def exact(dtype):
     """`Rounding` of float64 arithmetic here, with the underflow of a model's dtype."""
-    unit, tiny, largest = _FORMATS.get(dtype, _FORMATS["float64"])
+    _, tiny, largest = _FORMATS.get(dtype, _FORMATS["float64"])
     return Rounding(UNIT, tiny, 0.0, 0.0, largest)
 
 
