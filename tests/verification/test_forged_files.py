@@ -246,3 +246,38 @@ def test_another_version_is_refused_with_its_number(path):
         with pytest.raises(ProofFileError, match="version") as error:
             forged(path, change, dense_model())
         assert "\x1b" not in str(error.value)
+
+
+def test_a_table_cannot_claim_a_gain_of_what_follows_the_logits(tmp_path):
+    """The logarithm of a softmax over two classes has gain √2, not one."""
+    model = filled(keras.Sequential([keras.Input((3,)), layers.Dense(2, "log_softmax")]))
+    certify(model, np.ones((2, 3), "float32")).save(tmp_path / "p.npz")
+    last = read(model).steps[-1].name
+
+    def change(header, arrays):
+        rows = header["certificate"]["contributions"]
+        rows.append({**rows[-1], "name": last, "gain_upper_bound": 1.0})
+
+    assert verify(tmp_path / "p.npz", model).holds
+    assert not forged(tmp_path / "p.npz", change, model).holds
+
+
+def test_an_allowance_too_large_for_the_dtype_does_not_loosen_margins_or_decisions(path):
+    def change(header, arrays, name="margins"):
+        header["certificate"]["float_allowance"] = 1e6
+        if name == "margins":
+            arrays["margins"] = arrays["margins"] + 1.0
+        else:
+            arrays["predictions"] = (arrays["predictions"] + 1) % 3
+
+    assert "margin" in str(forged(path, change, dense_model()).reasons)
+    found = forged(path, lambda h, a: change(h, a, "predictions"), dense_model())
+    assert "decisions" in str(found.reasons)
+
+
+def test_a_long_start_of_the_chain_is_quoted_and_shortened(path):
+    def change(header, arrays):
+        header["chain"]["start"] = WORDS * 1000
+
+    found = forged(path, change, dense_model())
+    assert not found.holds and "\x1b" not in str(found) and len(str(found)) < 2000

@@ -335,3 +335,12 @@ def test_a_softmax_of_keras_is_still_read_at_the_end():
     x = keras.Input((3,))
     for last in (layers.Dense(2, activation="softmax"), layers.Dense(2, activation="log_softmax")):
         assert read(keras.Model(x, last(x))).logits.startswith("dense")
+
+
+def test_a_subclass_that_intercepts_attributes_is_refused():
+    class Odd(keras.Model):
+        def __getattribute__(self, name):
+            return super().__getattribute__(name)
+
+    x = keras.Input((3,))
+    refused(Odd(x, layers.Dense(2)(x)), "__getattribute__")

@@ -35,6 +35,10 @@ class Final(Identity):
 
     decides: str = "softmax"
 
+    def gain(self):
+        """Of a softmax at most one; no bound that holds at any width for its logarithm."""
+        return 1.0 if self.decides == "softmax" else math.inf
+
 
 def stored(variable, dtype):
     """A variable as a layer of this compute dtype uses it; as stored for None."""

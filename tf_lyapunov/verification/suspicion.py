@@ -24,6 +24,7 @@ _HARMLESS = {
     "test_step", "compile", "fit", "evaluate", "get_config", "from_config", "compute_loss",
     "compute_metrics", "metrics", "summary", "save", "get_compile_config", "compile_from_config",
 }  # fmt: skip
+_LOOKUPS = ("__getattribute__", "__getattr__", "__setattr__", "__class__")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _WIDTHS = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
 _NAMES = (
@@ -176,7 +177,7 @@ def check_model(model):
         if cls in _CLASSES:
             break
         for name in vars(cls):
-            if (name not in _HARMLESS and hasattr(kind, name)) or name == "__getattribute__":
+            if (name not in _HARMLESS and hasattr(kind, name)) or name in _LOOKUPS:
                 _refuse("models", model.name, f"{cls.__name__} has a `call` or `{name}` of its own")
     check_class(kind, model.name)
     check_instance(model, "models")
