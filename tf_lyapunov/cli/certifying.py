@@ -125,6 +125,12 @@ def _demand(text: str) -> tuple[float, float]:
 def verify(
     proof: Annotated[Path, typer.Argument(metavar="PROOF.npz", help="Proof file.")],
     model: Annotated[Path, typer.Argument(metavar="MODEL.keras", help="The model it is about.")],
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--input-shape", metavar="N,N,…", help="Of one input, for a model with open sizes."
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Check a proof file against a model's weights, without any solver; exit with 1 if it fails.
@@ -135,7 +141,16 @@ def verify(
         from ..experiments.modelfile import load_model
         from ..verification import verify as check
 
-        result = check(proof, load_model(model_file(model)))
+        shape = None
+        if input_shape is not None:
+            try:
+                shape = tuple(int(n) for n in input_shape.split(","))
+            except ValueError:
+                raise ValueError(
+                    "`--input-shape` is a list of whole numbers, for example 28,28,1. "
+                    f"Received: {input_shape!r}."
+                ) from None
+        result = check(proof, load_model(model_file(model)), shape)
         if json_:
             emit(
                 {

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.verification.arithmetic import SLACK, UNIT
+from tf_lyapunov.verification.arithmetic import SLACK
+from tf_lyapunov.verification.rounding import FLOAT64
 
 # NumPy's and libm's tanh, exp, log1p, erf, composed a few times: relative to 1 + |input|.
-_LIBRARY = 32 * UNIT
+_LIBRARY = 32
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -82,12 +83,21 @@ def slopes(name, parameters):
     return float(alpha), float(beta)
 
 
-def evaluate(name, parameters, values, errors):
-    """φ(values) and the errors that it inherits and makes."""
+def evaluate(name, parameters, values, errors, rounding=FLOAT64):
+    """φ(values) and the errors that it inherits and makes.
+
+    Args:
+        name, parameters: of `TABLE`.
+        values, errors: float64 arrays.
+        rounding: `rounding.Rounding` of the arithmetic.
+    """
     alpha, beta = slopes(name, parameters)
     result = TABLE[name][1](values, **parameters)
     steepest = max(abs(alpha), abs(beta))
-    own = 4 * UNIT * (np.abs(result) + 1) if name in _PIECEWISE else _LIBRARY * (1 + np.abs(values))
+    unit, size = rounding.unit, 1 + np.abs(values)
+    own = 4 * unit * (np.abs(result) + 1) if name in _PIECEWISE else _LIBRARY * unit * size
     if name in ("relu", "relu6", "leaky_relu"):
-        own = 4 * UNIT * np.abs(result)
+        own = (4 * unit + rounding.settings) * np.abs(result)
+    else:
+        own = own + 4 * rounding.settings * size
     return result, (steepest * errors + max(steepest, 1.0) * own) * SLACK

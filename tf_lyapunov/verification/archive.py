@@ -15,7 +15,7 @@ from tf_lyapunov.writing import write_bytes
 FORMAT = "tf_lyapunov.proof"
 VERSION = 1
 _MEMBERS = 64
-_LARGEST_HEADER = 2**26
+_LARGEST_HEADER, _LARGEST_FILE = 2**26, 2**32
 _KINDS = "fiub"
 
 
@@ -52,6 +52,8 @@ def read(path):
     path = Path(path)
     if not path.is_file():
         _refuse(path, "there is no such file")
+    if path.stat().st_size > _LARGEST_FILE:
+        _refuse(path, f"it is longer than {_LARGEST_FILE} bytes")
     try:
         with zipfile.ZipFile(path) as file:
             members = _members(path, file)
@@ -64,14 +66,18 @@ def read(path):
     if "header" not in members or "sha256" not in members:
         _refuse(path, "it is a NumPy archive, but no proof file")
     try:
-        header = json.loads(members["header"].tobytes().decode())
+        header = json.loads(
+            members["header"].tobytes().decode(),
+            object_pairs_hook=_once,
+            parse_constant=_no_number,
+        )
         kind, version = header["format"], header["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         _refuse(path, "its header is corrupt", error)
     if kind != FORMAT:
-        _refuse(path, f"its format is {kind!r}, not {FORMAT!r}")
-    if version != VERSION:
-        _refuse(path, f"its version is {version!r}; this library reads version {VERSION}")
+        _refuse(path, f"its format is {str(kind)[:40]!r}, not {FORMAT!r}")
+    if version != VERSION or isinstance(version, (bool, float)):
+        _refuse(path, f"its version is {repr(version)[:40]}; this library reads version {VERSION}")
     stored = members.pop("sha256").tobytes()
     if stored != _digest(members):
         _refuse(path, "its contents do not fit its checksum")
@@ -87,8 +93,10 @@ def _members(path, file):
     size = path.stat().st_size
     found = {}
     for info in infos:
+        if info.filename == "header.npy" and info.file_size > _LARGEST_HEADER + 2**16:
+            _refuse(path, "its header is larger than any")
         if not info.filename.endswith(".npy"):
-            _refuse(path, f"it holds {info.filename!r}, which is no array")
+            _refuse(path, f"it holds {info.filename[:80]!r}, which is no array")
         is_stored = info.compress_type == zipfile.ZIP_STORED and info.flag_bits & 1 == 0
         if not is_stored or info.file_size > size or info.compress_size != info.file_size:
             _refuse(path, f"its member {info.filename!r} is compressed or longer than the file")
@@ -110,6 +118,18 @@ def _array(path, name, data):
     if name == "header.npy" and rest > _LARGEST_HEADER:
         _refuse(path, "its header is larger than any")
     return np.frombuffer(data, dtype=dtype, offset=stream.tell()).reshape(shape)
+
+
+def _once(pairs):
+    """A JSON object; of two fields of one name, readers could believe either."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a field is there twice")
+    return found
+
+
+def _no_number(text):
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _digest(members):

@@ -25,6 +25,23 @@ def gamma(terms):
     return product / (1 - product) * SLACK
 
 
+def rounded(values, dtype):
+    """Float64 array rounded to a dtype by name, to nearest and ties to even, as float64.
+
+    Args:
+        values: float64 array.
+        dtype: `"float64"`, `"float32"`, `"float16"`, `"bfloat16"`, or an integer type's name.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype != "bfloat16":
+            return values.astype(dtype).astype(np.float64)
+        # bfloat16 is the upper half of float32; through float32 as Keras's backends go.
+        bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
 def up(x):
     """Float above `x` (elementwise)."""
     return np.nextafter(x, np.inf)

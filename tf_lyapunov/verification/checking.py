@@ -8,31 +8,32 @@ import numpy as np
 
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import archive, inequalities
-from tf_lyapunov.verification.arithmetic import SLACK, UNIT, down, product_up, sqrt_up
-from tf_lyapunov.verification.inequalities import Multipliers
+from tf_lyapunov.verification.arithmetic import (
+    SLACK,
+    UNIT,
+    down,
+    product_up,
+    rounded,
+    row_norms_up,
+    sqrt_up,
+)
+from tf_lyapunov.verification.contents import (
+    Claim,
+    Evidence,
+    pack,
+    quoted,
+    unpack,
+)
 from tf_lyapunov.verification.network import column_distances
+from tf_lyapunov.verification.rounding import computed, exact
+
+__all__ = [
+    "Claim", "Derived", "Evidence", "Verification", "derive", "differences", "evaluate",
+    "objections", "pack", "radii", "unpack", "verify",
+]  # fmt: skip
 
 _ENTRIES = 2**22
 _ROOT2 = sqrt_up(2.0)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evidence:
-    """What a proof file brings beyond the weights; each item is checked, none is believed.
-
-    Attributes:
-        start: name of the step that the dense chain reads, or None without a chain.
-        methods: which of `"product"`, `"liplt"` to derive for the chain besides.
-        whole: `Multipliers` of all logits, or None.
-        indices: `(delta, nu, Multipliers)`, or None.
-        pairs: dict (i, j) -> `Multipliers` of f_i - f_j.
-    """
-
-    start: str | None = None
-    methods: tuple = ()
-    whole: Multipliers | None = None
-    indices: tuple | None = None
-    pairs: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def derive(network, evidence):
         try:
             chain = network.chain(evidence.start)
         except (ValueError, KeyError) as error:
-            failures.append(f"The chain of the proof is not in the model: {error}.")
+            failures.append(f"The chain of the proof is not in the model: {quoted(error)}.")
         else:
             before = reach[evidence.start]
             narrow = inequalities.narrow_input(chain)
@@ -129,20 +130,60 @@ def _proved_gain(chain, multipliers, name, failures):
     return math.inf
 
 
-def evaluate(network, inputs):
-    """Logits (n, K) of the exact network and bounds on the errors of their computation."""
+def evaluate(network, inputs, arithmetic=exact):
+    """Logits (n, K) of the exact network and bounds on the errors of their computation.
+
+    Inputs are first rounded to the dtype of the model's own input; `moved` says by how much.
+
+    Args:
+        network: `network.Network`.
+        inputs: (n, …) of any real type.
+        arithmetic: see `network.Network.evaluate`.
+    """
     width = max(math.prod(step.shape) for step in network.steps)
     rows = max(_ENTRIES // max(width, 1), 1)
     parts = []
     for start in range(0, len(inputs), rows):
-        block = np.asarray(inputs[start : start + rows]).astype(np.float64)
-        parts.append(network.evaluate(block))
+        parts.append(network.evaluate(cast(network, inputs[start : start + rows]), arithmetic))
     values, errors = (np.concatenate(p) for p in zip(*parts, strict=True))
     return values, errors
 
 
-def radii(logits, errors, labels, pairs):
-    """Radii min_j (f_c - f_j)/gain_cj, rounded down; 0 where the label does not surely win."""
+def cast(network, inputs):
+    """Inputs as the model's own `Input` casts them, as float64."""
+    found = np.asarray(inputs).astype(np.float64)
+    for dtype in network.casts:
+        found = rounded(found, dtype)
+    if not np.all(np.isfinite(found)):
+        raise OverflowError(f"an input is beyond the model's input dtype {network.casts}")
+    return found
+
+
+def moved(network, inputs):
+    """Upper bounds on the norms of what the model's own `Input` takes off its inputs, (n,)."""
+    found = np.zeros(len(inputs))
+    rows = max(_ENTRIES // max(inputs[0].size, 1), 1)
+    for start in range(0, len(inputs), rows):
+        block = np.asarray(inputs[start : start + rows])
+        change = np.abs(block.astype(np.float64) - cast(network, block))
+        found[start : start + rows] = row_norms_up(change.reshape(len(block), -1)) * SLACK
+    return found
+
+
+def radii(logits, errors, labels, pairs, moved=0.0):
+    """Radii min_j (f_c - f_j)/gain_cj, rounded down; 0 where the label does not surely win.
+
+    Args:
+        logits, errors: as `evaluate` gives them.
+        labels: int (n,).
+        pairs: of `Derived`.
+        moved: distances of the inputs from those that were evaluated, taken off the radii.
+    """
+    found = _radii(logits, errors, labels, pairs)
+    return np.where(moved > 0, np.maximum(down(found - moved), 0.0), found)
+
+
+def _radii(logits, errors, labels, pairs):
     count, classes = logits.shape
     if classes == 1:
         sign = np.where(labels == 1, 1.0, -1.0)
@@ -162,29 +203,6 @@ def _quotient_down(lower, distance):
     return np.where(lower > 0, np.maximum(quotient, 0.0), 0.0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Claim:
-    """What a proof file says. Arrays have one entry per input.
-
-    Attributes:
-        radius, labels, predictions, margins, inputs: of the inputs.
-        float_allowance: distance of `margins` from those of exact arithmetic, up to √2.
-        gain_upper_bound: of the logits.
-        table: rows `(name, gain, gain from the input)`.
-        verdict: `"PROVED"` or `"NOT_PROVED"`.
-    """
-
-    radius: np.ndarray
-    labels: np.ndarray
-    predictions: np.ndarray
-    margins: np.ndarray
-    inputs: np.ndarray
-    float_allowance: float
-    gain_upper_bound: float
-    table: tuple
-    verdict: str
-
-
 def objections(network, derived, claim):
     """Sentences on what a claim says and `derived` does not imply, and the radii derived.
 
@@ -199,9 +217,11 @@ def objections(network, derived, claim):
         )
     for name, own, reach in claim.table:
         if name not in derived.own:
-            found.append(f"The table names a layer {name!r} that the model does not have.")
+            found.append(f"The table names a layer {quoted(name)} that the model does not have.")
         elif not (own >= derived.own[name] and reach >= derived.reach[name]):
-            found.append(f"The claimed gain of layer {name!r} is below what its weights prove.")
+            found.append(
+                f"The claimed gain of layer {quoted(name)} is below what its weights prove."
+            )
     shape, count = network.steps[0].shape, len(claim.radius)
     classes = network[network.logits].shape[-1]
     if claim.inputs.shape != (count, *shape) or not np.all(np.isfinite(claim.inputs)):
@@ -214,7 +234,11 @@ def objections(network, derived, claim):
         found.append("The model's logits are not one row per input.")
         return found, np.zeros(count)
     logits, errors = evaluate(network, claim.inputs)
-    radius = radii(logits, errors, claim.labels, derived.pairs)
+    shift = moved(network, claim.inputs)
+    if np.any(shift > 0) and any("int" in dtype for dtype in network.casts):
+        found.append("An input is no whole number, which the model would truncate.")
+        return found, np.zeros(count)
+    radius = radii(logits, errors, claim.labels, derived.pairs, shift)
     late = ~(claim.radius <= radius)
     if np.any(late):
         first = int(np.flatnonzero(late)[0])
@@ -222,16 +246,19 @@ def objections(network, derived, claim):
             f"{np.sum(late)} of {count} radii are larger than what follows, first that of input "
             f"{first}: {float(claim.radius[first])!r} against {float(radius[first])!r}."
         )
-    found += _described(logits, errors, claim)
+    _, spread = evaluate(network, claim.inputs, computed)
+    # A claimed allowance may be smaller than what the dtypes imply, never larger.
+    own = np.sqrt(np.sum(spread * spread, axis=1)) * (1 + 2.0**-20)
+    found += _described(logits, errors, claim, np.fmin(own, claim.float_allowance))
     return found, radius
 
 
-def _described(logits, errors, claim):
+def _described(logits, errors, claim, allowance):
     """Objections to decisions, margins and the verdict."""
     found, count = [], len(logits)
     rows = np.arange(count)
     if logits.shape[1] == 1:
-        sure = np.abs(logits[:, 0]) > errors[:, 0] + claim.float_allowance
+        sure = np.abs(logits[:, 0]) > errors[:, 0] + allowance
         wrong = sure & ((logits[:, 0] > 0) != (claim.predictions == 1))
         margins = np.where(claim.labels == 1, logits[:, 0], -logits[:, 0])
     else:
@@ -239,14 +266,14 @@ def _described(logits, errors, claim):
         mine = np.where(inside, claim.predictions, 0)
         top = np.max(logits - errors, axis=1)
         # The model's own decision was computed: within its allowance it may be another.
-        reach = (logits + errors)[rows, mine] + 2 * claim.float_allowance
+        reach = (logits + errors)[rows, mine] + 2 * allowance
         wrong = ~inside | (reach < top)
         others = np.array(logits)
         others[rows, claim.labels] = -np.inf
         margins = logits[rows, claim.labels] - others.max(axis=1)
     if np.any(wrong):
         found.append(f"{np.sum(wrong)} of {count} decisions are not the model's.")
-    room = (_ROOT2 * claim.float_allowance + 2 * errors.max(axis=1)) * SLACK
+    room = (_ROOT2 * allowance + 2 * errors.max(axis=1)) * SLACK
     room = room + 8 * UNIT * np.abs(margins)
     if not np.all(np.abs(claim.margins - margins) <= room):
         found.append("A margin is not the model's.")
@@ -266,7 +293,7 @@ class Verification:
         gain_upper_bound: of the logits, as derived here (infinite if nothing could be).
         radius: float64 (n,), as derived here for the file's inputs and labels; 0 if nothing could.
         claimed_gain_upper_bound, claimed_radius: as the file says.
-        notes: sentences on what the file covers.
+        notes: what the file says of itself, unchecked: each on one line, in quotation marks.
         seconds: wall time.
     """
 
@@ -286,7 +313,8 @@ class Verification:
     def explain(self):
         """Plain text: whether the file's claims follow from the weights, and if not, why."""
         count, proved = len(self.claimed_radius), int(np.sum(self.claimed_radius > 0))
-        lines = [f"Proof file: {'VERIFIED' if self.holds else 'REFUSED'} (method: {self.method})"]
+        outcome = "VERIFIED" if self.holds else "REFUSED"
+        lines = [f"Proof file: {outcome} (method, as the file says: {self.method})"]
         lines += [f"  - {reason}" for reason in self.reasons]
         lines.append(
             f"Claimed: gain at most {self.claimed_gain_upper_bound:.6g}, and positive radii for "
@@ -297,25 +325,36 @@ class Verification:
                 "Derived from the weights alone, by float64 arithmetic rounded outwards: gain "
                 f"{self.gain_upper_bound:.6g}, and no claimed radius exceeds its own."
             )
-        return "\n".join(lines + list(self.notes))
+            lines.append(
+                "Tested, not proved: called on inputs of the file and on random probes, the model "
+                "agrees with what was read of it, within the rounding of its dtypes."
+            )
+        if self.notes:
+            lines.append("The file says of itself, unchecked and in its own words:")
+            lines += [f"  > {note}" for note in self.notes]
+        return "\n".join(lines)
 
     def __str__(self):
         return self.explain()
 
 
-def verify(proof_path, model_or_path):
+def verify(proof_path, model_or_path, input_shape=None):
     """Re-checks a proof file from a model's weights, without trusting what made it.
 
     Derived anew: the layers' settings and digests of their weights, every layer's gain, the
     matrix inequality of every set of multipliers (by a factor of it, with all rounding bounded),
     the logits of the file's inputs, and from these every radius. The file's numbers are claims
     that must not exceed what is derived. Radii are about the exact function of the weights and
-    settings. Not checked: sentences, and how closely the model's own float arithmetic follows that
-    function (`float_allowance`), which margins and decisions may differ by.
+    settings, less what the model's dtypes lose by underflow. That this function is the model's is
+    tested, not proved: its layers are called one by one, and the model itself, eagerly, on up to 64
+    of the inputs and on random probes, and must agree within the rounding of its dtypes, and decide
+    for the label where a radius is claimed. Not checked: sentences.
 
     Args:
         proof_path: a file written by `Certificate.save("….npz")`.
         model_or_path: the Keras model, or the path of its `.keras` file.
+        input_shape: shape of one input, only for a model that leaves sizes open: a gain can depend
+            on them, so they are not taken from the file.
 
     Returns:
         `Verification`; `holds` is False, with reasons, for another model or a wrong claim.
@@ -324,8 +363,10 @@ def verify(proof_path, model_or_path):
         ProofFileError: the file is missing, corrupt, of another version, or no proof file.
         ModelFileError: the model's file cannot be read.
         UnsupportedLayerError: naming a layer that the verifier does not know.
+        ValueError: the model leaves sizes open and `input_shape` is missing, or does not fit.
     """
-    from tf_lyapunov.verification.reading import read
+    from tf_lyapunov.verification import translation
+    from tf_lyapunov.verification.reading import read_with_calls
 
     begin = time.monotonic()
     header, arrays = archive.read(proof_path)
@@ -333,10 +374,11 @@ def verify(proof_path, model_or_path):
         layers, evidence, claim, notes, method = unpack(header, arrays)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ProofFileError(
-            f"The proof file is refused: it is incomplete ({type(error).__name__}: {error}). "
+            f"The proof file is refused: it is incomplete ({type(error).__name__}: "
+            f"{quoted(error)}). Write it again with `Certificate.save`. "
             f"Received: {proof_path}."
         ) from error
-    network = read(model_or_path, claim.inputs.shape[1:])
+    model, network, calls = read_with_calls(model_or_path, input_shape)
     reasons = list(differences(layers, network.layers))
     derived, radius = None, np.zeros(len(claim.radius))
     if not reasons:
@@ -344,8 +386,11 @@ def verify(proof_path, model_or_path):
             with np.errstate(over="ignore", invalid="ignore"):
                 derived = derive(network, evidence)
                 reasons, radius = objections(network, derived, claim)
-        except (OverflowError, np.linalg.LinAlgError) as error:
-            reasons.append(f"A bound could not be computed: {error}.")
+            if not reasons:
+                calls = tuple(translation.Call(*call) for call in calls)
+                reasons += translation.contradictions(model, network, calls, claim)
+        except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
+            reasons.append(f"A bound could not be computed: {quoted(error)}.")
     return Verification(
         holds=not reasons,
         reasons=tuple(reasons),
@@ -366,103 +411,8 @@ def differences(claimed, present):
     for (name, settings, weights), layer in zip(claimed, present, strict=False):
         if settings != layer.settings:
             yield (
-                f"Layer {layer.name!r} is not the certified layer {name!r}: its kind, settings, "
-                "activation or place differ."
+                f"Layer {layer.name!r} is not the certified layer {quoted(name)}: its kind, "
+                "settings, activation or place differ."
             )
         elif weights != layer.weights:
             yield f"Layer {layer.name!r} does not have the certified weights."
-
-
-# Files ------------------------------------------------------------------------------------------
-
-
-def pack(network, evidence, claim, certificate, notes=()):
-    """`(header, arrays)` for `archive.write`.
-
-    Args:
-        certificate: JSON-safe dict of a certificate's other fields, kept for its reader.
-    """
-    header = {
-        "layers": [[r.name, r.settings, r.weights] for r in network.layers],
-        "chain": {"start": evidence.start, "methods": list(evidence.methods)},
-        "certificate": certificate,
-        "notes": list(notes),
-    }
-    arrays = {name: getattr(claim, name) for name in _PER_INPUT}
-    if evidence.whole is not None:
-        arrays |= _packed("whole", [evidence.whole])
-    if evidence.indices is not None:
-        delta, nu, multipliers = evidence.indices
-        arrays |= _packed("indices", [multipliers])
-        arrays["indices_cone"] = np.array([delta, nu])
-    if evidence.pairs:
-        arrays |= _packed("pairs", list(evidence.pairs.values()))
-        arrays["pairs_index"] = np.array(list(evidence.pairs), dtype=np.int64)
-    return header, arrays
-
-
-_PER_INPUT = ("radius", "labels", "predictions", "margins", "inputs")
-
-
-def _packed(name, items):
-    return {
-        f"{name}_squared": np.array([m.squared for m in items], dtype=np.float64),
-        f"{name}_values": np.stack([np.concatenate(m.values) for m in items]),
-        f"{name}_sizes": np.array([len(v) for v in items[0].values], dtype=np.int64),
-        f"{name}_sectors": np.array([m.sectors for m in items], dtype=np.float64),
-    }
-
-
-def unpack(header, arrays):
-    """`(layers, evidence, claim, notes, method)` of a file's contents.
-
-    Raises:
-        KeyError, TypeError, ValueError: if something is missing or of the wrong form.
-    """
-    numbers = header["certificate"]
-    table = tuple(
-        (str(row["name"]), float(row["gain_upper_bound"]), float(row["lipschitz_upper_bound"]))
-        for row in numbers["contributions"]
-    )
-    claim = Claim(
-        *(np.array(arrays[name]) for name in _PER_INPUT),
-        float_allowance=float(numbers["float_allowance"]),
-        gain_upper_bound=float(numbers["gain_upper_bound"]),
-        table=table,
-        verdict=numbers["verdict"],
-    )
-    kinds = ("f", "i", "i", "f")
-    for name, kind in zip(_PER_INPUT[:4], kinds, strict=True):
-        array = getattr(claim, name)
-        if array.dtype != np.dtype(f"{kind}8") or array.shape != claim.radius.shape:
-            raise ValueError(f"{name} has another shape or type")
-    if claim.radius.ndim != 1 or not np.all(claim.radius >= 0) or not claim.float_allowance >= 0:
-        raise ValueError("a radius or an allowance is negative or NaN")
-    layers = [(str(n), str(s), str(w)) for n, s, w in header["layers"]]
-    start, pairs, indices = header["chain"]["start"], {}, None
-    if "pairs_index" in arrays:
-        index = [(int(i), int(j)) for i, j in arrays["pairs_index"]]
-        pairs = dict(zip(index, _unpacked("pairs", arrays), strict=True))
-    if "indices_cone" in arrays:
-        delta, nu = map(float, arrays["indices_cone"])
-        indices = (delta, nu, *_unpacked("indices", arrays))
-    whole = _unpacked("whole", arrays)[0] if "whole_squared" in arrays else None
-    evidence = Evidence(start, tuple(header["chain"]["methods"]), whole, indices, pairs)
-    notes = tuple(str(note) for note in header["notes"])
-    return layers, evidence, claim, notes, str(numbers["method"])
-
-
-def _unpacked(name, arrays):
-    squared, values = arrays[f"{name}_squared"], arrays[f"{name}_values"].astype(np.float64)
-    sizes, sectors = arrays[f"{name}_sizes"], arrays[f"{name}_sectors"]
-    if values.shape != (len(squared), int(np.sum(sizes))) or np.any(sizes < 0):
-        raise ValueError(f"the multipliers {name!r} have another shape")
-    if sectors.shape != (len(squared), len(sizes), 2):
-        raise ValueError(f"the sectors of {name!r} have another shape")
-    ends = np.cumsum(sizes)[:-1]
-    return [
-        Multipliers(
-            float(rho), tuple(np.split(row, ends)), tuple((float(a), float(b)) for a, b in slopes)
-        )
-        for rho, row, slopes in zip(squared, values, sectors, strict=True)
-    ]

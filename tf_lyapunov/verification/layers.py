@@ -3,14 +3,14 @@
 Reads settings and weights; computes no bound. What is not in `RULES` is refused by name.
 """
 
+import dataclasses
 import math
 
 import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.verification.activations import TABLE
-from tf_lyapunov.verification.arithmetic import UNIT
+from tf_lyapunov.verification.arithmetic import UNIT, rounded
 from tf_lyapunov.verification.operations import (
     Activation,
     AveragePooling,
@@ -24,23 +24,31 @@ from tf_lyapunov.verification.operations import (
     Move,
     Scale,
 )
+from tf_lyapunov.verification.suspicion import activation_key, check_layer
 
-_ALIASES = {"swish": "silu"}
 _layers = keras.layers
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Final(Identity):
     """A final softmax: keeps the order of its inputs. Never before the logits."""
+
+    decides: str = "softmax"
+
+    def gain(self):
+        """Of a softmax at most one; no bound that holds at any width for its logarithm."""
+        return 1.0 if self.decides == "softmax" else math.inf
 
 
 def stored(variable, dtype):
     """A variable as a layer of this compute dtype uses it; as stored for None."""
-    value = keras.ops.convert_to_tensor(variable)
+    # NumPy's casts: a backend may round, flush or compute otherwise.
+    found = np.asarray(keras.ops.convert_to_numpy(variable)).astype(np.float64)
     if dtype is not None:
-        value = keras.ops.cast(value, dtype)
-    found = np.asarray(keras.ops.convert_to_numpy(value)).astype(np.float64)
+        found = rounded(found, dtype)
     if not np.all(np.isfinite(found)):
-        raise ValueError(f"Weights must be finite. Received: NaN or infinity in {variable.path!r}.")
+        name = getattr(variable, "path", "its settings")
+        raise ValueError(f"Weights must be finite. Received: NaN or infinity in {name!r}.")
     return found
 
 
@@ -56,7 +64,7 @@ def refuse(layer, reason="the verifier does not know it"):
 
 
 def is_linear(activation):
-    return activation is None or activation is keras.activations.linear
+    return activation is None or activation_key(activation) == "linear"
 
 
 def activation_name(activation):
@@ -72,13 +80,16 @@ def activation_operation(activation, layer, shape):
     if isinstance(activation, keras.Layer):
         if type(activation) not in _ACTIVATION_LAYERS:
             refuse(layer, f"its activation {type(activation).__name__} is unknown")
+        check_layer(activation)
+        if activation.compute_dtype != layer.compute_dtype or not activation.autocast:
+            refuse(layer, "its activation computes in another dtype")
         return _ACTIVATION_LAYERS[type(activation)](activation, shape)
-    name = getattr(activation, "__name__", "")
-    name = _ALIASES.get(name, name)
-    if name in ("softmax", "log_softmax") and activation is getattr(keras.activations, name):
-        return Final()
-    if name not in TABLE or activation is not getattr(keras.activations, name, None):
-        refuse(layer, f"its activation {name or activation!r} is unknown")
+    name = activation_key(activation)
+    if name is None:
+        held = getattr(activation, "__name__", type(activation).__name__)
+        refuse(layer, f"its activation {held!r} is unknown: no function of keras.activations")
+    if name in ("softmax", "log_softmax"):
+        return Final(name)
     # `keras.activations.gelu` is the exact one by default; leaky_relu has slope 0.2.
     return Activation(name, {"negative_slope": 0.2} if name == "leaky_relu" else {})
 
@@ -114,14 +125,14 @@ def _softmax_rule(layer, shapes):
     axis = layer.axis if isinstance(layer.axis, int) else None
     if axis not in (-1, len(shapes[0])):
         refuse(layer, "a softmax must be over the last axis")
-    return [("", Final(), shapes[0])]
+    return [("", Final("softmax"), shapes[0])]
 
 
 # Linear layers ----------------------------------------------------------------------------------
 
 
 def _bias(layer, size):
-    held = getattr(layer, "bias", None)
+    held = layer.bias if type(layer) is _layers.Dense or layer.use_bias else None
     return np.zeros(size) if held is None else stored(held, layer.compute_dtype)
 
 
@@ -170,16 +181,15 @@ def _separable_rule(layer, shapes):
 def normalization(layer):
     """`Scale` of a batch normalization at inference."""
     variance, mean = stored(layer.moving_variance, None), stored(layer.moving_mean, None)
-    gamma = np.ones_like(variance) if layer.gamma is None else stored(layer.gamma, None)
-    beta = np.zeros_like(variance) if layer.beta is None else stored(layer.beta, None)
+    gamma = np.ones_like(variance) if not layer.scale else stored(layer.gamma, None)
+    beta = np.zeros_like(variance) if not layer.center else stored(layer.beta, None)
     if np.any(variance + float(layer.epsilon) <= 0):
         refuse(layer, "var + epsilon is not positive")
     scale = gamma / np.sqrt(variance + float(layer.epsilon))
     shift = beta - mean * scale
     error = 8 * UNIT * np.abs(scale)
-    return Scale(
-        scale, shift, error, np.abs(mean) * error + 4 * UNIT * (np.abs(shift) + np.abs(beta))
-    )
+    shift_error = np.abs(mean) * error + 4 * UNIT * (np.abs(shift) + np.abs(beta))
+    return Scale(scale, shift, error, shift_error, np.abs(mean * scale) + np.abs(beta))
 
 
 def _batch_norm_rule(layer, shapes):
@@ -205,16 +215,18 @@ def fold(operation, norm):
     bias = operation.bias * norm.scale + norm.shift
     size = np.abs(operation.bias) * (np.abs(norm.scale) * 4 * UNIT + norm.scale_error)
     bias_error = size + norm.shift_error + 4 * UNIT * np.abs(bias)
+    parts = np.abs(operation.bias * norm.scale) + norm.shift_size
+    after = np.maximum(np.abs(norm.scale), 1.0)
     if isinstance(operation, Linear):
         weight = operation.weight * norm.scale[:, None]
         spread = 2 * UNIT * np.abs(weight) + np.abs(operation.weight) * norm.scale_error[:, None]
-        return Linear(weight, bias, spread * (1 + 2.0**-30), bias_error)
+        return Linear(weight, bias, spread * (1 + 2.0**-30), bias_error, parts, after)
     groups, out = operation.kernels.shape[0], operation.kernels.shape[-1]
     shape = (groups, *(1,) * (operation.kernels.ndim - 2), out)
     kernels = operation.kernels * norm.scale.reshape(shape)
     spread = np.abs(operation.kernels) * norm.scale_error.reshape(shape)
     spread = (spread + 2 * UNIT * np.abs(kernels)) * (1 + 2.0**-30)
-    return Convolution(kernels, operation.axes, bias, spread, bias_error)
+    return Convolution(kernels, operation.axes, bias, spread, bias_error, parts, after)
 
 
 # Other layers -----------------------------------------------------------------------------------
@@ -304,7 +316,8 @@ def _scale(layer, shape, scale, shift, roundings):
         fits = False
     if not fits:
         refuse(layer, f"its numbers do not fit inputs of shape {tuple(shape)}")
-    return Scale(scale, shift, roundings * UNIT * np.abs(scale), roundings * UNIT * np.abs(shift))
+    size = np.abs(shift)
+    return Scale(scale, shift, roundings * UNIT * np.abs(scale), roundings * UNIT * size, size)
 
 
 def _rescaling_rule(layer, shapes):
@@ -316,12 +329,19 @@ def _rescaling_rule(layer, shapes):
 def _whitening_rule(layer, shapes):
     if layer.invert or layer.mean is None:
         refuse(layer, "it must be adapted, and not inverted")
-    held = layer.input_mean is None
-    mean, variance = (layer.mean, layer.variance) if held else (
-        layer.input_mean, layer.input_variance)  # fmt: skip
-    if held:
-        mean, variance = (stored(v, layer.compute_dtype) for v in (mean, variance))
-    mean, variance = (np.asarray(v, dtype=np.float64) for v in (mean, variance))
+    # The tensors that compute; loading the model again makes them anew from what is stored.
+    mean, variance = stored(layer.mean, None), stored(layer.variance, None)
+    kept = (layer.input_mean, layer.input_variance)
+    if layer.input_mean is None:
+        kept = [stored(v, layer.compute_dtype) for v in (layer.adapt_mean, layer.adapt_variance)]
+    for used, value in zip((mean, variance), kept, strict=True):
+        value = rounded(np.asarray(value, dtype=np.float64), layer.compute_dtype)
+        used = used if value.size == used.size else np.unique(used)
+        if value.size != used.size or np.any(value.ravel() != used.ravel()):
+            refuse(layer, "its mean and variance are not those that it computes with; "
+                   "call its `finalize_state()`, or load it again")  # fmt: skip
+    if layer.input_mean is not None:
+        mean, variance = (np.asarray(v, dtype=np.float64) for v in kept)
     rank = len(shapes[0]) + 1
     if mean.size > 1 and {a % rank for a in layer.axis} != {rank - 1}:
         refuse(layer, "it must normalize the last axis")
@@ -343,6 +363,11 @@ LINEAR = (
 
 
 MERGES = (_layers.Add, _layers.Subtract, _layers.Average, _layers.Concatenate)
+
+
+# Integers pass the first unchanged, and become floats in the second.
+KEEP_INTEGERS = (_layers.Identity, _layers.Flatten, _layers.Reshape)
+TAKE_INTEGERS = (_layers.Rescaling, _layers.Normalization, _layers.Dense)
 
 
 def _family(name, *ranks):

@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_lyapunov.verification.arithmetic import SLACK, UNIT, product_up, row_norms_up, times
 from tf_lyapunov.verification.operations import Activation, Identity, Linear, Merge, Move
+from tf_lyapunov.verification.rounding import exact
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,12 +20,14 @@ class Step:
         inputs: names of the steps that it reads.
         shape: of its output, without the batch axis.
         operation: see `operations`; None for the input.
+        dtype: name of the type that the model computes it in.
     """
 
     name: str
     inputs: tuple
     shape: tuple
     operation: object
+    dtype: str = "float64"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +47,13 @@ class Network:
         steps: tuple of `Step`.
         logits: name of the step before a final softmax or sigmoid.
         layers: tuple of `LayerRecord`, in the order of the model's graph.
+        casts: names of the dtypes that the model casts its input to, one after the other.
     """
 
     steps: tuple
     logits: str
     layers: tuple
+    casts: tuple = ()
 
     def __getitem__(self, name):
         for step in self.steps:
@@ -74,8 +79,17 @@ class Network:
                 reach[step.name] = product_up(own[step.name], reach[step.inputs[0]])
         return reach, own
 
-    def evaluate(self, x):
-        """Logits (n, K) in exact arithmetic lie within the second array of the first."""
+    def evaluate(self, x, arithmetic=exact):
+        """Logits (n, K) lie within the second array of the first.
+
+        Args:
+            x: float64 (n, …).
+            arithmetic: `rounding.exact`: the logits of the exact function, up to what the dtypes
+                lose by underflow; or `rounding.computed`: those that the model itself computes.
+
+        Raises:
+            OverflowError: if a value is beyond the dtype that it is computed in.
+        """
         values = {self.steps[0].name: (x, np.zeros_like(x))}
         last = {}
         for index, step in enumerate(self.steps):
@@ -83,9 +97,13 @@ class Network:
         for index, step in enumerate(self.steps):
             if step.operation is not None:
                 read = [values[name] for name in step.inputs]
-                if isinstance(step.operation, Merge):
-                    read = [([v for v, _ in read], [e for _, e in read])]
-                values[step.name] = step.operation.forward(*read[0])
+                values[step.name] = forward(step, read, arithmetic)
+                value, error = values[step.name]
+                largest = exact(step.dtype).largest
+                if arithmetic is exact and not np.all(np.abs(value) + error <= largest):
+                    raise OverflowError(
+                        f"values at step {step.name!r} are beyond the largest of {step.dtype}"
+                    )
             if step.name == self.logits:
                 return values[step.name]
             for name in [n for n in values if last.get(n, -1) <= index and n != step.name]:
@@ -146,6 +164,21 @@ class Network:
         if not weights or pending is not None:
             raise ValueError("a chain must end with a linear layer")
         return Chain(tuple(weights), tuple(errors), tuple(slopes))
+
+
+def forward(step, read, arithmetic=exact):
+    """`(values, errors)` of a step.
+
+    Args:
+        step: `Step`.
+        read: list of `(values, errors)` of the steps that it reads.
+        arithmetic: see `Network.evaluate`.
+    """
+    rounding = arithmetic(step.dtype)
+    read = [(v, e + rounding.cast * (np.abs(v) + e) + rounding.tiny) for v, e in read]
+    if isinstance(step.operation, Merge):
+        read = [([v for v, _ in read], [e for _, e in read])]
+    return step.operation.forward(*read[0], rounding)
 
 
 def _product(first, second):

@@ -25,6 +25,7 @@ from tf_lyapunov.verification.arithmetic import (
     times,
     up,
 )
+from tf_lyapunov.verification.rounding import FLOAT64
 
 # Largest smaller side of a convolution's matrix whose norm is taken from that matrix, and the
 # largest number of entries held at once.
@@ -39,6 +40,8 @@ class Linear:
     bias: np.ndarray  # (out,)
     weight_error: object = 0.0
     bias_error: object = 0.0
+    bias_size: object = None  # of what was added up to the bias, where it was folded
+    after: object = 1.0  # factors ≥ 1 that a folded normalization puts on errors before it
 
     def gain(self):
         return norm_up(self.weight, self.weight_error)
@@ -48,14 +51,17 @@ class Linear:
             return None
         return self.weight, self.weight_error
 
-    def forward(self, values, errors):
-        error = gamma(self.weight.shape[1] + 4) * (np.abs(values) + errors) + errors
+    def forward(self, values, errors, rounding=FLOAT64):
+        terms, size = self.weight.shape[1], np.abs(self.weight)
+        reach = np.abs(values) + errors
+        error = rounding.gamma(terms + 16) * reach + errors
         result = values @ self.weight.T + self.bias
-        error = error @ np.abs(self.weight).T
+        error = error @ size.T
         if np.ndim(self.weight_error):
-            error = error + (np.abs(values) + errors) @ self.weight_error.T
-        error = error + 4 * UNIT * (np.abs(self.bias) + np.abs(result)) + self.bias_error
-        return result, _grown(error, self.weight.shape[1])
+            error = error + reach @ self.weight_error.T
+        error = error + _bias_error(self, result, rounding)
+        lost = terms + 2 + size.sum(axis=1) + reach.sum(axis=-1, keepdims=True)
+        return result, _grown(error + rounding.tiny * lost * self.after, terms)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,6 +126,8 @@ class Convolution:
     bias: np.ndarray
     kernel_error: object = 0.0
     bias_error: object = 0.0
+    bias_size: object = None
+    after: object = 1.0
 
     def output_shape(self):
         channels = self.kernels.shape[0] * self.kernels.shape[-1]
@@ -135,15 +143,18 @@ class Convolution:
                 parts[..., g, :] += split[..., g, :] @ kernels[(g, *tap)]
         return total
 
-    def forward(self, values, errors):
-        size = np.abs(self.kernels)
+    def forward(self, values, errors, rounding=FLOAT64):
+        size, reach = np.abs(self.kernels), np.abs(values) + errors
         terms = math.prod(a.taps for a in self.axes) * self.kernels.shape[-2]
         result = self.apply(values, self.kernels) + self.bias
-        error = self.apply(gamma(terms + 4) * (np.abs(values) + errors) + errors, size)
+        error = self.apply(rounding.gamma(terms + 16) * reach + errors, size)
         if np.ndim(self.kernel_error):
-            error = error + self.apply(np.abs(values) + errors, self.kernel_error)
-        error = error + 4 * UNIT * (np.abs(self.bias) + np.abs(result)) + self.bias_error
-        return result, _grown(error, terms)
+            error = error + self.apply(reach, self.kernel_error)
+        error = error + _bias_error(self, result, rounding)
+        largest = reach.max(axis=tuple(range(1, reach.ndim)), keepdims=True)
+        sums = size.sum(axis=tuple(range(1, size.ndim - 1))).reshape(-1)
+        lost = terms * (1 + largest) + 2 + sums
+        return result, _grown(error + rounding.tiny * lost * self.after, terms)
 
     def matrix(self, shape):
         inputs, outputs = math.prod(shape), math.prod(self.output_shape())
@@ -245,6 +256,7 @@ class Scale:
     shift: np.ndarray
     scale_error: np.ndarray
     shift_error: np.ndarray
+    shift_size: object = None  # of what was added up to the shift
 
     def gain(self):
         return sum_up(float(np.max(np.abs(self.scale))), float(np.max(np.abs(self.scale_error))))
@@ -257,11 +269,15 @@ class Scale:
         error = np.broadcast_to(self.scale_error, shape).reshape(-1)
         return np.diag(scale), np.diag(error)
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
         result = self.scale * values + self.shift
-        size = np.abs(self.scale) * np.abs(values) + np.abs(self.shift)
-        error = (np.abs(self.scale) + self.scale_error) * errors + 4 * UNIT * size
+        shift = np.abs(self.shift) if self.shift_size is None else self.shift_size
+        size = np.abs(self.scale) * np.abs(values) + shift
+        unit = 4 * UNIT if rounding.unit == UNIT else 16 * rounding.unit
+        error = (np.abs(self.scale) + self.scale_error) * errors + unit * size
         error = error + self.scale_error * np.abs(values) + self.shift_error
+        error = error + rounding.settings * size
+        error = error + rounding.tiny * (4 + 2 * np.abs(self.scale) + np.abs(values) + errors)
         return result, _grown(error, 8)
 
 
@@ -282,11 +298,16 @@ class Activation:
     def gain(self):
         return max(map(abs, self.slopes()))
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
+        lost = rounding.tiny * (1 + self.gain() + np.abs(values) + errors)
         if self.slopes_at is None:
-            return activations.evaluate(self.name, self.parameters, values, errors)
+            result, error = activations.evaluate(
+                self.name, self.parameters, values, errors, rounding
+            )
+            return result, _grown(error + lost, 4)
         result = np.where(values > 0, values, self.slopes_at * values)
-        return result, _grown(self.gain() * errors + 4 * UNIT * np.abs(result), 4)
+        error = self.gain() * errors + 4 * rounding.unit * np.abs(result) + lost
+        return result, _grown(error, 4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -304,9 +325,10 @@ class MaxPooling:
             shared *= int(counts.max())
         return sqrt_up(shared) if shared > 1 else 1.0
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
         best = np.maximum.reduce([read for _, read in windows(values, self.axes, -np.inf)])
-        return best, np.maximum.reduce([read for _, read in windows(errors, self.axes, 0.0)])
+        error = np.maximum.reduce([read for _, read in windows(errors, self.axes, 0.0)])
+        return best, error + rounding.tiny
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -329,14 +351,15 @@ class AveragePooling:
     def gain(self):
         return product_up(*(norm_up(m, 2 * UNIT * m) for m in self._matrices()))
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
         count = math.prod(a.taps for a in self.axes)
         for position, matrix in enumerate(self._matrices(), 1):
 
             def mean(array, matrix=matrix, position=position):
                 return np.moveaxis(np.tensordot(matrix, array, (1, position)), 0, position)
 
-            errors = mean(errors + gamma(count + 8) * np.abs(values))
+            errors = mean(errors + rounding.gamma(count + 8) * np.abs(values))
+            errors = errors + rounding.tiny * (2 * count + 2)
             values = mean(values)
         return values, _grown(errors, 4 * count)
 
@@ -356,12 +379,13 @@ class GlobalPooling:
     def gain(self):
         return float(up(1 / math.sqrt(self.positions) * (1 + 2 * UNIT))) if self.mean else 1.0
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
         axes = tuple(range(1, values.ndim - 1))
         if not self.mean:
-            return values.max(axis=axes), errors.max(axis=axes)
+            return values.max(axis=axes), errors.max(axis=axes) + rounding.tiny
         size = np.abs(values).mean(axis=axes)
-        error = errors.mean(axis=axes) + gamma(self.positions + 8) * size
+        error = errors.mean(axis=axes) + rounding.gamma(self.positions + 8) * size
+        error = error + rounding.tiny * (2 * self.positions + 2)
         return values.mean(axis=axes), _grown(error, 2 * self.positions)
 
 
@@ -378,7 +402,7 @@ class Move:
     def matrix(self, shape):
         return None
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
         return self._moved(values), self._moved(errors)
 
     def _moved(self, array):
@@ -405,7 +429,7 @@ class Merge:
         total = sum_up(*gains)
         return float(up(total / len(gains))) if self.kind == "average" else total
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
         if self.kind == "concatenate":
             return np.concatenate(values, self.axis), np.concatenate(errors, self.axis)
         signs = [1.0] * len(values)
@@ -413,7 +437,7 @@ class Merge:
             signs[1] = -1.0
         result = sum(s * v for s, v in zip(signs, values, strict=True))
         size = sum(np.abs(v) for v in values)
-        error = sum(errors) + gamma(len(values) + 4) * size
+        error = sum(errors) + rounding.gamma(len(values) + 4) * size + rounding.tiny * len(values)
         if self.kind == "average":
             result, error = result / len(values), error / len(values)
         return result, _grown(error, len(values) + 4)
@@ -426,8 +450,14 @@ class Identity:
     def gain(self):
         return 1.0
 
-    def forward(self, values, errors):
+    def forward(self, values, errors, rounding=FLOAT64):
         return values, errors
+
+
+def _bias_error(operation, result, rounding):
+    size = np.abs(operation.bias) if operation.bias_size is None else operation.bias_size
+    unit = 4 * UNIT if rounding.unit == UNIT else 16 * rounding.unit
+    return unit * (size + np.abs(result)) + operation.bias_error
 
 
 def _grown(error, terms):

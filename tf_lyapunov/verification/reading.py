@@ -9,9 +9,11 @@ import keras
 
 from tf_lyapunov.errors import ModelFileError, UnsupportedLayerError
 from tf_lyapunov.verification.layers import (
+    KEEP_INTEGERS,
     LINEAR,
     MERGES,
     RULES,
+    TAKE_INTEGERS,
     Final,
     activation_name,
     activation_operation,
@@ -24,6 +26,13 @@ from tf_lyapunov.verification.layers import (
 )
 from tf_lyapunov.verification.network import Network, Step, record
 from tf_lyapunov.verification.operations import Activation, Identity
+from tf_lyapunov.verification.suspicion import (
+    cast_of,
+    check_call,
+    check_layer,
+    check_model,
+    is_float,
+)
 
 _FINAL = ("softmax", "log_softmax", "sigmoid", "log_sigmoid")
 _layers = keras.layers
@@ -61,6 +70,17 @@ def read(model, input_shape=None):
         ModelFileError: for a file that is not a model.
         ValueError: for weights that are NaN or infinite.
     """
+    return read_with_calls(model, input_shape)[1]
+
+
+def read_with_calls(model, input_shape=None):
+    """`(model, network, calls)`: what `read` gives, and how its layers are called.
+
+    Args, Raises: see `read`.
+
+    Returns:
+        `calls` is a tuple of `(layers, names of the steps read, steps, plural)`.
+    """
     if isinstance(model, (str, os.PathLike)):
         model = load(model)
     if not isinstance(model, keras.Model):
@@ -68,25 +88,33 @@ def read(model, input_shape=None):
             "`model` must be a Keras model or the path of one. "
             f"Received: an object of type {type(model).__name__}."
         )
-    return _Reader().read(model, input_shape)
+    reader = _Reader()
+    network = reader.read(model, input_shape)
+    return model, network, tuple(reader.calls)
 
 
 class _Reader:
     def __init__(self):
         self.steps, self.records, self.names = [], [], set()
-        self.folded = set()
+        self.folded, self.dtypes, self.calls = set(), {}, []
 
     def read(self, model, input_shape):
-        _check_graph(model)
+        check_model(model)
         if not model.built or len(model.inputs) != 1 or len(model.outputs) != 1:
             raise UnsupportedLayerError(
                 "A proof can be verified for a built model with one input and one output. "
                 f"Received: model {model.name!r}."
             )
-        shape = tuple(model.inputs[0].shape[1:]) if input_shape is None else tuple(input_shape)
-        if None in shape:
-            raise ValueError(f"`input_shape` must be known. Received: {shape}.")
-        first = self._add("input", (), shape, None)
+        shape = _input_shape(model, input_shape)
+        given = keras.backend.standardize_dtype(model.inputs[0].dtype)
+        if not is_float(given) and (given == "bool" or "int" not in given):
+            raise UnsupportedLayerError(
+                "A proof can be verified for a model of real inputs. Received: model "
+                f"{model.name!r} of inputs in {given}."
+            )
+        first = self._add("input", (), shape, None, given)
+        if is_float(given):
+            first = self._cast(model, [first], "")[0]
         output = self._open(model, [first], "")[0]
         logits = self._logits(output)
         if isinstance(self._final(output).operation, Final) and self._shape(logits)[-1] == 1:
@@ -98,7 +126,7 @@ class _Reader:
             raise UnsupportedLayerError(
                 f"A softmax inside a network cannot be verified. Received: model {model.name!r}."
             )
-        return Network(tuple(self.steps), logits, tuple(self.records))
+        return Network(tuple(self.steps), logits, tuple(self.records), (given,))
 
     def _final(self, name):
         """The last step that does something."""
@@ -117,8 +145,10 @@ class _Reader:
             return step.inputs[0]
         return name
 
-    def _add(self, name, inputs, shape, operation):
-        self.steps.append(Step(name, tuple(inputs), tuple(int(n) for n in shape), operation))
+    def _add(self, name, inputs, shape, operation, dtype):
+        shape = tuple(int(n) for n in shape)
+        self.steps.append(Step(name, tuple(inputs), shape, operation, dtype))
+        self.dtypes[name] = dtype
         return name
 
     def _unique(self, name):
@@ -131,7 +161,7 @@ class _Reader:
 
     def _open(self, model, inputs, prefix):
         """Adds the calls inside a model, called on the named steps."""
-        _check_graph(model)
+        check_model(model)
         known = {id(t): name for t, name in zip(model.inputs, inputs, strict=True)}
         nodes = _ordered(model)
         readers = {}
@@ -148,6 +178,7 @@ class _Reader:
                 continue
             _check_call(node)
             if isinstance(layer, keras.Model):
+                names = self._cast(layer, names, prefix)
                 found = self._open(layer, names, prefix + layer.name + "/")
                 known.update({id(t): n for t, n in zip(node.outputs, found, strict=True)})
                 continue
@@ -155,28 +186,57 @@ class _Reader:
             after = readers.get(id(node.outputs[0]), [])
             norm = after[0] if len(after) == 1 and folds(layer, after[0]) else None
             if norm is not None:
+                _check_call(norm)
                 self.folded.add(norm)
                 self._unique(prefix + norm.operation.name)
-            known[id(node.outputs[0])] = self._layer(name, layer, names, norm and norm.operation)
+            begin, norm = len(self.steps), norm and norm.operation
+            known[id(node.outputs[0])] = self._layer(name, layer, names, norm)
+            called = (layer,) if norm is None else (layer, norm)
+            plural = isinstance(node.arguments.args[0], (list, tuple))
+            self.calls.append((called, tuple(names), tuple(self.steps[begin:]), plural))
         return [known[id(t)] for t in model.outputs]
+
+    def _cast(self, model, names, prefix):
+        """Inputs of a nested model as it casts them."""
+        found = []
+        for tensor, name in zip(model.inputs, names, strict=True):
+            narrower = cast_of(model, tensor, self.dtypes[name])
+            if narrower is not None:
+                cast = self._unique(f"{prefix}{model.name}/cast")
+                read = name
+                name = self._add(cast, [read], self._shape(read), Identity(), narrower)
+                self.calls.append(((), (read,), (self.steps[-1],), False))
+            found.append(name)
+        return found
+
+    def _dtype(self, layer, inputs):
+        """Dtype of a layer's output; integers must become floats before they are computed with."""
+        if all(is_float(self.dtypes[i]) for i in inputs):
+            return layer.compute_dtype
+        if type(layer) in KEEP_INTEGERS:
+            return self.dtypes[inputs[0]]
+        if type(layer) not in TAKE_INTEGERS:
+            refuse(layer, "it reads integers, which wrap around; begin with a Rescaling layer")
+        return layer.compute_dtype
 
     def _layer(self, name, layer, inputs, norm):
         shapes = [self._shape(i) for i in inputs]
-        rule = RULES.get(type(layer))
-        if rule is None:
-            refuse(layer)
+        dtype = self._dtype(layer, inputs)
+        parts = RULES[type(layer)](layer, shapes)
+        activation = getattr(layer, "activation", None)
+        after = None
+        if type(layer) in LINEAR and not is_linear(activation):
+            after = activation_operation(activation, layer, parts[-1][2])
+        # Only now is every part of it one that Keras can describe.
         self.records.append(_record(name, layer, inputs, self.steps))
-        parts = rule(layer, shapes)
         if norm is not None:
             self.records.append(_record(norm.name, norm, (), ()))
             suffix, operation, shape = parts[-1]
             parts[-1] = suffix, fold(operation, normalization(norm)), shape
-        activation = getattr(layer, "activation", None)
-        if type(layer) in LINEAR and not is_linear(activation):
-            operation = activation_operation(activation, layer, parts[-1][2])
-            parts.append(("/" + activation_name(activation), operation, parts[-1][2]))
+        if after is not None:
+            parts.append(("/" + activation_name(activation), after, parts[-1][2]))
         for suffix, operation, shape in parts:
-            last = self._add(name + suffix, inputs, shape, operation)
+            last = self._add(name + suffix, inputs, shape, operation, dtype)
             inputs = [last]
         return last
 
@@ -184,32 +244,34 @@ class _Reader:
         return next(step.shape for step in self.steps if step.name == name)
 
 
-def _check_graph(model):
-    kinds = ("Functional", "Sequential")
-    owner = next(cls for cls in type(model).__mro__ if "call" in vars(cls))
-    is_own = owner.__name__ in kinds and owner.__module__.startswith("keras.")
-    outer = next(cls for cls in type(model).__mro__ if "__call__" in vars(cls))
-    if not is_own or not outer.__module__.startswith("keras."):
-        raise UnsupportedLayerError(
-            "A proof can be verified for Functional and Sequential models. Received: model "
-            f"{model.name!r} of type {type(model).__name__}, with a `call` of its own."
+def _input_shape(model, given):
+    """The model's own input shape; only what it leaves open may be given."""
+    own = tuple(model.inputs[0].shape[1:])
+    if given is None and None in own:
+        raise ValueError(
+            "The model leaves sizes of its input open, and its gain may depend on them. "
+            f"Received: a model of input shape {own}. Pass `input_shape` (--input-shape)."
         )
+    shape = own if given is None else tuple(int(n) for n in given)
+    fits = len(shape) == len(own) and all(o in (None, n) for o, n in zip(own, shape, strict=True))
+    if not fits or any(n < 1 for n in shape):
+        raise ValueError(
+            f"`input_shape` must fit the model's own input shape {own}. Received: {shape}."
+        )
+    return shape
 
 
 def _check_call(node):
-    layer, given = node.operation, (node.arguments.args, node.arguments.kwargs)
-    rest = [a for a in keras.tree.flatten(given) if not isinstance(a, keras.KerasTensor)]
-    if any(a is not None and a is not False for a in rest):
-        raise UnsupportedLayerError(
-            "A layer called with more than tensors, such as `training=True`, is refused. "
-            f"Received: {layer.name!r}."
-        )
+    layer = node.operation
     if isinstance(layer, keras.Model):
-        return
-    if not layer.autocast and layer.compute_dtype != layer.variable_dtype:
-        refuse(layer, "without autocast, whether its weights are cast depends on the model")
-    if len(node.outputs) != 1 or (len(node.input_tensors) != 1 and type(layer) not in MERGES):
-        refuse(layer, "it is called on several tensors (a mask or a state), or returns several")
+        check_model(layer)
+    elif type(layer) not in RULES:
+        refuse(layer)
+    else:
+        check_layer(layer)
+        if not layer.autocast and layer.compute_dtype != layer.variable_dtype:
+            refuse(layer, "without autocast, whether its weights are cast depends on the model")
+    check_call(node, type(layer) in MERGES)
 
 
 def _ordered(model):

@@ -1,0 +1,271 @@
+"""What a proof file says: its claims and its evidence, checked for form before they are used.
+
+Every field is known, of the right type, finite and of the right sign, or the file is refused. Its
+words are the file's own: they are kept on one line and quoted, never printed as the verifier's.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tf_lyapunov.verification.inequalities import Multipliers
+
+LARGEST_TEXT = 300
+_HEADER = {"format", "version", "layers", "chain", "certificate", "notes"}
+_CERTIFICATE = {
+    "format", "gain_upper_bound", "contributions", "assumptions", "method", "verdict",
+    "float_allowance", "model_digest",
+}  # fmt: skip
+_ROW = {
+    "name", "kind", "gain_upper_bound", "lipschitz_upper_bound", "method", "assumption", "inputs",
+}  # fmt: skip
+_PARTS = ("squared", "values", "sizes", "sectors")
+# Integers of 64 bits fit as long as float64 holds them; long doubles are of no fixed format.
+_INPUTS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a proof file brings beyond the weights; each item is checked, none is believed.
+
+    Attributes:
+        start: name of the step that the dense chain reads, or None without a chain.
+        methods: which of `"product"`, `"liplt"` to derive for the chain besides.
+        whole: `Multipliers` of all logits, or None.
+        indices: `(delta, nu, Multipliers)`, or None.
+        pairs: dict (i, j) -> `Multipliers` of f_i - f_j.
+    """
+
+    start: str | None = None
+    methods: tuple = ()
+    whole: Multipliers | None = None
+    indices: tuple | None = None
+    pairs: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Claim:
+    """What a proof file says. Arrays have one entry per input.
+
+    Attributes:
+        radius, labels, predictions, margins, inputs: of the inputs.
+        float_allowance: distance of `margins` from those of exact arithmetic, up to √2.
+        gain_upper_bound: of the logits.
+        table: rows `(name, gain, gain from the input)`.
+        verdict: `"PROVED"` or `"NOT_PROVED"`.
+    """
+
+    radius: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    margins: np.ndarray
+    inputs: np.ndarray
+    float_allowance: float
+    gain_upper_bound: float
+    table: tuple
+    verdict: str
+
+
+def pack(network, evidence, claim, certificate, notes=()):
+    """`(header, arrays)` for `archive.write`.
+
+    Args:
+        certificate: JSON-safe dict of a certificate's other fields, kept for its reader.
+    """
+    header = {
+        "layers": [[r.name, r.settings, r.weights] for r in network.layers],
+        "chain": {"start": evidence.start, "methods": list(evidence.methods)},
+        "certificate": certificate,
+        "notes": list(notes),
+    }
+    arrays = {name: getattr(claim, name) for name in _PER_INPUT}
+    if evidence.whole is not None:
+        arrays |= _packed("whole", [evidence.whole])
+    if evidence.indices is not None:
+        delta, nu, multipliers = evidence.indices
+        arrays |= _packed("indices", [multipliers])
+        arrays["indices_cone"] = np.array([delta, nu])
+    if evidence.pairs:
+        arrays |= _packed("pairs", list(evidence.pairs.values()))
+        arrays["pairs_index"] = np.array(list(evidence.pairs), dtype=np.int64)
+    return header, arrays
+
+
+_PER_INPUT = ("radius", "labels", "predictions", "margins", "inputs")
+
+
+def _packed(name, items):
+    return {
+        f"{name}_squared": np.array([m.squared for m in items], dtype=np.float64),
+        f"{name}_values": np.stack([np.concatenate(m.values) for m in items]),
+        f"{name}_sizes": np.array([len(v) for v in items[0].values], dtype=np.int64),
+        f"{name}_sectors": np.array([m.sectors for m in items], dtype=np.float64),
+    }
+
+
+def quoted(text):
+    """Text of a file on one printable line, in quotation marks, shortened.
+
+    Line breaks, escape sequences and marks of writing direction become visible escapes.
+    """
+    text = str(text)
+    short = text if len(text) <= LARGEST_TEXT else text[:LARGEST_TEXT] + "…"
+    return repr(short)
+
+
+def unpack(header, arrays):
+    """`(layers, evidence, claim, notes, method)` of a file's contents.
+
+    Args:
+        header: dict of a file's header.
+        arrays: dict of its arrays.
+
+    Returns:
+        `layers` is a list of three texts each, `notes` a tuple of quoted texts, `method` a word.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
+    """
+    _exactly(header, _HEADER, "header")
+    numbers = _exactly(header["certificate"], _CERTIFICATE, "certificate")
+    _exactly(header["chain"], {"start", "methods"}, "chain")
+    table = tuple(
+        (
+            _text(_exactly(row, _ROW, "table")["name"], "name"),
+            _number(row["gain_upper_bound"], "gain_upper_bound"),
+            _number(row["lipschitz_upper_bound"], "lipschitz_upper_bound"),
+        )
+        for row in _list(numbers["contributions"], "contributions")
+    )
+    if numbers["verdict"] not in ("PROVED", "NOT_PROVED"):
+        raise ValueError(f"the verdict is {quoted(numbers['verdict'])}")
+    for text in _list(numbers["assumptions"], "assumptions"):
+        _text(text, "assumption")
+    method = _text(numbers["method"], "method")
+    if not (method.replace("_", "").replace("-", "").isalnum() and method.isascii()) or (
+        len(method) > 40
+    ):
+        raise ValueError(f"the method is {quoted(method)}, which is no word")
+    claim = Claim(
+        *_per_input(arrays),
+        float_allowance=_number(numbers["float_allowance"], "float_allowance"),
+        gain_upper_bound=_number(numbers["gain_upper_bound"], "gain_upper_bound"),
+        table=table,
+        verdict=numbers["verdict"],
+    )
+    layers = []
+    for row in _list(header["layers"], "layers"):
+        name, settings, weights = (_text(t, "layer") for t in _list(row, "layer"))
+        layers.append((name, settings, weights))
+    evidence = _evidence(header["chain"], arrays)
+    notes = tuple(quoted(_text(n, "note")) for n in _list(header["notes"], "notes"))
+    return layers, evidence, claim, notes, method
+
+
+def _per_input(arrays):
+    found = [np.array(arrays[name]) for name in _PER_INPUT]
+    shape = found[0].shape
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError("there is no radius for at least one input")
+    for name, kind, array in zip(_PER_INPUT, "fiif", found[:4], strict=False):
+        if array.dtype.str[1:] != f"{kind}8" or array.shape != shape:
+            raise ValueError(f"{name} has another shape or type")
+    radius, margins, inputs = found[0], found[3], found[4]
+    if not np.all(radius >= 0) or not np.all(np.isfinite(margins)):
+        raise ValueError("a radius is negative or NaN, or a margin is not finite")
+    if inputs.dtype.str[1:] not in _INPUTS:
+        raise ValueError(f"the inputs are of type {inputs.dtype.name}")
+    if inputs.shape[:1] != shape:
+        raise ValueError("there is not one input per radius")
+    if inputs.dtype.kind in "iu" and inputs.dtype.itemsize == 8:
+        limit = 2**53
+        if np.any(inputs > limit) or (inputs.dtype.kind == "i" and np.any(inputs < -limit)):
+            raise ValueError("an integer input is beyond 2**53, where float64 would round it")
+    return found
+
+
+def _evidence(chain, arrays):
+    start, methods = chain["start"], _list(chain["methods"], "methods")
+    if start is not None:
+        _text(start, "start")
+    if len(set(methods)) != len(methods) or not set(methods) <= {"product", "liplt"}:
+        raise ValueError("the chain's methods are unknown, or twice the same")
+    expected, pairs, indices, whole = set(_PER_INPUT), {}, None, None
+    if "pairs_index" in arrays:
+        index = arrays["pairs_index"]
+        if index.dtype.str[1:] != "i8" or index.ndim != 2 or index.shape[1] != 2:
+            raise ValueError("the pairs have another shape or type")
+        keys = [(int(i), int(j)) for i, j in index]
+        if len(set(keys)) != len(keys):
+            raise ValueError("a pair is there twice")
+        pairs = dict(zip(keys, _unpacked("pairs", arrays), strict=True))
+        expected |= {"pairs_index", *(f"pairs_{part}" for part in _PARTS)}
+    if "indices_cone" in arrays:
+        cone = arrays["indices_cone"]
+        if cone.dtype.str[1:] != "f8" or cone.shape != (2,) or not np.all(np.isfinite(cone)):
+            raise ValueError("the indices are not two finite numbers")
+        (found,) = _unpacked("indices", arrays)
+        indices = (float(cone[0]), float(cone[1]), found)
+        expected |= {"indices_cone", *(f"indices_{part}" for part in _PARTS)}
+    if "whole_squared" in arrays:
+        (whole,) = _unpacked("whole", arrays)
+        expected |= {f"whole_{part}" for part in _PARTS}
+    unknown = sorted(set(arrays) - expected)
+    if unknown:
+        raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
+    return Evidence(start, tuple(methods), whole, indices, pairs)
+
+
+def _unpacked(name, arrays):
+    squared, values, sizes, sectors = (arrays[f"{name}_{part}"] for part in _PARTS)
+    for array, kind in ((squared, "f8"), (values, "f8"), (sizes, "i8"), (sectors, "f8")):
+        if array.dtype.str[1:] != kind:
+            raise ValueError(f"the multipliers {name!r} are of another type")
+    # Python's integers: a sum of NumPy's could wrap around to the expected one.
+    widths = [int(n) for n in sizes.reshape(-1)]
+    if squared.ndim != 1 or sizes.ndim != 1 or any(n < 0 for n in widths):
+        raise ValueError(f"the multipliers {name!r} have another shape")
+    if values.shape != (len(squared), sum(widths)):
+        raise ValueError(f"the multipliers {name!r} have another shape")
+    if sectors.shape != (len(squared), len(widths), 2):
+        raise ValueError(f"the sectors of {name!r} have another shape")
+    ends = np.cumsum(widths)[:-1]
+    return [
+        Multipliers(
+            float(rho), tuple(np.split(row, ends)), tuple((float(a), float(b)) for a, b in slopes)
+        )
+        for rho, row, slopes in zip(squared, values, sectors, strict=True)
+    ]
+
+
+def _exactly(found, keys, name):
+    if not isinstance(found, dict):
+        raise TypeError(f"the {name} is no table of fields")
+    missing, unknown = sorted(keys - set(found)), sorted(set(found) - keys)
+    if missing:
+        raise KeyError(missing[0])
+    if unknown:
+        raise ValueError(f"the {name} has a field {quoted(unknown[0])} that no proof has")
+    return found
+
+
+def _list(found, name):
+    if not isinstance(found, list):
+        raise TypeError(f"{name} is no list")
+    return found
+
+
+def _text(found, name):
+    if not isinstance(found, str):
+        raise TypeError(f"a {name} is no text")
+    return found
+
+
+def _number(found, name):
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise TypeError(f"{name} is {quoted(found)}, no finite number")
+    found = float(found)
+    if not (math.isfinite(found) and found >= 0):
+        raise ValueError(f"{name} is {found!r}, not finite and ≥ 0")
+    return found
