@@ -453,3 +453,18 @@ def _clone(model):
 def _clones(k):
     """Whether a clone is the same function: it is not where a layer was changed afterwards."""
     return not any(word in n for n in k.names for word in ("changed", "replaced", "nested"))
+
+
+def plain(seed, layers=1):
+    """A `Case` that holds nothing odd: a float32 chain of dense layers with ReLU between them."""
+    keras.utils.set_random_seed(seed)
+    hidden = [L.Dense(3, "relu") for _ in range(layers - 1)]
+
+    def chain(dtype):
+        kept = [L.Dense(h.units, "relu", dtype=dtype) for h in hidden]
+        return keras.Sequential([keras.Input((2,), dtype=dtype), *kept, L.Dense(3, dtype=dtype)])
+
+    model, twin = chain("float32"), chain("float64")
+    twin.set_weights([np.asarray(w, dtype=np.float64) for w in model.get_weights()])
+    x = np.random.default_rng(seed).normal(size=(4, 2)).astype("float32")
+    return Case(seed, model, twin, x, 0.0, "float32", "plain")

@@ -14,8 +14,8 @@ import pytest
 from soundness import fuzz, generator, oracles
 
 FUZZ = Path(fuzz.__file__)
-# About 0.3 s a model, most of it Keras' tracing inside `certify`: two minutes on one core.
-MODELS = 400
+# 0.3 to 0.7 s a model, most of it Keras' tracing inside `certify`: two to three minutes of a core.
+MODELS = 300
 KNOWN = (
     "nested",
     "wrapped",
