@@ -432,7 +432,8 @@ def build(seed):
                 copy_used_weights(model, twin)
         except Exception:  # an illegal combination: try the next
             continue
-        described = ", ".join([policy, *k.names])
+        scaled = [f"kernels × {factor:g}"] if factor != 1.0 else []
+        described = ", ".join([policy, *scaled, *k.names])
         if use > 0.9 and _clones(k):
             model, cloned = _clone(model)
             described += ", cloned" * cloned
