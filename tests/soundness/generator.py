@@ -38,9 +38,10 @@ class Case:
 class Kept:
     """What both runs of a seed share: its random numbers and the names of what was chosen."""
 
-    def __init__(self, seed, attempt, policy):
+    def __init__(self, seed, attempt, twin=False):
         self.rng = np.random.default_rng([seed, attempt])
-        self.policy = policy
+        # `Input` follows floatx, not the policy: the twin's inputs would be rounded to float32.
+        self.input_dtype = "float64" if twin else None
         self.names = []
 
     def pick(self, choices):
@@ -55,6 +56,7 @@ class Kept:
         return keras.config.dtype_policy().compute_dtype
 
 
+@keras.saving.register_keras_serializable("soundness")
 def own_steep(x):
     return 3.0 * ops.tanh(x) + 0.1 * x
 
@@ -116,13 +118,9 @@ def norms(k):
     return k.pick(
         [
             lambda: L.BatchNormalization(**statistics),
-            lambda: (
-                L.BatchNormalization(**statistics, epsilon=0.1, scale=False)
-                if not statistics.pop("gamma_initializer", None)
-                else L.BatchNormalization(**statistics, epsilon=0.1)
-            ),
+            lambda: L.BatchNormalization(**statistics, epsilon=0.1),
             lambda: L.LayerNormalization(epsilon=k.pick([0.5, 0.01, 1e-3])),
-            lambda: L.LayerNormalization(rms_scaling=True) if False else L.LayerNormalization(),
+            lambda: L.LayerNormalization(),
             lambda: L.GroupNormalization(groups=-1),
             lambda: L.UnitNormalization(),
             lambda: L.RMSNormalization(epsilon=0.1),
@@ -183,7 +181,7 @@ def nested(k, x):
         inner = Scaled(int(k.rng.integers(2, 5)))
         return inner(x, scale=10.0) if form == "keyword" else inner(x)
     dtype = {"int32": "int32", "float16": "float16"}.get(form)
-    start = keras.Input(x.shape[1:], dtype=dtype)
+    start = keras.Input(x.shape[1:], dtype=dtype or k.input_dtype)
     y = start if dtype != "int32" else L.Rescaling(1.0)(start)
     return keras.Model(start, L.Dense(3)(y))(x)
 
@@ -323,7 +321,7 @@ def ending(k, x):
 
 
 def _construct(k, shape):
-    x = start = keras.Input(shape)
+    x = start = keras.Input(shape, dtype=k.input_dtype)
     for _ in range(int(k.rng.integers(1, 5))):
         x = step(k, x)
         if any(s is None or s > 40 for s in x.shape[1:]):
@@ -339,18 +337,16 @@ def leaves(model):
         yield layer, variables
 
 
-def weigh(k, model, factor):
-    """Random weights, some of extreme size."""
-    for layer, variables in leaves(model):
+def weigh(model, factor):
+    """Scales the kernels in turn by `factor` and by its inverse."""
+    if factor == 1.0:
+        return
+    for _, variables in leaves(model):
         for variable in variables:
-            if not str(variable.dtype).startswith(("float", "bfloat")):
-                continue
-            value = np.asarray(ops.convert_to_numpy(variable.value), dtype=np.float64)
-            if factor != 1.0 and "kernel" in variable.path:
-                value = value * factor
+            if "kernel" in variable.path:
+                value = np.asarray(ops.convert_to_numpy(ops.cast(variable.value, "float32")))
+                variable.assign(value.astype(np.float64) * factor)
                 factor = 1 / factor
-            variable.assign(value)
-        del layer
 
 
 def copy_used_weights(model, twin):
@@ -387,8 +383,8 @@ def twist(k, model):
                 k.names.append("slope changed")
 
 
-def _run(seed, attempt, policy, prepare=None):
-    k = Kept(seed, attempt, policy)
+def _run(seed, attempt, policy, prepare=None, twin=False):
+    k = Kept(seed, attempt, twin)
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -414,7 +410,7 @@ def build(seed):
     for attempt in range(ATTEMPTS):
 
         def prepare(model):
-            weigh(None, model, factor)
+            weigh(model, factor)
             if use < 0.1:  # a first use, after which something may be changed
                 model.predict(x0(model), verbose=0)
 
@@ -432,21 +428,44 @@ def build(seed):
                 )
                 if values.ndim != 2 or not np.all(np.isfinite(values)):
                     raise ValueError("no finite outputs")
-                twin = _run(seed, attempt, "float64")[1]
+                twin = _run(seed, attempt, "float64", twin=True)[1]
                 copy_used_weights(model, twin)
         except Exception:  # an illegal combination: try the next
             continue
-        described = ", ".join([policy, *k.names])
-        if use > 0.9:
-            copy = keras.models.clone_model(model) if _clones(k) else model
-            if copy is not model:
-                copy.set_weights(model.get_weights())
-                described += ", cloned"
-                model = copy
+        scaled = [f"kernels × {factor:g}"] if factor != 1.0 else []
+        described = ", ".join([policy, *scaled, *k.names])
+        if use > 0.9 and _clones(k):
+            model, cloned = _clone(model)
+            described += ", cloned" * cloned
         return Case(seed, model, twin, x, threshold, policy, described)
     raise ValueError(f"No model of seed {seed} computes.")
+
+
+def _clone(model):
+    """`(clone with the same weights, True)`, or the model where a function cannot be written."""
+    try:
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+    except (TypeError, ValueError):
+        return model, False
+    return copy, True
 
 
 def _clones(k):
     """Whether a clone is the same function: it is not where a layer was changed afterwards."""
     return not any(word in n for n in k.names for word in ("changed", "replaced", "nested"))
+
+
+def plain(seed, layers=1):
+    """A `Case` that holds nothing odd: a float32 chain of dense layers with ReLU between them."""
+    keras.utils.set_random_seed(seed)
+    hidden = [L.Dense(3, "relu") for _ in range(layers - 1)]
+
+    def chain(dtype):
+        kept = [L.Dense(h.units, "relu", dtype=dtype) for h in hidden]
+        return keras.Sequential([keras.Input((2,), dtype=dtype), *kept, L.Dense(3, dtype=dtype)])
+
+    model, twin = chain("float32"), chain("float64")
+    twin.set_weights([np.asarray(w, dtype=np.float64) for w in model.get_weights()])
+    x = np.random.default_rng(seed).normal(size=(4, 2)).astype("float32")
+    return Case(seed, model, twin, x, 0.0, "float32", "plain")

@@ -212,8 +212,6 @@ def measured_gain(function, shape, *, scales=(0.01, 1.0, 30.0), seed=0, dtype="f
         jacobian = (values[: len(moves)] - values[len(moves) :]) / (2 * step)
         if not np.all(np.isfinite(jacobian)) or not np.any(jacobian):
             continue
-        left, _, _ = np.linalg.svd(jacobian.T @ jacobian if size < 2 else jacobian.T)
-        del left
         top = np.linalg.svd(jacobian.T, full_matrices=False)[2][0] @ moves
         ends = []
         for length in (0.1 * scale, step, 10 * step):

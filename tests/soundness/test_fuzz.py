@@ -4,6 +4,7 @@
 entries are words of a case's description, and go as the faults go.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -14,15 +15,17 @@ import pytest
 from soundness import fuzz, generator, oracles
 
 FUZZ = Path(fuzz.__file__)
-# About 0.3 s a model, most of it Keras' tracing inside `certify`: two minutes on one core.
-MODELS = 400
+# 0.3 to 0.7 s a model, most of it Keras' tracing inside `certify`: two to three minutes of a core.
+MODELS = 300
 KNOWN = (
     "nested",
     "wrapped",
     "replaced",
     "mask",
     "changed",
-    "cast",
+    "ops cast",
+    "kernels × 1e-38",  # subnormal weights, which devices take as 0
+    "kernels × 1e+37",
 )
 
 
@@ -59,8 +62,6 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     for models in ("2", "4"):
         fuzz.main(["--models", models, "--resume", str(state), "--kinds", "gain"])
     whole = fuzz.fuzz(4, kinds=["gain"])
-    import json
-
     kept = json.loads(state.read_text())
     assert (kept["done"], kept["claims"]) == (4, whole["claims"])
 
