@@ -1,13 +1,11 @@
-"""`verify`: whether a proof file's claims follow from a model's weights."""
+"""What follows from a model's weights and a proof file's evidence, and which claims do not."""
 
 import dataclasses
 import math
-import time
 
 import numpy as np
 
-from tf_lyapunov.errors import ProofFileError
-from tf_lyapunov.verification import archive, inequalities
+from tf_lyapunov.verification import inequalities
 from tf_lyapunov.verification.arithmetic import (
     SLACK,
     UNIT,
@@ -28,8 +26,8 @@ from tf_lyapunov.verification.network import column_distances
 from tf_lyapunov.verification.rounding import computed, exact
 
 __all__ = [
-    "Claim", "Derived", "Evidence", "Verification", "derive", "differences", "evaluate",
-    "objections", "pack", "radii", "unpack", "verify",
+    "Claim", "Derived", "Evidence", "derive", "evaluate",
+    "objections", "pack", "radii", "unpack",
 ]  # fmt: skip
 
 _ENTRIES = 2**22
@@ -280,139 +278,3 @@ def _described(logits, errors, claim, allowance):
     if claim.verdict != ("PROVED" if np.any(claim.radius > 0) else "NOT_PROVED"):
         found.append(f"The verdict {claim.verdict!r} does not fit the radii.")
     return found
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Verification:
-    """Outcome of `verify`.
-
-    Attributes:
-        holds: every claim of the file follows from the model's weights.
-        reasons: why not; empty if it holds.
-        method: how the certificate was made, as the file says.
-        gain_upper_bound: of the logits, as derived here (infinite if nothing could be).
-        radius: float64 (n,), as derived here for the file's inputs and labels; 0 if nothing could.
-        claimed_gain_upper_bound, claimed_radius: as the file says.
-        notes: what the file says of itself, unchecked: each on one line, in quotation marks.
-        seconds: wall time.
-    """
-
-    holds: bool
-    reasons: tuple
-    method: str
-    gain_upper_bound: float
-    radius: np.ndarray
-    claimed_gain_upper_bound: float
-    claimed_radius: np.ndarray
-    notes: tuple
-    seconds: float
-
-    def __bool__(self):
-        return self.holds
-
-    def explain(self):
-        """Plain text: whether the file's claims follow from the weights, and if not, why."""
-        count, proved = len(self.claimed_radius), int(np.sum(self.claimed_radius > 0))
-        outcome = "VERIFIED" if self.holds else "REFUSED"
-        lines = [f"Proof file: {outcome} (method, as the file says: {self.method})"]
-        lines += [f"  - {reason}" for reason in self.reasons]
-        lines.append(
-            f"Claimed: gain at most {self.claimed_gain_upper_bound:.6g}, and positive radii for "
-            f"{proved} of {count} inputs, in exact arithmetic on the model's weights."
-        )
-        if self.holds:
-            lines.append(
-                "Derived from the weights alone, by float64 arithmetic rounded outwards: gain "
-                f"{self.gain_upper_bound:.6g}, and no claimed radius exceeds its own."
-            )
-            lines.append(
-                "Tested, not proved: called on inputs of the file and on random probes, the model "
-                "agrees with what was read of it, within the rounding of its dtypes."
-            )
-        if self.notes:
-            lines.append("The file says of itself, unchecked and in its own words:")
-            lines += [f"  > {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    def __str__(self):
-        return self.explain()
-
-
-def verify(proof_path, model_or_path, input_shape=None):
-    """Re-checks a proof file from a model's weights, without trusting what made it.
-
-    Derived anew: the layers' settings and digests of their weights, every layer's gain, the
-    matrix inequality of every set of multipliers (by a factor of it, with all rounding bounded),
-    the logits of the file's inputs, and from these every radius. The file's numbers are claims
-    that must not exceed what is derived. Radii are about the exact function of the weights and
-    settings, less what the model's dtypes lose by underflow. That this function is the model's is
-    tested, not proved: its layers are called one by one, and the model itself, eagerly, on up to 64
-    of the inputs and on random probes, and must agree within the rounding of its dtypes, and decide
-    for the label where a radius is claimed. Not checked: sentences.
-
-    Args:
-        proof_path: a file written by `Certificate.save("….npz")`.
-        model_or_path: the Keras model, or the path of its `.keras` file.
-        input_shape: shape of one input, only for a model that leaves sizes open: a gain can depend
-            on them, so they are not taken from the file.
-
-    Returns:
-        `Verification`; `holds` is False, with reasons, for another model or a wrong claim.
-
-    Raises:
-        ProofFileError: the file is missing, corrupt, of another version, or no proof file.
-        ModelFileError: the model's file cannot be read.
-        UnsupportedLayerError: naming a layer that the verifier does not know.
-        ValueError: the model leaves sizes open and `input_shape` is missing, or does not fit.
-    """
-    from tf_lyapunov.verification import translation
-    from tf_lyapunov.verification.reading import read_with_calls
-
-    begin = time.monotonic()
-    header, arrays = archive.read(proof_path)
-    try:
-        layers, evidence, claim, notes, method = unpack(header, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise ProofFileError(
-            f"The proof file is refused: it is incomplete ({type(error).__name__}: "
-            f"{quoted(error)}). Write it again with `Certificate.save`. "
-            f"Received: {proof_path}."
-        ) from error
-    model, network, calls = read_with_calls(model_or_path, input_shape)
-    reasons = list(differences(layers, network.layers))
-    derived, radius = None, np.zeros(len(claim.radius))
-    if not reasons:
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                derived = derive(network, evidence)
-                reasons, radius = objections(network, derived, claim)
-            if not reasons:
-                calls = tuple(translation.Call(*call) for call in calls)
-                reasons += translation.contradictions(model, network, calls, claim)
-        except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
-            reasons.append(f"A bound could not be computed: {quoted(error)}.")
-    return Verification(
-        holds=not reasons,
-        reasons=tuple(reasons),
-        method=method,
-        gain_upper_bound=math.inf if derived is None else derived.gain,
-        radius=radius,
-        claimed_gain_upper_bound=claim.gain_upper_bound,
-        claimed_radius=claim.radius,
-        notes=notes,
-        seconds=time.monotonic() - begin,
-    )
-
-
-def differences(claimed, present):
-    """Sentences on how a model's layers differ from those that were certified."""
-    if len(claimed) != len(present):
-        yield f"Another model: it has {len(present)} layers, the certified one {len(claimed)}."
-    for (name, settings, weights), layer in zip(claimed, present, strict=False):
-        if settings != layer.settings:
-            yield (
-                f"Layer {layer.name!r} is not the certified layer {quoted(name)}: its kind, "
-                "settings, activation or place differ."
-            )
-        elif weights != layer.weights:
-            yield f"Layer {layer.name!r} does not have the certified weights."
