@@ -40,7 +40,7 @@ def _asked(function, *args, **options):
 
 
 def functions(case):
-    """The model and its twin as functions of arrays."""
+    """The model and its twin (or None) as functions of arrays."""
 
     def own(x):
         return oracles.evaluate(case.model, x)
@@ -49,8 +49,12 @@ def functions(case):
         return oracles.evaluate(case.twin, x.astype(np.float64))
 
     own.precision = case.policy.removeprefix("mixed_")
-    twin.precision = "float64"
-    return own, twin
+    if keras.backend.backend() == "tensorflow":
+        twin.precision = "float64"
+        return own, twin
+    # Products of float64 tensors are computed in float32 by the others: they have no twin.
+    own.precision = "float32" if own.precision == "float64" else own.precision
+    return own, None
 
 
 def _choice(case, choices):
@@ -79,8 +83,10 @@ def radius(case):
 def gain(case):
     """No secant exceeds the proven gain of the model's outputs."""
     bound = _asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
-    _, twin = functions(case)
-    found = oracles.measured_gain(twin, case.x.shape[1:], seed=case.seed)
+    own, twin = functions(case)
+    found = oracles.measured_gain(
+        twin or own, case.x.shape[1:], seed=case.seed, dtype="float64" if twin else case.input_dtype
+    )
     if not found <= bound * (1 + oracles.GAIN_SLACK):
         yield Violation("gain", case.seed, f"measured {found:.6g}, proved {bound:.6g}")
 
@@ -120,9 +126,9 @@ def proof(case):
     if not found.holds:
         return
     accepted = dataclasses.replace(certificate, radius=found.claimed_radius)
-    _, twin = functions(case)
+    own, twin = functions(case)
     for flip in oracles.false_radii(
-        twin, case.x, accepted, twin=twin, threshold=case.threshold, dtype=case.input_dtype
+        twin or own, case.x, accepted, twin=twin, threshold=case.threshold, dtype=case.input_dtype
     ):
         yield Violation("proof", case.seed, str(flip))
 

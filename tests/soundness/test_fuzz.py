@@ -80,4 +80,5 @@ def test_no_claim_is_false_on_any_backend(backend, models, tmp_path):
         env=environment,
         check=False,
     )
-    assert found.returncode == 0, found.stdout[-8000:] + found.stderr[-2000:]
+    assert found.returncode in (0, 1), found.stderr[-2000:]
+    assert unexpected(json.loads(state.read_text())) == []
