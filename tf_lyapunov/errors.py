@@ -57,3 +57,15 @@ class RunDirectoryError(ValueError):
 
 class DistributionError(RuntimeError):
     """A worker did not come, was lost in training, or holds other weights than the chief."""
+
+
+class UnfaithfulReading(ValueError):
+    """The model computes something else than what was read of it; no claim about it is made.
+
+    Attributes:
+        step: name of the first step that differs.
+    """
+
+    def __init__(self, message, step=""):
+        super().__init__(message)
+        self.step = step

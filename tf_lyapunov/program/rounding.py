@@ -145,6 +145,21 @@ def unit_roundoff(dtype):
     return UNIT_ROUNDOFF["float64" if _IN_FLOAT64.get() else dtype]
 
 
+# Smallest normal number: devices set smaller results, and operands, to zero.
+_SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126}
+
+
+def underflow(dtype):
+    """Absolute error of one operation in this format where its result underflows.
+
+    Formats with the exponents of float32 flush results and operands to zero; float16 has gradual
+    underflow, whose steps are 2⁻²⁴.
+    """
+    if _IN_FLOAT64.get():
+        return _SMALLEST["float64"]
+    return _SMALLEST.get(dtype, 2.0**-25)
+
+
 @functools.cache
 def _accelerator():
     """`"gpu"`, `"tpu"` or None, as the active backend sees it."""

@@ -1,0 +1,99 @@
+"""What a step of a program computes, with every constant as an explicit value."""
+
+import dataclasses
+
+import numpy as np
+
+from tf_lyapunov.program import rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Number format that a model computes in.
+
+    Attributes:
+        unit: roundoff of one operation, relative.
+        tiny: what one operation may lose by underflow, absolute: devices flush subnormal results
+            and operands.
+        operands: roundoff of the operands of matrix products (TF32, bfloat16 modes).
+        function: relative error of library functions (tanh, exp, …), of 1 + |value|.
+    """
+
+    unit: float
+    tiny: float
+    operands: float
+    function: float
+
+    @classmethod
+    def of(cls, dtype):
+        """The format of a Keras dtype name, as the active backend computes it.
+
+        Example:
+
+        >>> Precision.of("float32").unit == 2.0**-24
+        True
+        """
+        unit = rounding.unit_roundoff(dtype)
+        operands = rounding.operand_roundoff() if dtype == "float32" else 0.0
+        # Settings of layers are float32 in every format.
+        settings = max(unit, rounding.UNIT_ROUNDOFF["float32"])
+        return cls(unit, rounding.underflow(dtype), operands, 16 * settings)
+
+    def sum(self, terms):
+        """Relative error of a sum of so many products, in any order."""
+        products = 2 * self.operands + self.operands**2
+        return rounding.gamma(terms + 2, self.unit) * (1 + products) + products
+
+
+# A numpy evaluation in float64, whose own error no float32 model can tell from zero.
+EXACT = Precision(rounding.UNIT_ROUNDOFF["float64"], 2.0**-1022, 0.0, 2.0**-46)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """A batch of values with an elementwise bound on their error, or None where none is asked."""
+
+    value: np.ndarray
+    error: np.ndarray | None = None
+
+
+class Operation:
+    """A function of one or several signals, in float64, with a bound on a model's rounding.
+
+    A subclass is a frozen dataclass of plain values and read-only float64 arrays: they are what
+    the digest of a program is made of.
+    """
+
+    def forward(self, signals, precision):
+        """The exact function of the signals' values, and the error of a model that computes it.
+
+        Args:
+            signals: list of `Signal`, batch axis first.
+            precision: `Precision` of the model.
+
+        Returns:
+            `Signal`; its error bounds |computed - exact| entry by entry, for inputs within their
+            own errors; None if the inputs' are.
+        """
+        raise NotImplementedError
+
+    def settings(self):
+        """Type and values, for the digest."""
+        fields = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
+        return type(self).__name__, fields
+
+
+def with_error(signals, value, error):
+    """`Signal` of `value`; `error` is a function that is called only if errors are asked for."""
+    if any(s.error is None for s in signals):
+        return Signal(value)
+    with np.errstate(all="ignore"):
+        # The bound itself is computed in float64 by nonnegative sums.
+        return Signal(value, error() * (1 + 1e-9))
+
+
+def frozen(array):
+    """A read-only float64 copy."""
+    array = np.array(array, dtype=np.float64)
+    array.setflags(write=False)
+    return array

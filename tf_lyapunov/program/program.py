@@ -1,0 +1,178 @@
+"""A model as a program: steps in topological order, every constant an explicit value."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.activations import is_softmax
+from tf_lyapunov.program.families import (
+    bare,
+    elementwise,
+    linear,
+    merging,
+    moving,
+    pooling,
+    scaling,
+    softmax,
+)
+from tf_lyapunov.program.gains import UNCHANGED_LAYERS
+from tf_lyapunov.program.operation import EXACT, Operation, Precision, Signal
+
+READERS = {
+    **linear.READERS,
+    **elementwise.READERS,
+    **pooling.READERS,
+    **merging.READERS,
+    **moving.READERS,
+    **scaling.READERS,
+    **softmax.READERS,
+    **dict.fromkeys(UNCHANGED_LAYERS, lambda call: []),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call of the model.
+
+    Attributes:
+        name: of the call.
+        inputs: names of the calls (or inputs) that it reads.
+        operations: tuple of `Operation`, the first of which takes all inputs; empty for the
+            identity; None where nothing here evaluates the call apart from the model.
+        dtype: that it computes in.
+        why: why it is not evaluated, or None.
+    """
+
+    name: str
+    inputs: tuple
+    operations: tuple | None
+    dtype: str
+    why: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Steps in topological order.
+
+    Attributes:
+        inputs: names of the inputs.
+        steps: tuple of `Step`.
+        output: name of the step that makes the output.
+        decision: name of a final step whose last operation (softmax, sigmoid) keeps the order of
+            the classes and is left out of the logits, or None.
+    """
+
+    inputs: tuple
+    steps: tuple
+    output: str
+    decision: str | None = None
+
+    @property
+    def unread(self):
+        """Steps that are not evaluated apart from the model."""
+        return tuple(step for step in self.steps if step.operations is None)
+
+    def logits(self, x):
+        """Logits in float64, apart from any backend.
+
+        Args:
+            x: array (n, …) of the program's one input.
+
+        Returns:
+            float64 (n, classes).
+
+        Raises:
+            UnsupportedLayerError: naming a step that is not evaluated here.
+        """
+        if self.unread:
+            step = self.unread[0]
+            raise UnsupportedLayerError(
+                f"A step is evaluated by the model alone: {step.why} Received: step {step.name!r}."
+            )
+        signals = {self.inputs[0]: Signal(np.asarray(x, np.float64))}
+        last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+        for i, step in enumerate(self.steps):
+            signals[step.name] = run(
+                step, [signals[n] for n in step.inputs], EXACT, self._without_end(step)
+            )
+            if step.name in (self.output, self.decision):
+                break
+            for name in step.inputs:
+                if last[name] == i:
+                    signals.pop(name, None)  # large networks hold large signals
+        value = signals[step.name].value if self.steps else signals[self.inputs[0]].value
+        return value.reshape(len(value), -1) if value.ndim == 1 else value
+
+    def _without_end(self, step):
+        return 1 if step.name == self.decision else 0
+
+
+def run(step, signals, precision, leave=0):
+    """`Signal` of a step, without its last `leave` operations."""
+    operations = step.operations[: len(step.operations) - leave]
+    for operation in operations:
+        signals = [operation.forward(signals, precision)]
+    return signals[0]
+
+
+def read_program(network):
+    """The program of a network that `read_network` flattened.
+
+    Args:
+        network: `network.Network`.
+
+    Returns:
+        `Program`. Steps without an evaluation here say why.
+    """
+    steps = []
+    for call in network.graph.calls:
+        operations, why = None, None
+        dtype = call.outputs[0].dtype
+        if isinstance(call.operation, keras.Layer):
+            dtype = call.operation.compute_dtype
+        try:
+            operations = tuple(_operations(call))
+        except UnsupportedLayerError as error:
+            why = str(error)
+        inputs = tuple(t.producer for t in call.inputs)
+        steps.append(Step(call.name, inputs, operations, dtype, why))
+    decision = None
+    if network.decision_node is not None:
+        decision = network[network.decision_node].call
+    inputs = tuple(t.producer for t in network.graph.inputs)
+    return Program(inputs, tuple(steps), network.graph.output.producer, decision)
+
+
+def _operations(call):
+    layer = call.operation
+    if not isinstance(layer, keras.Layer):
+        return bare.read(call)
+    reader = READERS.get(type(layer))
+    if reader is None or len(call.outputs) != 1:
+        raise elementwise.unread(layer, "a function of its own")
+    found = list(reader(call))
+    if type(layer) in linear.READERS:
+        activation = layer.activation
+        if is_softmax(activation):
+            log = activation is keras.activations.log_softmax
+            axis = getattr(activation, "axis", -1)
+            found.append(softmax.of_axis(axis, len(call.outputs[0].shape), log))
+        else:
+            end = elementwise.of_activation(activation, layer)
+            found += [] if end is None else [end]
+    elif type(layer) is keras.layers.Activation and is_softmax(layer.activation):
+        log = layer.activation is keras.activations.log_softmax
+        found = [softmax.of_axis(-1, len(call.outputs[0].shape), log)]
+    return found
+
+
+def precision_of(step):
+    """`Precision` of a step's dtype; integers are exact."""
+    known = step.dtype in rounding.UNIT_ROUNDOFF
+    return Precision.of(step.dtype) if known else EXACT
+
+
+__all__ = ["Operation", "Program", "Step", "precision_of", "read_program", "run"]

@@ -1,0 +1,240 @@
+"""Translation validation: the model itself must compute what was read of it, step by step.
+
+Every call of the model is repeated with the model's own layers on the values that the calls before
+it gave, and compared with the step's float64 evaluation on the same values, within a bound on its
+rounding alone. What the calls give together is compared with the model, called the way its user
+calls it. A check of the reading, not a proof.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from tf_lyapunov.errors import UnfaithfulReading
+from tf_lyapunov.program.graph import Tensor
+from tf_lyapunov.program.operation import Signal
+from tf_lyapunov.program.program import precision_of, read_program, run
+
+# Inputs that are compared at most, and random probes at each of several scales beside them.
+SAMPLE = 64
+PROBES = 8
+SCALES = (0.1, 1.0, 10.0)
+# Allowances above this share of a step's spread show little.
+_BLIND = 1e-3
+_HALF = ("float16", "bfloat16")
+_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What was compared.
+
+    Attributes:
+        inputs: number of inputs, probes included.
+        steps: number of steps that agreed.
+        blind: names of steps whose rounding allowance is above a thousandth of their values'
+            spread, or which are not evaluated apart from the model.
+    """
+
+    inputs: int
+    steps: int
+    blind: tuple
+
+    def sentence(self):
+        """For `Certificate.assumptions`."""
+        text = (
+            f"The reading of the model was compared with the model itself on {self.inputs} inputs "
+            f"and probes, at each of {self.steps} steps: a check, not a proof."
+        )
+        if self.blind:
+            names = ", ".join(self.blind[:5]) + (", …" if len(self.blind) > 5 else "")
+            text += f" Not validated on its own, for its rounding or its kind: {names}."
+        return text
+
+
+class Replay:
+    """The calls of a network's model, repeated one by one in the model's own precision.
+
+    Args:
+        network: `network.Network`.
+    """
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, inputs, until=None):
+        """Tensors of every call by name, each a tuple of outputs.
+
+        Args:
+            inputs: list of arrays, one per input of the network.
+            until: name of the call to stop before, or None.
+        """
+        graph = self.network.graph
+        known = {
+            t.producer: (as_tensor(x, t.dtype),) for t, x in zip(graph.inputs, inputs, strict=True)
+        }
+
+        def fill(a):
+            return known[a.producer][a.index] if isinstance(a, Tensor) else a
+
+        for call in graph.calls:
+            if call.name == until:
+                break
+            args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
+            known[call.name] = tuple(keras.tree.flatten(call.operation(*args, **kwargs)))
+        return known
+
+
+def as_tensor(x, dtype):
+    """A tensor of exactly this dtype, which some backends' adapters would not keep."""
+    x = np.asarray(x)
+    x = x.astype("float32") if dtype == "bfloat16" else x.astype(dtype)
+    return keras.ops.cast(keras.ops.convert_to_tensor(x, dtype=str(x.dtype)), dtype)
+
+
+def as_array(tensor):
+    """float64 copy of a tensor."""
+    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
+        tensor = keras.ops.cast(tensor, "float32")
+    return np.asarray(keras.ops.convert_to_numpy(tensor)).astype(np.float64)
+
+
+def own_outputs(model, inputs):
+    """What the model gives when it is called eagerly at inference, as a list of tensors."""
+    argument = inputs[0] if len(inputs) == 1 else list(inputs)
+    return keras.tree.flatten(model(argument, training=False))
+
+
+def validate(network, inputs, *, probes=True, rng=None, program=None):
+    """Compares a network's model with what was read of it.
+
+    Args:
+        network: `network.Network`.
+        inputs: list of arrays (n, …), one per input of the model; their first rows are compared.
+        probes: whether to compare random inputs of several scales too.
+        rng: `numpy.random.Generator`, or None for one that cannot be foreseen.
+        program: `program.Program` of the network, or None to read it.
+
+    Returns:
+        `Validation`.
+
+    Raises:
+        UnfaithfulReading: naming the first step that differs.
+    """
+    rng = np.random.default_rng() if rng is None else rng
+    program = read_program(network) if program is None else program
+    sample = [np.asarray(x)[:SAMPLE] for x in inputs]
+    found = [_compared(network, program, sample)]
+    if probes:
+        for scale in SCALES:
+            drawn = [
+                _probe(rng, x, t.dtype, scale)
+                for x, t in zip(sample, network.graph.inputs, strict=True)
+            ]
+            found.append(_compared(network, program, drawn))
+    total = sum(len(x) for x in sample[:1]) + PROBES * len(SCALES) * probes
+    blind = dict.fromkeys(name for _, names in found[:1] for name in names)
+    return Validation(total, found[0][0], tuple(blind))
+
+
+def _probe(rng, x, dtype, scale):
+    size = float(np.sqrt(np.mean(np.square(x.astype(np.float64))))) or 1.0
+    drawn = rng.normal(size=(PROBES, *x.shape[1:])) * scale * size
+    if "int" in dtype:
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(drawn), max(limits.min, -(2**20)), min(limits.max, 2**20))
+    return drawn
+
+
+def _compared(network, program, inputs):
+    """`(steps, blind)` on these inputs."""
+    with np.errstate(all="ignore"):
+        known = Replay(network)(inputs)
+        own = own_outputs(
+            network.model,
+            [known[t.producer][0] for t in network.graph.inputs],
+        )
+        steps, blind = 0, []
+        calls = {call.name: call for call in network.graph.calls}
+        for step in program.steps:
+            call, outputs = calls[step.name], known[step.name]
+            if step.operations is None or len(outputs) != 1:
+                blind.append(step.name)
+                continue
+            read = [known[t.producer][t.index] for t in call.inputs]
+            if not _agrees(step, read, outputs[0]):
+                blind.append(step.name)
+            steps += 1
+        _check_whole(network, known, own)
+    return steps, blind
+
+
+def _agrees(step, read, output):
+    """Whether a step's allowance shows much; raises where the step differs."""
+    dtype = keras.backend.standardize_dtype(output.dtype)
+    if _SIZES.get(dtype, 9) < _SIZES.get(step.dtype, 0):
+        raise UnfaithfulReading(
+            f"The model computes in {dtype} at step {step.name!r}, whose dtype says {step.dtype}. "
+            "No claim is made. Use a dtype that this backend computes in.",
+            step.name,
+        )
+    signals = []
+    precision = precision_of(step)
+    for tensor in read:
+        value = as_array(tensor)
+        error = np.zeros_like(value)
+        if keras.backend.standardize_dtype(tensor.dtype) != step.dtype:
+            error = precision.unit * np.abs(value) + precision.tiny
+        signals.append(Signal(value, error))
+    held = as_array(output)
+    signal = run(step, signals, precision)
+    value, error = signal.value, signal.error
+    if value.shape != held.shape:
+        raise _unfaithful(step, f"its shape is {held.shape}, that of its reading {value.shape}")
+    # Beyond the largest number of the format a model's results say nothing.
+    largest = 6e4 if step.dtype == "float16" else 1e38
+    rows = np.isfinite(value) & np.isfinite(held) & (np.abs(value) + error < largest)
+    off = np.where(rows, np.abs(held - value) - error, 0.0)
+    if np.any(off > 0):
+        worst = np.unravel_index(np.argmax(off), off.shape)
+        raise _unfaithful(
+            step,
+            f"it gives {held[worst]:.8g} where its reading gives {value[worst]:.8g}, with a "
+            f"rounding allowance of {error[worst]:.2g}",
+        )
+    spread = float(np.std(value[rows])) if np.any(rows) else 0.0
+    return spread == 0 or float(np.median(error[rows])) <= _BLIND * spread
+
+
+def _unfaithful(step, text):
+    return UnfaithfulReading(
+        f"The model contradicts what was read of it. Received: step {step.name!r}, {text}. No "
+        "claim about this model is made: use the layer as Keras defines it, or declare its gain by "
+        "`register_gain`.",
+        step.name,
+    )
+
+
+def _check_whole(network, known, own):
+    """The model must give what its calls give together, up to the order of its sums."""
+    target = network.graph.output
+    alone = as_array(known[target.producer][target.index])
+    if len(own) != 1:
+        raise UnfaithfulReading(
+            f"The model gives {len(own)} outputs, its reading one. Received: model "
+            f"{network.model.name!r}."
+        )
+    whole = as_array(own[0])
+    half = any(call.outputs[0].dtype in _HALF for call in network.graph.calls)
+    size = float(np.max(np.abs(alone[np.isfinite(alone)]), initial=0.0))
+    # The same operations on the same values: only how a device orders its sums may differ.
+    room = (0.05 if half else 1e-3) * size + 1e-30
+    finite = np.isfinite(alone)
+    if whole.shape != alone.shape or np.any(np.abs(whole - alone)[finite] > room):
+        raise UnfaithfulReading(
+            f"The model {network.model.name!r} computes something else than its layers, called one "
+            "by one as its graph says. Received: different outputs. No claim about it is made: "
+            "build it as a Functional model of the layers that it calls.",
+            target.producer,
+        )
