@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.validation import validate_on_probes
 
 # The recursions below take a few float64 operations per node; far fewer than 10¹¹ in all.
 _RECURSION_SLACK = 1 + 1e-5
@@ -86,6 +87,7 @@ def lipschitz_upper_bound(model, *, outputs="logits", input_shapes=None):
 
     Raises:
         UnsupportedLayerError: naming a layer without a proven gain.
+        UnfaithfulReading: naming the first step at which the model contradicts its reading.
         ValueError: if the model is not built, or `outputs` is unknown.
 
     Example:
@@ -102,11 +104,12 @@ def lipschitz_upper_bound(model, *, outputs="logits", input_shapes=None):
         raise ValueError(f"`outputs` must be 'logits' or 'model'. Received: outputs={outputs!r}.")
     network = read_network(model, input_shapes)
     name = network.logits if outputs == "logits" else network.output
+    validation = validate_on_probes(network)
     constants = lipschitz_constants(network)
     return GainBound(
         constants[name],
         contributions(network, constants, name),
-        tuple(model_assumptions(network)),
+        (*model_assumptions(network), validation.sentence()),
         network.digest(),
     )
 
@@ -195,6 +198,7 @@ def rounding_errors(network, input_norms, name, precision="model"):
     """
     norms, errors = {}, {}
     input_norms = np.asarray(input_norms, dtype=np.float64)
+    formats = _formats(network, precision)
     for node in network.nodes:
         if node.kind == "input":
             norms[node.name], errors[node.name] = input_norms, np.zeros_like(input_norms)
@@ -205,11 +209,46 @@ def rounding_errors(network, input_norms, name, precision="model"):
         gain = node.gain_upper_bound
         affine = node.affine64 if precision == "float64" else node.affine
         own = _times(affine.slope, reading) + affine.constant
+        own = own + _lost(network, node, formats, gain * reading + affine.offset)
         errors[node.name] = _times(gain, _combine(node.rule, weighted_errors)) + own
         norms[node.name] = _times(gain, _combine(node.rule, weighted_norms)) + affine.offset
         if node.name == name:
             break
     return errors[name] * _RECURSION_SLACK
+
+
+def _formats(network, precision):
+    """dtype that every node is computed in, by its call."""
+    if precision == "float64":
+        return {call.name: "float64" for call in network.graph.calls}
+    return {
+        call.name: getattr(call.operation, "compute_dtype", None) or call.outputs[0].dtype
+        for call in network.graph.calls
+    }
+
+
+def _lost(network, node, formats, size):
+    """What underflow may add to a node's error; infinite where it may overflow.
+
+    Every product loses at most `underflow`·(1 + |w| + |x|): no entry of a map exceeds its gain, no
+    partial sum of a row exceeds the gain times the norm of the signal.
+    """
+    dtype = formats.get(node.call)
+    if dtype not in rounding.UNIT_ROUNDOFF:
+        return np.zeros_like(size)
+    reads = sum(_entries(network[name].output_shape) for name in node.inputs)
+    if node.kind != "linear":
+        reads = 4
+    writes = math.sqrt(_entries(node.output_shape))
+    each = rounding.underflow(dtype) * (reads + 4)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = each * writes * (1 + node.gain_upper_bound + size)
+        lost = np.where(np.isnan(lost), np.inf, lost)
+    return np.where(size <= rounding.LARGEST[dtype], lost, np.inf)
+
+
+def _entries(shape):
+    return math.prod(math.inf if n is None else n for n in shape[1:])
 
 
 def _combine(rule, terms):

@@ -14,8 +14,15 @@ from tf_lyapunov.certification.proofs import Proof, kept_inputs
 from tf_lyapunov.local.slopes import LocalGains, local_radii
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.graph import is_graph
-from tf_lyapunov.program.logits import PRECISIONS, LogitsModel, batches, with_rounded_settings
+from tf_lyapunov.program.logits import (
+    PRECISIONS,
+    Float64Logits,
+    LogitsModel,
+    batches,
+    with_rounded_settings,
+)
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.validation import validate
 
 # Float64 entries held at once in blocks of inputs × classes, and of input entries.
 _BLOCK = 2**22
@@ -113,6 +120,8 @@ def certify(
         cast, norms, moved = _checked_inputs(inputs, network.graph.inputs[0])
         size = batch_size or int(np.clip(2**20 // max(cast[0].size, 1), 32, 1024))
         if logits_model is None:
+            digest = network.digest()
+            validation = validate(network, [cast])
             logits_model, logits = _first_logits(network, constants, cast, norms, size, precision)
         else:
             logits = logits_model.predict(cast, size)
@@ -152,13 +161,20 @@ def certify(
         gain_upper_bound=gain,
         contributions=contributions(network, constants, network.logits),
         assumptions=tuple(
-            _assumptions(network, logits.shape[1], norms, head, logits_model.precision) + sentences
+            _assumptions(network, logits.shape[1], norms, head, logits_model.precision)
+            + sentences
+            + [validation.sentence()]
         ),
         method=method,
         verdict="PROVED" if np.any(radius > 0) else "NOT_PROVED",
         float_allowance=float(np.max(errors)),
-        model_digest=network.digest(),
+        model_digest=digest,
     )
+    if network.digest() != digest:
+        raise ValueError(
+            "A model must stay as it is while it is certified. Received: model "
+            f"{model.name!r}, whose weights or settings changed meanwhile. Certify it again."
+        )
     proof = Proof(network, bound.proof, kept_inputs([p[6] for p in parts]), overall)
     object.__setattr__(certificate, "proof", proof)
     return certificate
@@ -174,14 +190,12 @@ def _first_logits(network, constants, x, norms, size, precision):
             sample = slice(None, None, len(x) // _SAMPLE)  # else most are computed twice
         logits = own.predict(x[sample], size)
         _check_logits(logits, network)
-        if network.graph.traced:
-            _check_trace(logits[:8], x[sample][:8], network)
         if precision == "model" or (
             precision == "auto" and _is_affordable(network, constants, logits, norms[sample])
         ):
             return own, logits if len(logits) == len(x) else own.predict(x, size)
     try:
-        exact = LogitsModel(network, "float64")
+        exact = Float64Logits(network)
     except ValueError:  # the backend or a layer has no float64
         if precision == "float64":
             raise
@@ -392,31 +406,6 @@ def _check_logits(logits, network):
         raise ValueError(
             "The model's logits must be finite. Received: NaN or infinity, so its weights or "
             "these inputs are too large."
-        )
-
-
-def _check_trace(traced, x, network):
-    """A subclassed model must decide, on its first inputs, as its traced graph does."""
-    own = np.asarray(network.model.predict(x, verbose=0), dtype=np.float64)
-    own = own.reshape(len(own), -1)
-    if network.decision == "softmax":
-        traced = np.exp(traced - traced.max(axis=1, keepdims=True))
-        traced /= traced.sum(axis=1, keepdims=True)
-    elif network.decision == "log_softmax":
-        top = traced.max(axis=1, keepdims=True)
-        traced = traced - top - np.log(np.exp(traced - top).sum(axis=1, keepdims=True))
-    elif network.decision == "sigmoid":
-        traced = 0.5 * (1 + np.tanh(traced / 2))
-    elif network.decision == "log_sigmoid":
-        traced = -np.logaddexp(0.0, -traced)
-    # A sanity check, not a proof: float32 noise, well below any other computation's result.
-    if own.shape != traced.shape or not np.allclose(
-        own, traced, rtol=1e-3, atol=1e-3 * max(np.abs(traced).max(), 1e-6)
-    ):
-        raise ValueError(
-            f"The subclassed model {network.model.name!r} computes something else than the layers "
-            "that its `call` used on symbolic tensors. Received: different outputs on the first "
-            "inputs. Build it as a Functional model."
         )
 
 

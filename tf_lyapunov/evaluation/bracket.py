@@ -15,7 +15,7 @@ from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_l
 from tf_lyapunov.evaluation.accuracy import logits as executed_logits
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.logits import (
-    LogitsModel,
+    Float64Logits,
     batches,
     float64_available,
     with_rounded_settings,
@@ -335,7 +335,7 @@ class _Exact:
     def __init__(self, model, x, batch_size):
         self.network = with_rounded_settings(read_network(model, [(None, *x.shape[1:])]))
         with float64_available():
-            self.model, self.batch_size = LogitsModel(self.network, "float64"), batch_size
+            self.model, self.batch_size = Float64Logits(self.network), batch_size
 
     def crossing(self, x, change, label, box):
         """`(norm, point, class)` of the first x + t·change, t ≥ 1, surely of another class.

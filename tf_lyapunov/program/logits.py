@@ -18,6 +18,7 @@ from tf_lyapunov.program.lipschitz_layers import fix_as_used, float64_config
 from tf_lyapunov.program.own_layers import RULES as OWN_ACTIVATIONS
 from tf_lyapunov.program.registry import registered_gain
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
+from tf_lyapunov.program.tensors import as_array, as_tensor
 
 # Layers that use their weights as stored, whatever their compute dtype.
 _UNROUNDED = (keras.layers.BatchNormalization, Householder, ConvexCombination)
@@ -48,13 +49,17 @@ def with_rounded_settings(network):
             for norm in norms:
                 bound = BatchNormScale.of(norm).shift_bound
                 shift += float(np.max(bound, initial=0.0)) * math.sqrt(size)
-            own = node.affine64
-            affine = dataclasses.replace(
-                own,
-                slope=own.slope + extra * max(own.gain, 1.0),
-                constant=own.constant + extra * (own.offset + shift),
-            )
-            node = dataclasses.replace(node, affine64=affine)
+            widened = [
+                dataclasses.replace(
+                    own,
+                    slope=own.slope + extra * max(own.gain, 1.0),
+                    constant=own.constant + extra * (own.offset + shift),
+                )
+                for own in (node.affine64, node.affine)
+            ]
+            node = dataclasses.replace(node, affine64=widened[0])
+            if getattr(node.layer, "compute_dtype", "float64") == "float64":
+                node = dataclasses.replace(node, affine=widened[1])
         nodes.append(node)
     return dataclasses.replace(network, nodes=tuple(nodes))
 
@@ -76,6 +81,53 @@ def float64_available():
         enable = importlib.import_module("jax.experimental").enable_x64
     with enable(True):
         yield
+
+
+@contextlib.contextmanager
+def no_gradients():
+    """Keeps PyTorch from recording what is called inside; the others record nothing."""
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    with importlib.import_module("torch").no_grad():
+        yield
+
+
+def computes_in_float64():
+    """Whether the backend multiplies float64 tensors in float64, tried on a known product.
+
+    Keras on PyTorch does not, unless floatx is float64, nor JAX without its 64-bit mode.
+    """
+    one = keras.ops.convert_to_tensor(np.array([[1.0 + 2.0**-40]]), dtype="float64")
+    product = keras.ops.matmul(one, keras.ops.ones((1, 1), dtype="float64"))
+    return float(np.asarray(keras.ops.convert_to_numpy(product), np.float64)[0, 0]) == 1 + 2.0**-40
+
+
+class Float64Logits:
+    """Logits of a program in float64 by NumPy, whatever the backend; see `LogitsModel`.
+
+    Args:
+        network: `Network`.
+
+    Raises:
+        ValueError: if a step has no evaluation apart from the model, and the backend or a layer
+            cannot compute in float64 either.
+    """
+
+    precision = "float64"
+
+    def __init__(self, network):
+        self.program = network.program
+        self.model = LogitsModel(network, "float64") if self.program.unread else None
+
+    def predict(self, x, batch_size):
+        """Logits as float64 (n, K), K = 1 for a single unit."""
+        if self.model is not None:
+            with float64_available():
+                return self.model.predict(x, batch_size)
+        rows = range(0, len(x), batch_size)
+        values = np.concatenate([self.program.logits(x[i : i + batch_size]) for i in rows])
+        return values[:, None] if values.ndim == 1 else values
 
 
 class LogitsModel:
@@ -101,8 +153,7 @@ class LogitsModel:
                 self.model = model
                 return
         if precision == "float64":
-            zero = keras.ops.zeros((1,), dtype="float64")
-            if keras.backend.standardize_dtype(zero.dtype) != "float64":
+            if not computes_in_float64():
                 raise ValueError(
                     "The backend does not compute in float64. Received: precision='float64'. "
                     "Set `jax_enable_x64`, or use precision='model'."
@@ -117,8 +168,14 @@ class LogitsModel:
 
     def predict(self, x, batch_size):
         """Logits as float64 (n, K), K = 1 for a single unit."""
-        values = np.asarray(self.model.predict(x, batch_size=batch_size, verbose=0))
-        values = values.astype(np.float64)
+        parts, dtype = [], self._dtype(self.network.graph.inputs[0])
+        with no_gradients():
+            # Never through `predict`, which keeps a compiled function and rounds to floatx.
+            for start in range(0, len(x), batch_size):
+                given = as_tensor(x[start : start + batch_size], dtype)
+                outputs = keras.tree.flatten(self.model(given, training=False))
+                parts.append(as_array(outputs[0]))
+        values = np.concatenate(parts)
         return values[:, None] if values.ndim == 1 else values
 
     def _rebuild(self):
@@ -186,6 +243,9 @@ class LogitsModel:
         if self.precision == "float64":
             config["dtype"] = "float64"
         copy = type(layer).from_config(config)
+        held = getattr(layer, "activation", None)
+        if held is not None and not without_activation and not isinstance(held, keras.Layer):
+            copy.activation = held  # a name may stand for another form of the function
         copy(*args)  # builds it
         parts = [p for p in layer._flatten_layers() if type(p) in _UNROUNDED]
         kept = {id(v) for part in parts for v in part.variables}

@@ -5,6 +5,7 @@ arithmetic on `Node.gain_upper_bound`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -22,6 +23,7 @@ from tf_lyapunov.program.linear import (
     linear_gains,
 )
 from tf_lyapunov.program.lipschitz_layers import fused_gain
+from tf_lyapunov.program.program import read_program
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -100,6 +102,11 @@ class Network:
                 return node
         raise KeyError(name)
 
+    @functools.cached_property
+    def program(self):
+        """The `Program` of this network, read once."""
+        return read_program(self)
+
     @property
     def decision(self):
         """Name of the final function that is looked through (`"softmax"`, …), or None."""
@@ -128,6 +135,16 @@ class Network:
             wiring = [self._position(t.producer) for t in call.inputs]
             settings = [_settings(call.operation), wiring, _constants(call)]
             state.update(json.dumps(settings, default=str).encode())
+        for step in self.program.steps:
+            for operation in step.operations or ():
+                kind, fields = operation.settings()
+                state.update(kind.encode())
+                for name, value in fields:
+                    is_array = isinstance(value, np.ndarray)
+                    text = f"{value.dtype}{value.shape}" if is_array else repr(value)
+                    state.update(f"{name}{text}".encode())
+                    if is_array:
+                        state.update(np.ascontiguousarray(value).tobytes())
         for layer in self.graph.layers:
             for variable in layer.variables:
                 if "seed_generator" in variable.path:

@@ -145,6 +145,13 @@ def unit_roundoff(dtype):
     return UNIT_ROUNDOFF["float64" if _IN_FLOAT64.get() else dtype]
 
 
+# Largest finite number.
+LARGEST = {
+    "float64": sys.float_info.max,
+    "float32": (2 - 2.0**-23) * 2.0**127,
+    "float16": 65504.0,
+    "bfloat16": (2 - 2.0**-7) * 2.0**127,
+}
 # Smallest normal number: devices set smaller results, and operands, to zero.
 _SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126}
 

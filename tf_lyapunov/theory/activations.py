@@ -4,6 +4,7 @@ Reads Keras objects by their names and attributes only: nothing is imported from
 """
 
 import math
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -299,6 +300,13 @@ def slopes_of(activation, params: dict) -> Slopes:
         raise UnsupportedLayerError(
             f"Activation {name!r} from module {module!r} is not Keras's own, so its slopes are "
             "unknown. Pass `Sector(alpha, beta)` if you can prove one."
+        )
+    held = activation if is_function else type(activation)
+    # A wrapper may carry Keras's module and name: the object itself must be what Keras holds there.
+    if getattr(sys.modules.get(module), held.__name__, None) is not held:
+        raise UnsupportedLayerError(
+            f"Activation {held.__name__!r} carries the name of a function of {module!r} and is "
+            "another object, so its slopes are unknown. Pass Keras's own, or `Sector(alpha, beta)`."
         )
     if is_function:
         name = activation.__name__
