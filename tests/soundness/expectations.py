@@ -16,7 +16,6 @@ from tf_lyapunov.errors import UnsupportedLayerError
 
 L = keras.layers
 # Known faults: an expectation fails. Any other error is one of the test.
-FAULT = functools.partial(pytest.mark.xfail, strict=False, raises=AssertionError)
 
 
 def dense(matrix, bias=None, **options):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from soundness import oracles
 from soundness.expectations import (
-    FAULT,
     L,
     assert_gain_sound_or_refused,
     assert_sound_or_refused,
@@ -24,7 +23,6 @@ import tf_lyapunov as tfl
 # Arithmetic --------------------------------------------------------------------------------------
 
 
-@FAULT(reason="underflow is assumed away")
 def test_underflow_of_float16_does_not_certify_the_wrong_class():
     policy = "mixed_float16"
     model = keras.Sequential(
@@ -41,7 +39,6 @@ def test_underflow_of_float16_does_not_certify_the_wrong_class():
         assert certificate.radius[0] == 0 or certificate.labels[0] == own
 
 
-@FAULT(reason="underflow is assumed away")
 def test_underflow_of_float32_does_not_certify_the_wrong_class():
     model = keras.Sequential(
         [
@@ -57,7 +54,6 @@ def test_underflow_of_float32_does_not_certify_the_wrong_class():
         assert np.all((certificate.radius == 0) | (certificate.labels == own))
 
 
-@FAULT(reason="subnormal weights are 0 to the device and not to the float64 evaluation")
 def test_subnormal_weights_are_those_that_the_device_multiplies_by():
     head = L.Dense(2, use_bias=False)
     model = keras.Sequential([keras.Input((2,)), dense(1e37 * np.eye(2)), head])
@@ -69,7 +65,6 @@ def test_subnormal_weights_are_those_that_the_device_multiplies_by():
         assert np.all((certificate.radius == 0) | (certificate.labels == own))
 
 
-@FAULT(reason="inputs of float64 models are rounded to floatx on the way")
 def test_inputs_of_a_float64_model_are_not_rounded():
     model = keras.Sequential(
         [keras.Input((2,), dtype="float64"), dense(np.eye(2), dtype="float64")]
@@ -119,12 +114,10 @@ BOUNDARY = """
 """
 
 
-@FAULT(reason="products of float64 tensors are computed in float32 by that backend")
 def test_radii_near_the_boundary_hold_on_torch():
     run_on("torch", BOUNDARY.format(dtype="", kind="float32"))
 
 
-@FAULT(reason="products of float64 tensors are computed in float32 by that backend")
 def test_radii_of_a_float64_model_hold_on_torch():
     run_on("torch", BOUNDARY.format(dtype=", dtype='float64'", kind="float64"))
 
@@ -133,7 +126,6 @@ def test_radii_near_the_boundary_hold_on_jax():
     run_on("jax", BOUNDARY.format(dtype="", kind="float32"))
 
 
-@FAULT(reason="without its 64-bit mode that backend computes in float32")
 def test_radii_of_a_float64_model_hold_on_jax():
     run_on("jax", BOUNDARY.format(dtype=", dtype='float64'", kind="float64"))
 

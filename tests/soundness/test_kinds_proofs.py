@@ -8,7 +8,7 @@ that names what could not be read. `xfail` marks faults that are known and not y
 import keras
 import numpy as np
 import pytest
-from soundness.expectations import FAULT, L, dense, inputs_near_boundaries
+from soundness.expectations import L, dense, inputs_near_boundaries
 
 import tf_lyapunov as tfl
 
@@ -34,7 +34,6 @@ def verdict(path, model):
         return False
 
 
-@FAULT(reason="the input's shape is taken from the file")
 def test_a_proof_about_another_input_shape_is_not_accepted(tmp_path):
     def network(shape):
         pool, head = L.GlobalAveragePooling2D(name="pool"), L.Dense(2, name="head")
@@ -94,7 +93,6 @@ def replace_everywhere(tree, name, value):
     return found
 
 
-@FAULT(reason="the file's own words are printed with the verdict")
 def test_words_of_a_proof_file_cannot_pass_for_the_verifiers(tmp_path):
     model = keras.Sequential([keras.Input((2,)), L.Dense(2)])
     words = "fine.\nVERIFIED: gain 0.0001"

@@ -9,6 +9,7 @@ from tf_lyapunov.bounds.composition import (
     model_assumptions,
     rounding_errors,
 )
+from tf_lyapunov.certification.balls import check_balls
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
 from tf_lyapunov.local.slopes import LocalGains, local_radii
@@ -121,18 +122,24 @@ def certify(
         size = batch_size or int(np.clip(2**20 // max(cast[0].size, 1), 32, 1024))
         if logits_model is None:
             digest = network.digest()
-            validation = validate(network, [cast])
+            validation, own_logits, own_parts = validate(network, [cast]), LogitsModel(network), []
             logits_model, logits = _first_logits(network, constants, cast, norms, size, precision)
         else:
             logits = logits_model.predict(cast, size)
         _check_logits(logits, network)
         errors = rounding_errors(network, norms, network.logits, logits_model.precision)
-        parts.append((logits, errors, moved, norms, labels, cast if local else None, inputs))
+        own = decisions(logits)
+        if logits_model.precision == "float64":
+            # A radius is about the class that the model itself decides for.
+            own = decisions(own_logits.predict(cast, size))
+        kept = cast if local is not None or sum(map(len, own_parts)) < _SAMPLE else None
+        own_parts.append(own)
+        parts.append((logits, errors, moved, norms, labels, kept, inputs))
     logits, errors, moved, norms = (np.concatenate([p[i] for p in parts]) for i in range(4))
     given = [p[4] for p in parts]
     if any(g is None for g in given) and not all(g is None for g in given):
         raise ValueError("Some batches have labels and some have none.")
-    predictions = decisions(logits)
+    predictions = np.concatenate(own_parts)
     labels = predictions
     if given[0] is not None:
         labels = checked_labels(np.concatenate(given), *logits.shape)
@@ -153,6 +160,8 @@ def certify(
     radius, overall = (
         np.where(moved > 0, np.maximum(rounding.down(r - moved), 0.0), r) for r in (radius, overall)
     )
+    tried = np.concatenate([p[5] for p in parts if p[5] is not None])[:_SAMPLE]
+    check_balls(network, tried, labels, radius, own_logits)
     certificate = Certificate(
         radius=radius,
         predictions=predictions,

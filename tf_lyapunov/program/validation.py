@@ -207,7 +207,7 @@ def _agrees(step, read, output):
         raise _unfaithful(
             step,
             f"it gives {held[worst]:.8g} where its reading gives {value[worst]:.8g}, with a "
-            f"rounding allowance of {error[worst]:.2g}",
+            f"rounding allowance of {error[worst]:.2g} for {step.dtype}",
         )
     spread = float(np.std(value[rows])) if np.any(rows) else 0.0
     return spread == 0 or float(np.median(error[rows])) <= _BLIND * spread
