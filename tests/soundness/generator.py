@@ -437,8 +437,15 @@ def build(seed):
         if use > 0.9 and _clones(k):
             model, cloned = _clone(model)
             described += ", cloned" * cloned
+        if any("changed" in n for n in k.names):
+            # The last activation may be another one than the model was built with.
+            threshold = 0.5 if _ends_in_sigmoid(model) else 0.0
         return Case(seed, model, twin, x, threshold, policy, described)
     raise ValueError(f"No model of seed {seed} computes.")
+
+
+def _ends_in_sigmoid(model):
+    return getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid
 
 
 def _clone(model):

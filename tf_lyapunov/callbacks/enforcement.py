@@ -35,7 +35,11 @@ def fingerprint(model):
     """A digest of all weights: whether they are the ones that were enforced, or reported."""
     state = hashlib.blake2b(digest_size=16)
     for variable in model.weights:
-        state.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).tobytes())
+        state.update(
+            np.ascontiguousarray(
+                keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))
+            ).tobytes()
+        )
     return state.digest()
 
 
@@ -96,7 +100,11 @@ def _iterations(model):
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     counter = getattr(optimizer, "_iterations", None)
-    return 0 if counter is None else int(keras.ops.convert_to_numpy(counter.value))
+    return (
+        0
+        if counter is None
+        else int(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(counter)))
+    )
 
 
 def companions(callback):

@@ -8,7 +8,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.export import activations, weighted, weightless
 from tf_lyapunov.export.building import Names, Plain
 from tf_lyapunov.program.activations import current_config
-from tf_lyapunov.program.graph import Tensor, read_graph
+from tf_lyapunov.program.graph import Cast, Tensor, read_graph
 
 RULES = {**weighted.RULES, **activations.RULES, **weightless.RULES}
 
@@ -68,7 +68,9 @@ def export_plain(model):
         args, kwargs = keras.tree.map_structure(symbolic, (call.args, call.kwargs))
         operation = call.operation
         rule = RULES.get(type(operation))
-        if rule is not None:
+        if type(operation) is Cast:
+            outputs = keras.ops.cast(args[0], operation.dtype)
+        elif rule is not None:
             outputs = rule(Plain(operation, call.name, names), args[0])
         else:
             outputs = _copied(operation, call.name, names, copies)(*args, **kwargs)
@@ -100,9 +102,12 @@ def _copied(operation, name, names, copies):
     inner = RULES.get(type(held))
     ignored = ("regularizer", "constraint", "initializer")
     config = {key: value for key, value in config.items() if not key.endswith(ignored)}
-    if inner is not None:
+    is_function = callable(held) and not isinstance(held, keras.Layer)
+    if inner is not None or is_function:
         config["activation"] = None
     copy = type(operation).from_config(config)
+    if is_function:
+        copy.activation = held  # a name may stand for another form of the function
 
     def apply(*args, **kwargs):
         first = not copy.built

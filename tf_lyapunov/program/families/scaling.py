@@ -104,7 +104,7 @@ def _centering(call):
     shape[axis % rank - 1] = -1
     return [
         scaled(
-            np.ones(shape),
+            np.ones(()),
             (bias - mean).reshape(shape),
             (np.abs(bias) + np.abs(mean)).reshape(shape),
         )
