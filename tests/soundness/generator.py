@@ -460,7 +460,9 @@ def _clone(model):
 
 def _clones(k):
     """Whether a clone is the same function: it is not where a layer was changed afterwards."""
-    return not any(word in n for n in k.names for word in ("changed", "replaced", "nested"))
+    return not any(
+        word in n for n in k.names for word in ("changed", "replaced", "nested", "wrapped")
+    )
 
 
 def plain(seed, layers=1):

@@ -75,6 +75,7 @@ SUPPORTED_LAYERS = (
     *lipschitz_layers.RULES,
     *own_layers.RULES,
 )
+registry.keep(SUPPORTED_LAYERS)
 _PRODUCT = "a product of two inputs has no global Lipschitz constant"
 _VARIANCE = "it divides by statistics of its own input, which has no global Lipschitz constant"
 _ATTENTION = "dot-product attention has no global Lipschitz constant"
@@ -106,29 +107,7 @@ def refuse(operation, reason=None):
     )
 
 
-def call_gain(call):
-    """`Gain` of one `graph.Call` that is not a dense or convolution layer."""
-    operation = call.operation
-    if isinstance(operation, keras.Layer):
-        registered = registry.registered_gain(operation)
-        if registered is not None:
-            return _registered_gain(registered, call)
-        rule = _LAYER_RULES.get(type(operation))
-        if rule is None:
-            refuse(operation)
-        if len(call.inputs) != 1 and type(operation) not in (
-            *MERGING_LAYERS,
-            *own_layers.MERGING,
-        ):
-            refuse(operation, "it is called on several tensors (a mask or a state)")
-        return rule(call)
-    # Not imported above: most models hold layers only.
-    from tf_lyapunov.program.operations import operation_gain
-
-    return operation_gain(call)
-
-
-def _registered_gain(registered, call):
+def registered_gain(registered, call):
     layer = call.operation
     shapes = [t.shape for t in call.inputs]
     shape = shapes[0] if len(shapes) == 1 else shapes
@@ -375,7 +354,7 @@ def _input_cast(gain, tensor, dtype):
     return dataclasses.replace(gain, affine=with_cast(gain.affine, tensor, dtype, unit))
 
 
-_LAYER_RULES = {
+LAYER_RULES = {
     **dict.fromkeys(UNCHANGED_LAYERS, _unchanged_rule),
     **dict.fromkeys(RESHAPING_LAYERS, _reshaping_rule),
     **dict.fromkeys((*ACTIVATION_LAYERS, _layers.Activation), _activation_rule),

@@ -12,8 +12,9 @@ import json
 import keras
 import numpy as np
 
-from tf_lyapunov.program import gains, rounding
+from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name, current_config
+from tf_lyapunov.program.calls import call_gain
 from tf_lyapunov.program.gain import Affine
 from tf_lyapunov.program.graph import Graph, Tensor, read_graph
 from tf_lyapunov.program.linear import (
@@ -201,13 +202,13 @@ def read_network(model, input_shapes=None, *, bounded=True):
             fold = next((c for c in graph.calls if c.name == folds.get(call.name)), None)
             new = _linear_nodes(call, inputs, fold, cache, bounded)
         else:
-            gain = gains.call_gain(call)
+            gain = call_gain(call)
             if gain.affine64 is not None:
                 gain64 = dataclasses.replace(gain, affine=gain.affine64)
             else:
                 with rounding.float64_evaluation():
                     # A user's own layer keeps its precision.
-                    gain64 = gain if gain.assumption else gains.call_gain(call)
+                    gain64 = gain if gain.assumption else call_gain(call)
             new = [_node(call, inputs, gain, gain64)]
         nodes.extend(new)
         last[call.name] = new[-1].name

@@ -19,6 +19,12 @@ class RegisteredGain:
 
 
 _REGISTRY: dict[type, RegisteredGain] = {}
+_PROVEN: set[type] = set()
+
+
+def keep(classes):
+    """Notes classes whose rules are proved, which no registration may replace."""
+    _PROVEN.update(classes)
 
 
 def register_gain(layer_class, rule, *, assumption=None):
@@ -62,10 +68,7 @@ def register_gain(layer_class, rule, *, assumption=None):
             "`layer_class` must be a layer class of your own. "
             f"Received: layer_class={layer_class.__name__}. Models are opened, not registered."
         )
-    # Imported here: the built-in rules look registered ones up.
-    from tf_lyapunov.program.gains import SUPPORTED_LAYERS
-
-    if layer_class in SUPPORTED_LAYERS:
+    if layer_class in _PROVEN:
         raise ValueError(
             "A layer with a proven rule keeps it. "
             f"Received: layer_class={layer_class.__name__}. Register a subclass of your own."

@@ -46,7 +46,7 @@ class Validation:
 
     def sentence(self):
         """For `Certificate.assumptions`."""
-        if not self.steps:
+        if not self.inputs:
             return f"The reading of the model was not compared with it: {self.blind[0]}."
         text = (
             f"The reading of the model was compared with the model itself on {self.inputs} inputs "
