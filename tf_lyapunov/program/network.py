@@ -185,7 +185,8 @@ def read_network(model, input_shapes=None, *, bounded=True):
     >>> [node.kind for node in read_network(model).nodes]
     ['input', 'linear', 'activation']
     """
-    graph = read_graph(model, input_shapes)
+    refusals = {}
+    graph = read_graph(model, input_shapes, refusals=refusals)
     folds = _foldable_batch_norms(graph)
     nodes, last = [], {}
     for tensor in graph.inputs:
@@ -194,7 +195,9 @@ def read_network(model, input_shapes=None, *, bounded=True):
         last[tensor.producer] = tensor.producer
     cache = {}
     for call in graph.calls:
-        inputs = tuple(last[t.producer] for t in call.inputs)
+        inputs = tuple(last.get(t.producer, t.producer) for t in call.inputs)
+        if call.name in refusals:
+            continue
         if call.name in folds.values():
             last[call.name] = inputs[0]  # already part of the linear node before it
             continue

@@ -19,12 +19,22 @@ class RegisteredGain:
 
 
 _REGISTRY: dict[type, RegisteredGain] = {}
-_PROVEN: set[type] = set()
+_PROVEN: dict[type, None] = {}
 
 
 def keep(classes):
     """Notes classes whose rules are proved, which no registration may replace."""
-    _PROVEN.update(classes)
+    _PROVEN.update(dict.fromkeys(classes))
+
+
+def is_proven(layer_class):
+    """Whether this library has a rule for exactly this class."""
+    return layer_class in _PROVEN
+
+
+def proven():
+    """Classes that this library has rules for, in the order in which they were noted."""
+    return tuple(_PROVEN)
 
 
 def register_gain(layer_class, rule, *, assumption=None):
