@@ -18,7 +18,6 @@ from tf_lyapunov.certification.margins import (
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name
-from tf_lyapunov.program.linear import inference_value
 from tf_lyapunov.program.logits import (
     LogitsModel,
     batches,
@@ -26,6 +25,7 @@ from tf_lyapunov.program.logits import (
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.perturbation import Curvature

@@ -8,7 +8,8 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.export import activations, weighted, weightless
 from tf_lyapunov.export.building import Names, Plain
 from tf_lyapunov.program.activations import current_config
-from tf_lyapunov.program.graph import Cast, Tensor, read_graph
+from tf_lyapunov.program.graph import Tensor, read_graph
+from tf_lyapunov.program.wrapping import Cast
 
 RULES = {**weighted.RULES, **activations.RULES, **weightless.RULES}
 

@@ -12,13 +12,14 @@ from tf_lyapunov.layers.activations import Householder
 from tf_lyapunov.layers.base import LipschitzLayer
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.program.activations import current_config, innermost
+from tf_lyapunov.program.copies import fix_as_used, float64_config
+from tf_lyapunov.program.families.fused import HELD
+from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.graph import Tensor, is_graph
-from tf_lyapunov.program.linear import BatchNormScale, inference_value
-from tf_lyapunov.program.lipschitz_layers import fix_as_used, float64_config
-from tf_lyapunov.program.own_layers import RULES as OWN_ACTIVATIONS
 from tf_lyapunov.program.registry import registered_gain
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.program.weights import inference_value
 
 # Layers that use their weights as stored, whatever their compute dtype.
 _UNROUNDED = (keras.layers.BatchNormalization, Householder, ConvexCombination)
@@ -44,7 +45,7 @@ def with_rounded_settings(network):
             node.kind == "activation" and (name not in _EXACT or capped is not None)
         )  # fmt: skip
         if is_rounded:
-            size = math.prod(n or math.inf for n in node.output_shape[1:])
+            size = math.prod(n or math.inf for n in node.output_shape[1:]) * node.copies
             shift = math.sqrt(size) * float(capped or 0.0)
             for norm in norms:
                 bound = BatchNormScale.of(norm).shift_bound
@@ -232,7 +233,7 @@ class LogitsModel:
             config = float64_config(layer)
         if without_activation:
             config["activation"] = None
-        elif type(getattr(layer, "activation", None)) in OWN_ACTIVATIONS:
+        elif type(getattr(layer, "activation", None)) in HELD:
             pass
         elif isinstance(getattr(layer, "activation", None), keras.Layer):
             # It holds a dtype of its own, which a copy of the outer layer would keep.

@@ -7,30 +7,8 @@ import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.activations import is_softmax
-from tf_lyapunov.program.families import (
-    bare,
-    elementwise,
-    linear,
-    merging,
-    moving,
-    pooling,
-    scaling,
-    softmax,
-)
-from tf_lyapunov.program.gains import UNCHANGED_LAYERS
 from tf_lyapunov.program.operation import EXACT, Operation, Precision, Signal
-
-READERS = {
-    **linear.READERS,
-    **elementwise.READERS,
-    **pooling.READERS,
-    **merging.READERS,
-    **moving.READERS,
-    **scaling.READERS,
-    **softmax.READERS,
-    **dict.fromkeys(UNCHANGED_LAYERS, lambda call: []),
-}
+from tf_lyapunov.program.vocabulary import operations_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +112,7 @@ def read_program(network):
         if isinstance(call.operation, keras.Layer):
             dtype = call.operation.compute_dtype
         try:
-            operations = tuple(_operations(call))
+            operations = operations_of(call)
         except UnsupportedLayerError as error:
             why = str(error)
         inputs = tuple(t.producer for t in call.inputs)
@@ -144,29 +122,6 @@ def read_program(network):
         decision = network[network.decision_node].call
     inputs = tuple(t.producer for t in network.graph.inputs)
     return Program(inputs, tuple(steps), network.graph.output.producer, decision)
-
-
-def _operations(call):
-    layer = call.operation
-    if not isinstance(layer, keras.Layer):
-        return bare.read(call)
-    reader = READERS.get(type(layer))
-    if reader is None or len(call.outputs) != 1:
-        raise elementwise.unread(layer, "a function of its own")
-    found = list(reader(call))
-    if type(layer) in linear.READERS:
-        activation = layer.activation
-        if is_softmax(activation):
-            log = activation is keras.activations.log_softmax
-            axis = getattr(activation, "axis", -1)
-            found.append(softmax.of_axis(axis, len(call.outputs[0].shape), log))
-        else:
-            end = elementwise.of_activation(activation, layer)
-            found += [] if end is None else [end]
-    elif type(layer) is keras.layers.Activation and is_softmax(layer.activation):
-        log = layer.activation is keras.activations.log_softmax
-        found = [softmax.of_axis(-1, len(call.outputs[0].shape), log)]
-    return found
 
 
 def precision_of(step):

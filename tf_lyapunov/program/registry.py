@@ -19,6 +19,7 @@ class RegisteredGain:
 
 
 _REGISTRY: dict[type, RegisteredGain] = {}
+# In the order in which messages list them.
 _PROVEN: dict[type, None] = {}
 
 
@@ -32,8 +33,8 @@ def is_proven(layer_class):
     return layer_class in _PROVEN
 
 
-def proven():
-    """Classes that this library has rules for, in the order in which they were noted."""
+def kept():
+    """The classes whose rules are proved."""
     return tuple(_PROVEN)
 
 

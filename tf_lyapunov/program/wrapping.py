@@ -61,6 +61,9 @@ class Unfolded(keras.Operation):
         return keras.KerasTensor((None, self.steps, *self.shape), dtype=x.dtype)
 
 
+ADDED = (Cast, Folded, Unfolded)
+
+
 class Refused:
     """Stands for a call that could not be read."""
 

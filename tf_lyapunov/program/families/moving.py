@@ -12,10 +12,35 @@ import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers import resizing
-from tf_lyapunov.program.gains import RESHAPING_LAYERS
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families.unchanged import unchanged_gain
+from tf_lyapunov.program.gain import Affine, Gain, layer_gain
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, with_error
-from tf_lyapunov.program.pooling import UPSAMPLING
+from tf_lyapunov.program.refusal import refuse
+
+_layers = keras.layers
+
+RESHAPING_LAYERS = (
+    _layers.Flatten,
+    _layers.Reshape,
+    _layers.Permute,
+    _layers.ZeroPadding1D,
+    _layers.ZeroPadding2D,
+    _layers.ZeroPadding3D,
+    _layers.Cropping1D,
+    _layers.Cropping2D,
+    _layers.Cropping3D,
+)
+
+UPSAMPLING = (_layers.UpSampling1D, _layers.UpSampling2D, _layers.UpSampling3D)
+
+OWN_LAYERS = (
+    resizing.InvertibleDownSampling,
+    resizing.InvertibleUpSampling,
+    resizing.ChannelPadding,
+    resizing.Truncate,
+)
 
 # Above it neighbours coincide in float32.
 _LARGEST = 2**24
@@ -75,16 +100,80 @@ def read(call):
     return [Moved(index)]
 
 
+def _reshaping_rule(call):
+    return dataclasses.replace(
+        unchanged_gain(call), kind="reshape", method="moves, drops or pads entries by zeros"
+    )
+
+
+def _repeat_rule(call):
+    repeats = rounding.sqrt_up(call.operation.n)
+    return Gain("reshape", repeats, "repeats every entry", Affine(repeats))
+
+
+def _own_rule(call):
+    return layer_gain(call, "reshape", 1.0, "moves, drops or pads entries by zeros", 0.0)
+
+
+def _upsampling_rule(call):
+    layer = call.operation
+    value = upsampling_gain(layer)
+    if value is None:
+        refuse(layer, f"only nearest-neighbour upsampling has a rule, not {layer.interpolation!r}")
+    return Gain("reshape", value, "repeats every entry", Affine(value))
+
+
+def upsampling_gain(layer):
+    """√Π size for nearest-neighbour upsampling, which repeats every cell; None if interpolated."""
+    if getattr(layer, "interpolation", "nearest") != "nearest":
+        return None
+    return rounding.sqrt_up(int(np.prod(layer.size)))
+
+
+def _bare_rule(call):
+    """Operations that only move or drop entries, and leave the batch axis alone."""
+    operation, tensor, output = call.operation, call.inputs[0], call.outputs[0]
+    kind, rank = type(operation).__name__, len(tensor.shape)
+    mixes = "it mixes samples along the batch axis"
+    if len(call.inputs) != 1 or (tensor.shape[0] is not None) != (output.shape[0] is not None):
+        refuse(operation, mixes)
+    if kind == "Transpose" and (operation.axes is None or operation.axes[0] % rank != 0):
+        refuse(operation, mixes)
+    if kind == "Reshape" and (tensor.size is None or tensor.size != output.size):
+        refuse(operation, mixes)
+    if kind == "Squeeze":
+        axes = operation.axis
+        axes = (axes,) if isinstance(axes, int) else axes
+        if axes is None or 0 in [a % rank for a in axes]:
+            refuse(operation, mixes)
+    if kind == "ExpandDims":
+        axes = operation.axis
+        axes = (axes,) if isinstance(axes, int) else axes
+        if 0 in [a % len(output.shape) for a in axes]:
+            refuse(operation, mixes)
+    if kind == "GetItem":
+        key = call.args[1] if len(call.args) > 1 else call.kwargs.get("key")
+        parts = key if isinstance(key, (tuple, list)) else (key,)
+        kinds = (int, np.integer, slice, type(Ellipsis), type(None))
+        if any(isinstance(p, bool) or not isinstance(p, kinds) for p in parts):
+            refuse(operation, "an index array may repeat entries")
+        if not parts or (parts[0] is not Ellipsis and parts[0] != slice(None)):
+            refuse(operation, mixes)
+        if parts[0] is Ellipsis and len([p for p in parts[1:] if p is not None]) >= rank:
+            refuse(operation, mixes)
+    return Gain("reshape", 1.0, "moves or drops entries")
+
+
 READERS = dict.fromkeys(
-    (
-        *RESHAPING_LAYERS,
-        *UPSAMPLING,
-        keras.layers.RepeatVector,
-        resizing.InvertibleDownSampling,
-        resizing.InvertibleUpSampling,
-        resizing.ChannelPadding,
-        resizing.Truncate,
-    ),
+    (*RESHAPING_LAYERS, *UPSAMPLING, _layers.RepeatVector, *OWN_LAYERS),
     read,
 )
-OPERATIONS = dict.fromkeys(("Transpose", "Reshape", "Squeeze", "ExpandDims", "GetItem"), read)
+RULES = {
+    **dict.fromkeys(RESHAPING_LAYERS, _reshaping_rule),
+    **dict.fromkeys(UPSAMPLING, _upsampling_rule),
+    _layers.RepeatVector: _repeat_rule,
+    **dict.fromkeys(OWN_LAYERS, _own_rule),
+}
+_MOVES = ("Transpose", "Reshape", "Squeeze", "ExpandDims", "GetItem")
+BARE_READERS = dict.fromkeys(_MOVES, read)
+BARE_RULES = dict.fromkeys(_MOVES, _bare_rule)

@@ -69,7 +69,7 @@ def refuse(operation, reason=None, *, advice=None):
     if advice is None:
         advice = _advice(operation, kind, has_none)
     what = f"layer {operation.name!r} of type {kind}"
-    names = ", ".join(dict.fromkeys(cls.__name__ for cls in registry.proven()))
+    names = ", ".join(dict.fromkeys(cls.__name__ for cls in registry.kept()))
     raise Refusal(
         f"A certificate cannot include this layer: {reason}. Received: {what}. {advice} "
         f"Supported layers: {names}.",
@@ -122,7 +122,7 @@ def raise_all(found, owners=()):
             raise error
         raise UnsupportedLayerError(str(error) + extra) from error
     text = "\n".join(f"  {i}. step {name!r}: {line}" for i, (name, line) in enumerate(lines, 1))
-    names = ", ".join(dict.fromkeys(cls.__name__ for cls in registry.proven()))
+    names = ", ".join(dict.fromkeys(cls.__name__ for cls in registry.kept()))
     raise UnsupportedLayerError(
         f"A certificate cannot include {len(found)} steps of this model. Received:\n{text}\n"
         f"Supported layers: {names}."
