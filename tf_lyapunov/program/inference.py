@@ -68,6 +68,10 @@ def at_inference(operation, args, kwargs, is_graph):
 
 def check_cast(operation):
     """Without autocast it depends on the model around it whether weights are cast."""
+    # These state that they use their weights as stored.
+    whole = (keras.layers.LayerNormalization, keras.layers.GroupNormalization)
+    if type(operation) in whole:
+        return
     if isinstance(operation, keras.Layer) and operation.weights and not operation.autocast:
         if operation.compute_dtype != operation.variable_dtype:
             raise UnsupportedLayerError(

@@ -36,6 +36,12 @@ WITHOUT_GAIN = {
     **dict.fromkeys(("StringLookup", "IntegerLookup", "TextVectorization"), _INTEGERS),
     **dict.fromkeys(("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization"), _CONTRAST),
 }
+_UNIT = "it divides by the norm of its own input, with no global Lipschitz constant near zero"
+WITHOUT_GAIN.update(dict.fromkeys(("UnitNormalization", "Normalize"), _UNIT))
+_ADVICE = dict.fromkeys(
+    ("UnitNormalization", "Normalize"),
+    "Use LayerNormalization or RMSNormalization with a positive epsilon.",
+)
 _REASONS = {"Lambda": "it holds arbitrary code"}
 
 
@@ -67,7 +73,7 @@ def refuse(operation, reason=None, *, advice=None):
     has_none = reason in WITHOUT_GAIN.values() or "no global Lipschitz" in (reason or "")
     reason = reason or "no proven gain is known for it"
     if advice is None:
-        advice = _advice(operation, kind, has_none)
+        advice = _ADVICE.get(kind) or _advice(operation, kind, has_none)
     what = f"layer {operation.name!r} of type {kind}"
     names = ", ".join(dict.fromkeys(cls.__name__ for cls in registry.kept()))
     raise Refusal(

@@ -15,6 +15,7 @@ from tf_lyapunov.program.families import (
     linear,
     merging,
     moving,
+    normalizing,
     norms,
     pooling,
     potential,
@@ -49,6 +50,7 @@ FAMILIES = (
     sandwich,
     fourier,
     skew,
+    normalizing,
 )
 # Layer class -> function of a `graph.Call` that gives its list of operations.
 READERS = {}
