@@ -12,6 +12,7 @@ from tf_lyapunov.program.families import (
     elementwise,
     fourier,
     fused,
+    indexing,
     linear,
     merging,
     moving,
@@ -51,6 +52,7 @@ FAMILIES = (
     fourier,
     skew,
     normalizing,
+    indexing,
 )
 # Layer class -> function of a `graph.Call` that gives its list of operations.
 READERS = {}

@@ -69,14 +69,16 @@ class Moved(Operation):
 def read(call):
     """The index map of a call, from its result on positions."""
     tensor, operation = call.inputs[0], call.operation
-    if tensor.size is None or tensor.size >= _LARGEST:
+    count = None if None in tensor.shape[1:] else math.prod(tensor.shape[1:])
+    if count is None or count >= _LARGEST:
         raise UnsupportedLayerError(
             f"Moving entries is followed up to {_LARGEST} of them. Received: layer "
             f"{operation.name!r} on shape {tensor.shape}."
         )
-    positions = np.arange(1, tensor.size + 1).reshape(1, *tensor.shape[1:])
-    # In a sample of its own, and beside one of zeros, which must stay zeros.
-    batch = np.concatenate([positions, np.zeros_like(positions)]).astype("float32")
+    positions = np.arange(1, count + 1).reshape(1, *tensor.shape[1:])
+    # Samples of positions must stay alike and those of zeros zeros, in an order without symmetry.
+    order = np.array([1, 0, 1, 1, 0]).reshape(-1, *[1] * (positions.ndim - 1))
+    batch = (order * positions).astype("float32")
     given = keras.ops.convert_to_tensor(batch)
 
     def fill(a):
@@ -89,8 +91,11 @@ def read(call):
     moved = np.asarray(keras.ops.convert_to_numpy(layer(*args, **kwargs)))
     index = np.rint(moved).astype(np.int64)
     size = math.prod(moved.shape[1:])
-    faithful = len(moved) == 2 and not np.any(moved[1]) and np.array_equal(index, moved)
-    if not faithful or index.min(initial=0) < 0 or index.max(initial=0) > tensor.size or not size:
+    faithful = len(moved) == 5 and np.array_equal(index, moved)
+    faithful = faithful and np.array_equal(
+        moved, order.reshape(-1, *[1] * (moved.ndim - 1)) * moved[:1]
+    )
+    if not faithful or index.min(initial=0) < 0 or index.max(initial=0) > count or not size:
         raise UnsupportedLayerError(
             "A layer that moves entries must keep samples apart and entries as they are. Received: "
             f"layer {operation.name!r} of type {type(operation).__name__}."
@@ -98,6 +103,37 @@ def read(call):
     index = index[0]
     index.setflags(write=False)
     return [Moved(index)]
+
+
+def index_gain(index):
+    """√(largest number of times that an entry is used), rounded up: the norm of an index map.
+
+    Its matrix W has one 1 in a row at most, so that WᵀW is diagonal with these numbers.
+
+    Args:
+        index: integers, 0 where no entry is placed.
+
+    Example:
+
+    >>> index_gain(np.array([1, 1, 2, 0, 1, 1]))
+    2.0
+    """
+    used = np.asarray(index).ravel()
+    return rounding.sqrt_up(int(np.max(np.bincount(used[used > 0], minlength=1), initial=0)))
+
+
+def checked_read(call):
+    """The index map of a call of one tensor, refused where it is none or mixes samples."""
+    tensor, output = call.inputs[0], call.outputs[0]
+    mixes = "it mixes samples along the batch axis"
+    if len(call.inputs) != 1 or tensor.shape[:1] != output.shape[:1] or len(tensor.shape) < 2:
+        refuse(call.operation, mixes)
+    if None in tensor.shape[1:]:
+        refuse(call.operation, "the sizes of its input are unknown")
+    try:
+        return read(call)[0]
+    except UnsupportedLayerError:
+        refuse(call.operation, mixes)
 
 
 def _reshaping_rule(call):
@@ -156,7 +192,9 @@ def _bare_rule(call):
         parts = key if isinstance(key, (tuple, list)) else (key,)
         kinds = (int, np.integer, slice, type(Ellipsis), type(None))
         if any(isinstance(p, bool) or not isinstance(p, kinds) for p in parts):
-            refuse(operation, "an index array may repeat entries")
+            # An array of indices: its entries may repeat.
+            value = index_gain(checked_read(call).index)
+            return Gain("reshape", value, "√(times that an entry is used)", Affine(value))
         if not parts or (parts[0] is not Ellipsis and parts[0] != slice(None)):
             refuse(operation, mixes)
         if parts[0] is Ellipsis and len([p for p in parts[1:] if p is not None]) >= rank:
