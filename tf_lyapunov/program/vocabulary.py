@@ -24,6 +24,7 @@ from tf_lyapunov.program.families import (
     response,
     sandwich,
     scaling,
+    separable,
     skew,
     softmax,
     sorting,
@@ -53,6 +54,7 @@ FAMILIES = (
     skew,
     normalizing,
     indexing,
+    separable,
 )
 # Layer class -> function of a `graph.Call` that gives its list of operations.
 READERS = {}

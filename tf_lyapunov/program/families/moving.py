@@ -33,7 +33,7 @@ RESHAPING_LAYERS = (
     _layers.Cropping3D,
 )
 
-UPSAMPLING = (_layers.UpSampling1D, _layers.UpSampling2D, _layers.UpSampling3D)
+UPSAMPLING = (_layers.UpSampling1D, _layers.UpSampling3D)
 
 OWN_LAYERS = (
     resizing.InvertibleDownSampling,
@@ -152,18 +152,8 @@ def _own_rule(call):
 
 
 def _upsampling_rule(call):
-    layer = call.operation
-    value = upsampling_gain(layer)
-    if value is None:
-        refuse(layer, f"only nearest-neighbour upsampling has a rule, not {layer.interpolation!r}")
+    value = rounding.sqrt_up(int(np.prod(call.operation.size)))
     return Gain("reshape", value, "repeats every entry", Affine(value))
-
-
-def upsampling_gain(layer):
-    """√Π size for nearest-neighbour upsampling, which repeats every cell; None if interpolated."""
-    if getattr(layer, "interpolation", "nearest") != "nearest":
-        return None
-    return rounding.sqrt_up(int(np.prod(layer.size)))
 
 
 def _bare_rule(call):
