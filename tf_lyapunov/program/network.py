@@ -15,6 +15,7 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name, current_config
+from tf_lyapunov.program.families.einsum import CLOSED_LAYERS
 from tf_lyapunov.program.families.fused import fused_gain
 from tf_lyapunov.program.families.linear import linear_gains
 from tf_lyapunov.program.families.scaling import BatchNormScale
@@ -209,6 +210,8 @@ def read_network(model, input_shapes=None, *, bounded=True):
                 new = _linear_nodes(call, inputs, fold, cache, bounded and not refusals)
             else:
                 new = [_other_node(call, inputs)]
+                if type(call.operation) in CLOSED_LAYERS:
+                    new += _activation_nodes(call, (new[0].name,))
         except UnsupportedLayerError as error:
             refusals[call.name] = error
             continue
@@ -291,15 +294,21 @@ def _linear_nodes(call, inputs, fold, cache, bounded):
         )
         nodes.append(node)
         inputs = (node.name,)
-    tensor = dataclasses.replace(output, dtype=layer.compute_dtype)
+    return [*nodes, *_activation_nodes(call, inputs)]
+
+
+def _activation_nodes(call, inputs):
+    """The node of the activation that a layer applies to its own result, if it has one."""
+    layer = call.operation
+    tensor = dataclasses.replace(call.outputs[0], dtype=layer.compute_dtype)
     activation = fused_gain(layer, tensor)
-    if activation is not None:
-        with rounding.float64_evaluation():
-            activation64 = fused_gain(layer, tensor)
-        name = f"{call.name}/{activation_name(layer.activation)}"
-        held = layer.activation if isinstance(layer.activation, keras.Layer) else layer
-        nodes.append(_node(call, inputs, activation, activation64, name, held))
-    return nodes
+    if activation is None:
+        return []
+    with rounding.float64_evaluation():
+        activation64 = fused_gain(layer, tensor)
+    name = f"{call.name}/{activation_name(layer.activation)}"
+    held = layer.activation if isinstance(layer.activation, keras.Layer) else layer
+    return [_node(call, inputs, activation, activation64, name, held)]
 
 
 def _foldable_batch_norms(graph):

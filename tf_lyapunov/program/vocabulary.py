@@ -9,6 +9,7 @@ import keras
 from tf_lyapunov.program import registry
 from tf_lyapunov.program.families import (
     declared,
+    einsum,
     elementwise,
     fourier,
     fused,
@@ -20,6 +21,7 @@ from tf_lyapunov.program.families import (
     norms,
     pooling,
     potential,
+    reducing,
     residuals,
     response,
     sandwich,
@@ -55,6 +57,8 @@ FAMILIES = (
     normalizing,
     indexing,
     separable,
+    reducing,
+    einsum,
 )
 # Layer class -> function of a `graph.Call` that gives its list of operations.
 READERS = {}
@@ -112,8 +116,10 @@ def _bare_gain(call):
     known = type(recorded).__module__.startswith("keras.") or type(recorded) in ADDED
     if not known:
         refuse(operation, "it is not one of Keras's own operations")
-    if len(call.outputs) != 1 or not call.outputs[0].shape or not call.inputs:
+    if len(call.outputs) != 1 or not call.inputs:
         refuse(operation)
+    if not call.outputs[0].shape:
+        refuse(operation, "it combines samples along the batch axis")
     rule = BARE_RULES.get(type(operation).__name__)
     if rule is None and len(call.inputs) != 1:
         refuse(operation)

@@ -134,6 +134,37 @@ class Kinked(Operation):
         return with_error(signals, value, error)
 
 
+@dataclasses.dataclass(frozen=True)
+class Clipped(Operation):
+    """y = min(max(x, low), high), either of them None.
+
+    Attributes:
+        low, high: float64, broadcast against a sample.
+    """
+
+    low: np.ndarray | None
+    high: np.ndarray | None
+
+    def of(self, x):
+        """The function of an array."""
+        x = x if self.low is None else np.maximum(x, self.low)
+        return x if self.high is None else np.minimum(x, self.high)
+
+    def forward(self, signals, precision):
+        (signal,) = signals
+        value = self.of(signal.value)
+
+        def error():
+            limits = (b for b in (self.low, self.high) if b is not None)
+            size = max((float(np.max(np.abs(b[np.isfinite(b)]), initial=0.0)) for b in limits),
+                       default=0.0)  # fmt: skip
+            # Limits may be held in float32 whatever the format.
+            own = precision.function / 16 * size if precision.unit < 2.0**-24 else 0.0
+            return signal.error + own + precision.tiny + np.zeros_like(value)
+
+        return with_error(signals, value, error)
+
+
 def named(name, parameters, layer):
     """`Elementwise` of a function by its Keras name."""
     name = _ALIASES.get(name, name)

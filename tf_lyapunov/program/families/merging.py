@@ -9,9 +9,10 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import scaling
 from tf_lyapunov.program.families.constants import checked_constant, constants, repeats
+from tf_lyapunov.program.families.elementwise import Clipped
 from tf_lyapunov.program.gain import Affine, Gain
 from tf_lyapunov.program.graph import Tensor
-from tf_lyapunov.program.operation import Operation, Signal
+from tf_lyapunov.program.operation import Operation, Signal, frozen
 from tf_lyapunov.program.refusal import refuse
 
 _layers = keras.layers
@@ -158,7 +159,8 @@ def _read_merge(call):
     if kind == "Subtract":
         sign = 1.0 if position == 1 else -1.0
         return [scaling.scaled(np.array(sign), -sign * value)]
-    raise UnsupportedLayerError(f"{kind} with a constant is not evaluated apart from the model.")
+    limit = frozen(value)
+    return [Clipped(limit, None) if kind == "Maximum" else Clipped(None, limit)]
 
 
 def _read_concatenate(call):

@@ -112,15 +112,20 @@ def _along(x, axis, q, s, padding, kind):
     return best / count.reshape(shape)
 
 
+def check_padded_mean(layer):
+    """Raises where the backend's padded means are not those of the cells inside."""
+    if keras.backend.backend() == "torch":
+        raise UnsupportedLayerError(
+            "Keras on PyTorch pads means by the edge where they are uneven. Received: layer "
+            f"{layer.name!r} with padding='same'."
+        )
+
+
 def _read(call):
     """A pooling layer of Keras."""
     layer, kinds = call.operation, type(call.operation)
     if kinds in AVERAGE_POOLING and layer.padding == "same":
-        if keras.backend.backend() == "torch":
-            raise UnsupportedLayerError(
-                "Keras on PyTorch pads means by the edge where they are uneven. Received: layer "
-                f"{layer.name!r} with padding='same'."
-            )
+        check_padded_mean(layer)
     kind = "max" if kinds in (*MAX_POOLING, *GLOBAL_MAX) else "mean"
     first = layer.data_format == "channels_first"
     if kinds in (*GLOBAL_MAX, *GLOBAL_AVERAGE):
