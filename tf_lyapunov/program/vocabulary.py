@@ -21,6 +21,7 @@ from tf_lyapunov.program.families import (
     norms,
     pooling,
     potential,
+    preprocessing,
     reducing,
     residuals,
     response,
@@ -59,6 +60,7 @@ FAMILIES = (
     separable,
     reducing,
     einsum,
+    preprocessing,
 )
 # Layer class -> function of a `graph.Call` that gives its list of operations.
 READERS = {}

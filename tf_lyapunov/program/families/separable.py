@@ -20,16 +20,15 @@ from tf_lyapunov.program.operation import Operation, Signal, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
 
 _layers = keras.layers
-ADAPTIVE_AVERAGE = (
-    _layers.AdaptiveAveragePooling1D,
-    _layers.AdaptiveAveragePooling2D,
-    _layers.AdaptiveAveragePooling3D,
-)
-ADAPTIVE_MAX = (
-    _layers.AdaptiveMaxPooling1D,
-    _layers.AdaptiveMaxPooling2D,
-    _layers.AdaptiveMaxPooling3D,
-)
+
+
+def _adaptive(kind):
+    # Older versions of Keras have none.
+    names = [f"Adaptive{kind}Pooling{n}D" for n in (1, 2, 3)]
+    return tuple(getattr(_layers, name) for name in names if hasattr(_layers, name))
+
+
+ADAPTIVE_AVERAGE, ADAPTIVE_MAX = _adaptive("Average"), _adaptive("Max")
 # Entries that are computed at once when a step's matrices are read.
 _ENTRIES = 2**22
 _SINGLE = 2.0**-24
