@@ -200,7 +200,8 @@ class _Reader:
             return tensor
         name = self._unique(f"{prefix or model.name}cast to {dtype}")
         output = dataclasses.replace(tensor, producer=name, index=0, dtype=dtype)
-        return self._record(name, Cast(dtype), (tensor,), {}, (tensor,), [output])[0]
+        operation = Cast(dtype, is_rounding=not is_graph(model))
+        return self._record(name, operation, (tensor,), {}, (tensor,), [output])[0]
 
     def _record(self, name, operation, args, kwargs, tensors, outputs):
         call = Call(name, operation, args, kwargs, tensors, tuple(outputs), self.owner)
@@ -446,7 +447,9 @@ def _output_specs(operation, node, tensors, args, kwargs):
         for t in node.arguments.keras_tensors
     ]
     outputs = node.outputs
-    if recorded != [(t.shape, t.dtype) for t in tensors]:
+    # A constant that was recorded as a variable may have been cast since.
+    cast = any(map(keras.ops.is_tensor, keras.tree.flatten((args, kwargs))))
+    if cast or recorded != [(t.shape, t.dtype) for t in tensors]:
 
         def symbolic(a):
             return keras.KerasTensor(a.shape, dtype=a.dtype) if isinstance(a, Tensor) else a

@@ -4,11 +4,16 @@ import keras
 
 
 class Cast(keras.Operation):
-    """The cast that a nested model applies to its input, as an operation of its own."""
+    """The cast that a nested model applies to its input, as an operation of its own.
 
-    def __init__(self, dtype):
+    `is_rounding` says that it is the rounding to a layer's compute dtype, which every layer
+    applies to what it takes, and not the type of an `Input`.
+    """
+
+    def __init__(self, dtype, is_rounding=False):
         super().__init__(name=f"cast_to_{dtype}")
         self.dtype = dtype
+        self.is_rounding = is_rounding
 
     def call(self, x):
         return keras.ops.cast(x, self.dtype)

@@ -13,7 +13,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name
 from tf_lyapunov.program.gain import FUNCTION_ULPS, ZERO_SLACK, Affine, Gain, with_cast
 from tf_lyapunov.program.operation import Operation, frozen, with_error
-from tf_lyapunov.program.refusal import refuse
+from tf_lyapunov.program.refusal import WITHOUT_GAIN, refuse
 from tf_lyapunov.program.weights import finite_value, inference_value
 from tf_lyapunov.theory.sectors import Sector
 
@@ -292,7 +292,8 @@ def bare_gain(call):
     try:
         sector = _sector(name, _bare_parameters(operation))
     except (UnsupportedLayerError, TypeError) as error:
-        refuse(operation, f"no proven gain is known for it ({error})")
+        known = type(operation).__name__ in WITHOUT_GAIN
+        refuse(operation, None if known else f"no proven gain is known for it ({error})")
     at_zero = operation(keras.ops.zeros((1, 1), dtype="float32"))
     at_zero = float(keras.ops.convert_to_numpy(at_zero)[0, 0])
     return elementwise_gain(name, sector, tensor, call.outputs[0].dtype, at_zero)
