@@ -25,6 +25,7 @@ from tf_lyapunov.program.families import (
     skew,
     softmax,
     sorting,
+    two_sided,
     unchanged,
 )
 from tf_lyapunov.program.graph import Cast, check_own_call
@@ -41,6 +42,7 @@ FAMILIES = (
     moving,
     unchanged,
     sorting,
+    two_sided,
     norms,
     response,
     residuals,
@@ -121,6 +123,8 @@ def operations_of(call):
     if not isinstance(operation, keras.Layer):
         reader = BARE_READERS.get(type(operation).__name__, elementwise.read_bare)
         return tuple(reader(call))
+    if registry.registered_gain(operation) is not None:
+        return declared.read(call)
     reader = READERS.get(type(operation))
     if reader is None or len(call.outputs) != 1:
         raise elementwise.unread(operation, "a function of its own")
