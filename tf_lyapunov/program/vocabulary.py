@@ -31,6 +31,7 @@ from tf_lyapunov.program.families import (
     skew,
     softmax,
     sorting,
+    two_sided,
     unchanged,
 )
 from tf_lyapunov.program.graph import check_own_call
@@ -48,6 +49,7 @@ FAMILIES = (
     moving,
     unchanged,
     sorting,
+    two_sided,
     norms,
     response,
     residuals,
@@ -138,6 +140,8 @@ def operations_of(call):
     if not isinstance(operation, keras.Layer):
         reader = BARE_READERS.get(type(operation).__name__, elementwise.read_bare)
         return tuple(reader(call))
+    if registry.registered_gain(operation) is not None:
+        return declared.read(call)
     reader = READERS.get(type(operation))
     if reader is None or len(call.outputs) != 1:
         raise elementwise.unread(operation, "a function of its own")

@@ -1,12 +1,56 @@
 """Layers of users' own classes: their gain is what `register_gain` declared."""
 
+import dataclasses
 import math
 
 import keras
 
 from tf_lyapunov.program import registry, rounding
 from tf_lyapunov.program.gain import ZERO_SLACK, Affine, Gain
+from tf_lyapunov.program.graph import Call
+from tf_lyapunov.program.operation import Operation, Signal
 from tf_lyapunov.program.refusal import refuse
+from tf_lyapunov.program.replay import arguments
+from tf_lyapunov.program.tensors import as_array, as_tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared(Operation):
+    """A call of a user's own layer, which Keras evaluates in the layer's own precision.
+
+    Attributes:
+        call: `graph.Call`.
+    """
+
+    call: Call
+
+    def forward(self, signals, precision):
+        known = {}
+        for tensor, signal in zip(self.call.inputs, signals, strict=True):
+            outputs = known.get(tensor.producer, ())
+            outputs = (*outputs, *(None,) * (tensor.index + 1 - len(outputs)))
+            given = as_tensor(signal.value, tensor.dtype)
+            outputs = (*outputs[: tensor.index], given, *outputs[tensor.index + 1 :])
+            known[tensor.producer] = outputs
+        args, kwargs = arguments(self.call, known)
+        value = as_array(self.call.operation(*args, **kwargs))
+        # Nothing is known about its rounding but what its declaration takes it to be.
+        return Signal(value, None)
+
+    def settings(self):
+        # Its weights and settings enter a digest as those of every layer do.
+        return "Declared", [("class", type(self.call.operation).__qualname__)]
+
+
+def read(call):
+    """The call itself.
+
+    Raises:
+        UnsupportedLayerError: if it has several outputs.
+    """
+    if len(call.outputs) != 1:
+        refuse(call.operation, "it has several outputs")
+    return (Declared(call),)
 
 
 def gain(registered, call):

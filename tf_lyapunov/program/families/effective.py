@@ -7,13 +7,17 @@ on it.
 import dataclasses
 import math
 
+import numpy as np
+
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name
-from tf_lyapunov.program.families.fused import HELD, activation_gain, fused_gain
+from tf_lyapunov.program.families.fused import HELD, activation_gain, fused_gain, read
 from tf_lyapunov.program.families.linear import bias_norm
+from tf_lyapunov.program.families.scaling import scaled
 from tf_lyapunov.program.gain import Affine, Gain, with_cast
 from tf_lyapunov.program.graph import Tensor
+from tf_lyapunov.program.weights import finite_value
 from tf_lyapunov.theory.sectors import Sector
 
 # Functions without a constant: backends round the others' to float32, also in float64.
@@ -91,6 +95,16 @@ def biased(layer, path, output):
         if own
         else activation_model(layer, dataclasses.replace(output, dtype=dtype), dtype)
     )
+
+
+def end_of(call):
+    """Operations of `biased`: the bias, then the activation."""
+    layer, dtype = call.operation, call.operation.compute_dtype
+    found = []
+    if layer.bias is not None:
+        bias = finite_value(layer, layer.bias, dtype)
+        found.append(scaled(np.ones(()), bias))
+    return found + read(layer, dataclasses.replace(call.outputs[0], dtype=dtype))
 
 
 def fused_value(layer, output, value):

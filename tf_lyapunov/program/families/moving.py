@@ -18,6 +18,7 @@ from tf_lyapunov.program.gain import Affine, Gain, layer_gain
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, with_error
 from tf_lyapunov.program.refusal import refuse
+from tf_lyapunov.program.tensors import as_array, as_tensor
 
 _layers = keras.layers
 
@@ -42,8 +43,8 @@ OWN_LAYERS = (
     resizing.Truncate,
 )
 
-# Above it neighbours coincide in float32.
-_LARGEST = 2**24
+# Numbers of positions are followed digit by digit: every format holds integers up to 128.
+_BASE, _DIGITS = 128, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,33 +70,33 @@ class Moved(Operation):
 def read(call):
     """The index map of a call, from its result on positions."""
     tensor, operation = call.inputs[0], call.operation
-    count = None if None in tensor.shape[1:] else math.prod(tensor.shape[1:])
-    if count is None or count >= _LARGEST:
+    size = None if None in tensor.shape[1:] else math.prod(tensor.shape[1:])
+    if size is None or size >= _BASE**_DIGITS:
         raise UnsupportedLayerError(
-            f"Moving entries is followed up to {_LARGEST} of them. Received: layer "
+            f"Moving entries needs a known size below {_BASE**_DIGITS}. Received: layer "
             f"{operation.name!r} on shape {tensor.shape}."
         )
-    positions = np.arange(1, count + 1).reshape(1, *tensor.shape[1:])
-    # Samples of positions must stay alike and those of zeros zeros, in an order without symmetry.
-    order = np.array([1, 0, 1, 1, 0]).reshape(-1, *[1] * (positions.ndim - 1))
-    batch = (order * positions).astype("float32")
-    given = keras.ops.convert_to_tensor(batch)
+    count = next(d for d in range(1, _DIGITS + 1) if size < _BASE**d)
+    powers = _BASE ** np.arange(count)
+    positions = np.arange(1, size + 1).reshape(tensor.shape[1:])
+    # A sample per digit, all of them again, which must give the same, and one of zeros, which must
+    # stay zeros.
+    each = [positions // p % _BASE for p in powers]
+    dtype = tensor.dtype if "float" in tensor.dtype else "float32"
+    known = as_tensor(np.stack([*each, *each, np.zeros_like(positions)]), dtype)
 
     def fill(a):
-        return given if isinstance(a, Tensor) else a
+        return known if isinstance(a, Tensor) else a
 
     args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
-    layer = operation
-    if isinstance(layer, keras.Layer) and layer.compute_dtype != "float32":
-        layer = type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-    moved = np.asarray(keras.ops.convert_to_numpy(layer(*args, **kwargs)))
-    index = np.rint(moved).astype(np.int64)
-    size = math.prod(moved.shape[1:])
-    faithful = len(moved) == 5 and np.array_equal(index, moved)
-    faithful = faithful and np.array_equal(
-        moved, order.reshape(-1, *[1] * (moved.ndim - 1)) * moved[:1]
-    )
-    if not faithful or index.min(initial=0) < 0 or index.max(initial=0) > count or not size:
+    moved = as_array(operation(*args, **kwargs))
+    digits = np.rint(moved).astype(np.int64)
+    faithful = len(moved) == 2 * count + 1 and not np.any(moved[-1])
+    faithful = faithful and np.array_equal(digits, moved) and math.prod(moved.shape[1:])
+    faithful = faithful and np.all((digits >= 0) & (digits < _BASE))
+    faithful = faithful and np.array_equal(digits[:count], digits[count:-1])
+    index = np.tensordot(powers, digits[:count], 1)[None] if faithful else None
+    if not faithful or index.max(initial=0) > size:
         raise UnsupportedLayerError(
             "A layer that moves entries must keep samples apart and entries as they are. Received: "
             f"layer {operation.name!r} of type {type(operation).__name__}."
@@ -190,6 +191,28 @@ def _bare_rule(call):
         if parts[0] is Ellipsis and len([p for p in parts[1:] if p is not None]) >= rank:
             refuse(operation, mixes)
     return Gain("reshape", 1.0, "moves or drops entries")
+
+
+def space_to_depth_index(shape, strides):
+    """Index of a `Moved` that rearranges blocks of pixels into channels, zeros where none is.
+
+    Args:
+        shape: `(H, W, c)`.
+        strides: `(s, t)`.
+
+    Example:
+
+    >>> space_to_depth_index((2, 3, 1), (2, 2))[0, 1].tolist()
+    [3, 0, 6, 0]
+    """
+    (high, wide, channels), (s, t) = shape, strides
+    index = np.arange(1, math.prod(shape) + 1).reshape(shape)
+    index = np.pad(index, [(0, -high % s), (0, -wide % t), (0, 0)])
+    rows, columns = index.shape[0] // s, index.shape[1] // t
+    index = index.reshape(rows, s, columns, t, channels).transpose(0, 2, 1, 3, 4)
+    index = np.ascontiguousarray(index.reshape(rows, columns, s * t * channels))
+    index.setflags(write=False)
+    return index
 
 
 READERS = dict.fromkeys(

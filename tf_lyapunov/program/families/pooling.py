@@ -49,7 +49,7 @@ class Pooled(Operation):
     """Maximum or mean over windows of channels-last or channels-first signals.
 
     Attributes:
-        kind: `"max"` or `"mean"`.
+        kind: `"max"`, `"mean"`, or `"edge"` for a mean in which padded cells repeat the edge.
         sizes, strides: per spatial axis; None for all positions at once, which drops the axes.
         padding: `"valid"` or `"same"`; padded cells count in neither maximum nor mean.
         channels_first: bool.
@@ -72,7 +72,7 @@ class Pooled(Operation):
             if self.kind == "max":
                 return moved
             cells = np.prod(self.sizes or signal.value.shape[1:])
-            size = self._pool(np.abs(signal.value) + signal.error, "mean")
+            size = self._pool(np.abs(signal.value) + signal.error, self.kind)
             return moved + precision.sum(float(cells) + 2) * size + 4 * precision.tiny
 
         return with_error(signals, value, error)
@@ -102,9 +102,10 @@ def _along(x, axis, q, s, padding, kind):
         shape = [1] * x.ndim
         shape[axis] = -1
         mask = inside.reshape(shape)
-        part = np.where(mask, part, -np.inf if kind == "max" else 0.0)
+        if kind != "edge":
+            part = np.where(mask, part, -np.inf if kind == "max" else 0.0)
         best = part if best is None else (np.maximum(best, part) if kind == "max" else best + part)
-        count += inside
+        count += inside | (kind == "edge")
     if kind == "max":
         return best
     shape = [1] * x.ndim
@@ -112,25 +113,34 @@ def _along(x, axis, q, s, padding, kind):
     return best / count.reshape(shape)
 
 
-def check_padded_mean(layer):
-    """Raises where the backend's padded means are not those of the cells inside."""
-    if keras.backend.backend() == "torch":
-        raise UnsupportedLayerError(
-            "Keras on PyTorch pads means by the edge where they are uneven. Received: layer "
-            f"{layer.name!r} with padding='same'."
-        )
-
-
 def _read(call):
     """A pooling layer of Keras."""
     layer, kinds = call.operation, type(call.operation)
-    if kinds in AVERAGE_POOLING and layer.padding == "same":
-        check_padded_mean(layer)
     kind = "max" if kinds in (*MAX_POOLING, *GLOBAL_MAX) else "mean"
+    if kinds in AVERAGE_POOLING:
+        sizes = spatial_sizes(layer, call.inputs[0].shape)
+        if repeats_edges(layer, layer.pool_size, layer.strides, layer.padding, sizes):
+            kind = "edge"
     first = layer.data_format == "channels_first"
     if kinds in (*GLOBAL_MAX, *GLOBAL_AVERAGE):
         return [Pooled(kind, None, None, "valid", first, bool(layer.keepdims))]
     return [Pooled(kind, tuple(layer.pool_size), tuple(layer.strides), layer.padding, first)]
+
+
+def repeats_edges(operation, pool_size, strides, padding, sizes):
+    """Whether Keras on PyTorch pads a mean by its edges: where one axis is padded unevenly."""
+    if keras.backend.backend() != "torch" or padding != "same":
+        return False
+    if None in sizes:
+        raise UnsupportedLayerError(
+            "How a mean is padded depends on the size. Received: layer "
+            f"{operation.name!r} on sizes {tuple(sizes)}, with padding='same'."
+        )
+    padded = [
+        max((-(-n // s) - 1) * s + q - n, 0)
+        for n, q, s in zip(sizes, pool_size, strides, strict=True)
+    ]
+    return any(p % 2 for p in padded)
 
 
 # Gains ------------------------------------------------------------------------------------------

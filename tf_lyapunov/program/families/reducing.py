@@ -130,9 +130,10 @@ def _window_rule(call):
 
 
 def _read_window(call):
-    found, _ = _window(call)
-    if found.kind == "mean" and found.padding == "same":
-        pooling.check_padded_mean(call.operation)
+    found, sizes = _window(call)
+    settings = (found.sizes, found.strides, found.padding, sizes)
+    if found.kind == "mean" and pooling.repeats_edges(call.operation, *settings):
+        found = dataclasses.replace(found, kind="edge")
     return [found]
 
 

@@ -8,6 +8,79 @@ import numpy as np
 from tf_lyapunov.layers.response import LocalResponseNormalization
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.gain import FUNCTION_ULPS, SLACK, layer_gain
+from tf_lyapunov.program.operation import Operation, with_error
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseNormalized(Operation):
+    """y_c = x_c·D_c^-β, D_c = k + α·Σ_{|j-c| ≤ r} x_j², along an axis (batch axis 0).
+
+    Attributes:
+        axis: int.
+        reach: r, less than the number of channels.
+        bias, alpha, beta: k > 0, α ≥ 0, β > 0.
+    """
+
+    axis: int
+    reach: int
+    bias: float
+    alpha: float
+    beta: float
+
+    def forward(self, signals, precision):
+        (signal,) = signals
+        value = signal.value * self._factor(signal.value)
+
+        def error():
+            size, wide = np.abs(signal.value), precision.wide
+            least, most = np.maximum(size - signal.error, 0.0), size + signal.error
+            # D^-β lies between those of the least and of the most energy.
+            upper, lower = self._factor(least), self._factor(most)
+            moved = signal.error * upper + size * (upper - lower)
+            width = 2 * self.reach + 1
+            flushed = 4 * self.alpha * width * wide.tiny / self.bias
+            own = relative_error(self.beta, width, wide.setting, flushed) * upper
+            own = own + overflow_loss(self.bias, self.alpha, self.beta)
+            own = own + precision.unit * (upper + own)
+            return moved + own * most + 4 * precision.tiny * (1 + most + upper)
+
+        return with_error(signals, value, error)
+
+    def _factor(self, x):
+        with np.errstate(over="ignore"):
+            squares = np.moveaxis(np.square(x), self.axis, -1)
+            pads = [(0, 0)] * (x.ndim - 1) + [(self.reach, self.reach)]
+            squares, size = np.pad(squares, pads), x.shape[self.axis]
+            energy = sum(squares[..., i : i + size] for i in range(2 * self.reach + 1))
+            return np.moveaxis((self.bias + self.alpha * energy) ** -self.beta, -1, self.axis)
+
+
+def relative_error(beta, width, unit, flushed=0.0):
+    """Relative error of D^-β as computed, inf where D may lose everything.
+
+    D errs by γ_(w+4); its power by β times that, and by the library's power, whose argument of exp
+    is as large as β·log D where no square root serves.
+    """
+    inner = rounding.gamma(width + 8, unit) + flushed
+    exponent = math.log(2) * (1024 if unit == rounding.UNIT_ROUNDOFF["float64"] else 128)
+    ulps = FUNCTION_ULPS + (0 if beta in (0.5, 0.75, 1.0) else 4 * beta * exponent)
+    if inner >= 1 or ulps * unit >= 1:
+        return math.inf
+    return math.expm1(-beta * math.log1p(-inner)) * 2 + rounding.gamma(ulps + 2, unit)
+
+
+def overflow_loss(bias, alpha, beta):
+    """What the factor loses at most where squares overflow: 0 in place of (α·2¹²⁶)^-β."""
+    if alpha <= 0:
+        return 0.0
+    return min(bias**-beta * SLACK, (min(alpha, 1.0) * 2.0**126) ** -beta * SLACK)
+
+
+def _read(call):
+    layer, shape = call.operation, call.inputs[0].shape
+    axis = layer.axis % len(shape)
+    reach = min(layer.depth_radius, shape[axis] - 1)
+    return [ResponseNormalized(axis, reach, layer.bias, layer.alpha, layer.beta)]
 
 
 def response_gain(depth_radius, bias, beta, channels):
@@ -64,24 +137,14 @@ def _response_rule(call):
     value = response_gain(layer.depth_radius, layer.bias, layer.beta, channels)
     dtype, width = layer.compute_dtype, min(2 * layer.depth_radius + 1, channels)
     work = rounding.unit_roundoff("float32" if dtype in ("float16", "bfloat16") else dtype)
-    # D errs by γ_(w+4); its power by β times that, and by the library's power, whose argument of
-    # exp is as large as β·log D where no square root serves.
-    inner = rounding.gamma(width + 8, work)
-    exponent = math.log(2) * (1024 if work == rounding.UNIT_ROUNDOFF["float64"] else 128)
-    ulps = FUNCTION_ULPS + (0 if layer.beta in (0.5, 0.75, 1.0) else 4 * layer.beta * exponent)
-    error = math.inf
-    if inner < 1 and ulps * work < 1:
-        error = math.expm1(-layer.beta * math.log1p(-inner)) * 2 + rounding.gamma(ulps + 2, work)
+    error = relative_error(layer.beta, width, work)
     last = rounding.unit_roundoff(dtype)
     error += 0.0 if last == work else last * (1 + error)
-    base, lost = layer.bias**-layer.beta * SLACK, 0.0
-    if layer.alpha > 0:
-        # Where the squares overflow, 0 is computed in place of at most (α·2¹²⁶)^-β·|x|.
-        lost = min(base, (min(layer.alpha, 1.0) * 2.0**126) ** -layer.beta * SLACK)
+    base, lost = layer.bias**-layer.beta * SLACK, overflow_loss(layer.bias, layer.alpha, layer.beta)
     gain = layer_gain(call, "scaling", value, "local response normalization, Schur's test", 0.0)
     slope = gain.affine.slope + error * base + lost
     return dataclasses.replace(gain, affine=dataclasses.replace(gain.affine, slope=slope))
 
 
-READERS = {}
+READERS = {LocalResponseNormalization: _read}
 RULES = {LocalResponseNormalization: _response_rule}

@@ -1,8 +1,11 @@
 """Sandwich layers: √2·Aᵀψ φ(√2·ψ⁻¹Bx + b), two maps around an activation."""
 
+import numpy as np
+
 from tf_lyapunov.layers.linear import space_to_depth_shape
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families import fused
 from tf_lyapunov.program.families.effective import (
     activation_model,
     effective_gain,
@@ -10,12 +13,49 @@ from tf_lyapunov.program.families.effective import (
     monotone_sector,
     translation,
 )
-from tf_lyapunov.program.families.fourier import fourier_affine, stack_norm_upper_bound
-from tf_lyapunov.program.families.linear import absolute_norm_upper_bound, bias_norm, map_affine
+from tf_lyapunov.program.families.fourier import (
+    Fourier,
+    fourier_affine,
+    moved_blocks,
+    stack_norm_upper_bound,
+)
+from tf_lyapunov.program.families.linear import (
+    Linear,
+    absolute_norm_upper_bound,
+    bias_norm,
+    map_affine,
+)
+from tf_lyapunov.program.families.scaling import scaled
 from tf_lyapunov.program.gain import Affine
-from tf_lyapunov.program.weights import finite_values
+from tf_lyapunov.program.operation import frozen
+from tf_lyapunov.program.weights import finite_value, finite_values
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap
+
+
+def _bias(layer):
+    if layer.bias is None:
+        return None
+    return frozen(finite_value(layer, layer.bias, layer.compute_dtype))
+
+
+def _read(call):
+    layer, values = call.operation, finite_values(call.operation)
+    inner, outer = (
+        (frozen(values[name]), bias, LinearMap("dense", values[name].shape[:1]))
+        for name, bias in (("inner", _bias(layer)), ("outer", None))
+    )
+    return [Linear(*inner), *fused.read(layer, call.outputs[0]), Linear(*outer)]
+
+
+def _read_convolution(call):
+    layer, tensor, bias = call.operation, call.inputs[0], _bias(call.operation)
+    values = finite_values(layer)
+    sizes = space_to_depth_shape(tensor.shape[1:], layer.strides)[:2]
+    inner, outer = (Fourier(frozen(values[name]), sizes) for name in ("inner", "outer"))
+    shift = [] if bias is None else [scaled(np.ones(()), bias)]
+    activation = fused.read(layer, call.outputs[0])
+    return [*moved_blocks(tensor, layer.strides), inner, *shift, *activation, outer]
 
 
 def _sandwich_gain(layer):
@@ -63,5 +103,5 @@ def _sandwich_convolution_rule(call):
     return effective_gain(call, _sandwich_gain(layer), method, model)
 
 
-READERS = {}
+READERS = {SandwichDense: _read, SandwichConv2D: _read_convolution}
 RULES = {SandwichDense: _sandwich_rule, SandwichConv2D: _sandwich_convolution_rule}
