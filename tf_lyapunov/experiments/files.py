@@ -8,13 +8,14 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import RunDirectoryError
+from ..sealing import seal, unseal
 from ..writing import atomic_path, leftovers, write_bytes, write_text
 
 try:
@@ -74,7 +75,12 @@ def to_json(value: Any) -> str:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write plain data and NumPy values as JSON, or leave the old file."""
+    """Write plain data and NumPy values as JSON, or leave the old file.
+
+    Mappings are sealed: `read_json` sees damage.
+    """
+    if isinstance(value, Mapping):
+        value = seal(json.loads(to_json(value)))
     write_text(path, to_json(value))
 
 
@@ -86,16 +92,37 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return unseal(value) if isinstance(value, dict) else value
     except FileNotFoundError as error:
         raise RunDirectoryError(
             f"{path.parent} has no {path.name}. Received: {path}. Run the step that writes it."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunDirectoryError(
-            f"A file of the run is damaged ({error}). Received: {path}. Delete it and run the step "
-            "that writes it again."
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+@contextlib.contextmanager
+def understood(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what damaged content of a file raises into an error that names the file.
+
+    Raises:
+        RunDirectoryError: the block found a key missing, or a value of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        if isinstance(error, RunDirectoryError):
+            raise
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise _damaged(path, reason) from error
+
+
+def _damaged(path, reason):
+    return RunDirectoryError(
+        f"A file of the run is damaged ({reason}). Received: {path}. The other files are as "
+        "they were; delete this one and run the step that writes it again."
+    )
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
