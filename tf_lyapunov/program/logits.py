@@ -19,6 +19,7 @@ from tf_lyapunov.program.own_layers import RULES as OWN_ACTIVATIONS
 from tf_lyapunov.program.registry import registered_gain
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.progress import steps
 
 # Layers that use their weights as stored, whatever their compute dtype.
 _UNROUNDED = (keras.layers.BatchNormalization, Householder, ConvexCombination)
@@ -125,7 +126,7 @@ class Float64Logits:
         if self.model is not None:
             with float64_available():
                 return self.model.predict(x, batch_size)
-        rows = range(0, len(x), batch_size)
+        rows = steps(range(0, len(x), batch_size), "batches")
         values = np.concatenate([self.program.logits(x[i : i + batch_size]) for i in rows])
         return values[:, None] if values.ndim == 1 else values
 
@@ -171,7 +172,7 @@ class LogitsModel:
         parts, dtype = [], self._dtype(self.network.graph.inputs[0])
         with no_gradients():
             # Never through `predict`, which keeps a compiled function and rounds to floatx.
-            for start in range(0, len(x), batch_size):
+            for start in steps(range(0, len(x), batch_size), "batches"):
                 given = as_tensor(x[start : start + batch_size], dtype)
                 outputs = keras.tree.flatten(self.model(given, training=False))
                 parts.append(as_array(outputs[0]))

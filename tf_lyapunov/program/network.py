@@ -25,6 +25,7 @@ from tf_lyapunov.program.linear import (
 )
 from tf_lyapunov.program.lipschitz_layers import fused_gain
 from tf_lyapunov.program.program import read_program
+from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -193,7 +194,7 @@ def read_network(model, input_shapes=None, *, bounded=True):
         nodes[-1] = dataclasses.replace(nodes[-1], output_shape=tensor.shape)
         last[tensor.producer] = tensor.producer
     cache = {}
-    for call in graph.calls:
+    for call in steps(graph.calls, "layers"):
         inputs = tuple(last[t.producer] for t in call.inputs)
         if call.name in folds.values():
             last[call.name] = inputs[0]  # already part of the linear node before it
