@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
+import random
 
 import keras
 import numpy as np
@@ -162,10 +163,15 @@ class LogitsModel:
         self.copies = {}
         layers = network.graph.layers
         counts = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in layers]
-        self.model = self._rebuild()
-        for layer, (inbound, outbound) in zip(layers, counts, strict=True):
-            # The user's layers keep the graph that they had.
-            del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
+        drawn = random.getstate()
+        try:
+            self.model = self._rebuild()
+        finally:
+            # Copies draw seeds that nobody uses: what the user draws next stays what it was.
+            random.setstate(drawn)
+            for layer, (inbound, outbound) in zip(layers, counts, strict=True):
+                # The user's layers keep the graph that they had.
+                del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
 
     def predict(self, x, batch_size):
         """Logits as float64 (n, K), K = 1 for a single unit."""
