@@ -239,7 +239,7 @@ def _lost(network, node, formats, size):
     reads = sum(_entries(network[name].output_shape) for name in node.inputs)
     if node.kind != "linear":
         reads = 4
-    writes = math.sqrt(_entries(node.output_shape))
+    writes = math.sqrt(_entries(node.output_shape) * node.copies)
     each = rounding.underflow(dtype) * (reads + 4)
     with np.errstate(over="ignore", invalid="ignore"):
         lost = each * writes * (1 + node.gain_upper_bound + size)

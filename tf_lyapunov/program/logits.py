@@ -37,7 +37,7 @@ def with_rounded_settings(network):
             node.kind == "activation" and (name not in _EXACT or capped is not None)
         )  # fmt: skip
         if is_rounded:
-            size = math.prod(n or math.inf for n in node.output_shape[1:])
+            size = math.prod(n or math.inf for n in node.output_shape[1:]) * node.copies
             shift = math.sqrt(size) * float(capped or 0.0)
             for norm in norms:
                 bound = BatchNormScale.of(norm).shift_bound
