@@ -25,6 +25,7 @@ from tf_lyapunov.program.program import read_program
 from tf_lyapunov.program.refusal import raise_all
 from tf_lyapunov.program.vocabulary import gain_of
 from tf_lyapunov.program.weights import channel_axis, is_linear
+from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -196,7 +197,7 @@ def read_network(model, input_shapes=None, *, bounded=True):
         nodes[-1] = dataclasses.replace(nodes[-1], output_shape=tensor.shape)
         last[tensor.producer] = tensor.producer
     cache = {}
-    for call in graph.calls:
+    for call in steps(graph.calls, "layers"):
         inputs = tuple(last.get(t.producer, t.producer) for t in call.inputs)
         if call.name in refusals:
             continue
