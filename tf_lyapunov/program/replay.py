@@ -60,19 +60,8 @@ def arguments(call, known):
 
 def without_activation(layer):
     """The same layer, with the same variables, that stops before its activation."""
-    return _shadow(layer, activation=keras.activations.linear)
-
-
-def in_float32(layer):
-    """The same layer without weights, as it computes in float32."""
-    return _shadow(layer, _dtype_policy=keras.DTypePolicy("float32"))
-
-
-def _shadow(layer, **changes):
-    """A layer with the very attributes of another one, but for some."""
     # `copy.copy` would serialise the layer and so copy the weights.
     shadow = object.__new__(type(layer))
     shadow.__dict__.update(layer.__dict__)
-    for name, value in changes.items():
-        object.__setattr__(shadow, name, value)
+    object.__setattr__(shadow, "activation", keras.activations.linear)
     return shadow

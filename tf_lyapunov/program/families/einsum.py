@@ -239,7 +239,13 @@ def _matmul(call):
 def _dot(call):
     first, kernel = _pair(call)
     if kernel.ndim == 0:
-        refuse(call.operation, "it multiplies by a number; use `multiply`")
+        refuse(call.operation, "it multiplies by a number", advice="Use `multiply`.")
+    if kernel.ndim > 2 and keras.backend.backend() == "torch":
+        refuse(
+            call.operation,
+            "Keras on PyTorch multiplies stacks of matrices as `matmul` does",
+            advice="Use `tensordot` with its axes.",
+        )
     rank = len(call.inputs[0].shape)
     if not first:
         if kernel.ndim > 1 or rank < 3:

@@ -9,10 +9,9 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import scaling
 from tf_lyapunov.program.families.constants import checked_constant, constants, repeats
-from tf_lyapunov.program.families.elementwise import Clipped
 from tf_lyapunov.program.gain import Affine, Gain
 from tf_lyapunov.program.graph import Tensor
-from tf_lyapunov.program.operation import Operation, Signal, frozen
+from tf_lyapunov.program.operation import Operation, Signal, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
 
 _layers = keras.layers
@@ -76,6 +75,30 @@ class Joined(Operation):
         if any(s.error is None for s in signals):
             return Signal(value)
         return Signal(value, np.concatenate([s.error for s in signals], axis=self.axis))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded(Operation):
+    """y = max(x, b), or min(x, b), with a constant b.
+
+    Attributes:
+        bound: float64, broadcast against a sample.
+        largest: whether it is the maximum.
+    """
+
+    bound: np.ndarray
+    largest: bool
+
+    def forward(self, signals, precision):
+        (signal,) = signals
+        value = (np.maximum if self.largest else np.minimum)(signal.value, self.bound)
+
+        def error():
+            # The constant is rounded to the format.
+            own = precision.unit * np.abs(self.bound) + precision.tiny
+            return np.maximum(signal.error, own)
+
+        return with_error(signals, value, error)
 
 
 def of_name(name, count, axis=None):
@@ -159,8 +182,7 @@ def _read_merge(call):
     if kind == "Subtract":
         sign = 1.0 if position == 1 else -1.0
         return [scaling.scaled(np.array(sign), -sign * value)]
-    limit = frozen(value)
-    return [Clipped(limit, None) if kind == "Maximum" else Clipped(None, limit)]
+    return [Bounded(frozen(value), kind == "Maximum")]
 
 
 def _read_concatenate(call):

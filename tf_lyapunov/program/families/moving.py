@@ -79,31 +79,29 @@ def read(call):
     count = next(d for d in range(1, _DIGITS + 1) if size < _BASE**d)
     powers = _BASE ** np.arange(count)
     positions = np.arange(1, size + 1).reshape(tensor.shape[1:])
-    # Per digit, samples of it must stay alike and those of zeros zeros, in an order without
-    # symmetry.
-    order = np.array([1, 0, 1, 1, 0])
-    digits = np.stack([positions // p % _BASE for p in powers])
-    batch = np.multiply.outer(order, digits).swapaxes(0, 1).reshape(-1, *positions.shape)
-    given = as_tensor(batch, tensor.dtype if "float" in tensor.dtype else "float32")
+    # A sample per digit, all of them again, which must give the same, and one of zeros, which must
+    # stay zeros.
+    each = [positions // p % _BASE for p in powers]
+    dtype = tensor.dtype if "float" in tensor.dtype else "float32"
+    known = as_tensor(np.stack([*each, *each, np.zeros_like(positions)]), dtype)
 
     def fill(a):
-        return given if isinstance(a, Tensor) else a
+        return known if isinstance(a, Tensor) else a
 
     args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
     moved = as_array(operation(*args, **kwargs))
-    faithful = len(moved) == len(batch) and math.prod(moved.shape[1:])
-    index = None
-    if faithful:
-        moved = moved.reshape(count, len(order), *moved.shape[1:])
-        digits = np.rint(moved[:, 0]).astype(np.int64)
-        again = np.multiply.outer(order, digits).swapaxes(0, 1)
-        faithful = np.array_equal(moved, again) and np.all((digits >= 0) & (digits < _BASE))
-        index = np.tensordot(powers, digits, 1)
+    digits = np.rint(moved).astype(np.int64)
+    faithful = len(moved) == 2 * count + 1 and not np.any(moved[-1])
+    faithful = faithful and np.array_equal(digits, moved) and math.prod(moved.shape[1:])
+    faithful = faithful and np.all((digits >= 0) & (digits < _BASE))
+    faithful = faithful and np.array_equal(digits[:count], digits[count:-1])
+    index = np.tensordot(powers, digits[:count], 1)[None] if faithful else None
     if not faithful or index.max(initial=0) > size:
         raise UnsupportedLayerError(
             "A layer that moves entries must keep samples apart and entries as they are. Received: "
             f"layer {operation.name!r} of type {type(operation).__name__}."
         )
+    index = index[0]
     index.setflags(write=False)
     return [Moved(index)]
 

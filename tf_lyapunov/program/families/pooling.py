@@ -117,39 +117,30 @@ def _read(call):
     """A pooling layer of Keras."""
     layer, kinds = call.operation, type(call.operation)
     kind = "max" if kinds in (*MAX_POOLING, *GLOBAL_MAX) else "mean"
+    if kinds in AVERAGE_POOLING:
+        sizes = spatial_sizes(layer, call.inputs[0].shape)
+        if repeats_edges(layer, layer.pool_size, layer.strides, layer.padding, sizes):
+            kind = "edge"
     first = layer.data_format == "channels_first"
     if kinds in (*GLOBAL_MAX, *GLOBAL_AVERAGE):
         return [Pooled(kind, None, None, "valid", first, bool(layer.keepdims))]
-    found = Pooled(kind, tuple(layer.pool_size), tuple(layer.strides), layer.padding, first)
-    return [with_own_edges(found, spatial_sizes(layer, call.inputs[0].shape), layer)]
+    return [Pooled(kind, tuple(layer.pool_size), tuple(layer.strides), layer.padding, first)]
 
 
-def with_own_edges(pooled, spatial, layer):
-    """A mean over windows, padded as the active backend pads it.
-
-    Keras on PyTorch repeats the edges where one axis is padded unevenly.
-
-    Args:
-        pooled: `Pooled`.
-        spatial: sizes of the input, None where unknown.
-        layer: the layer or operation, for messages.
-
-    Raises:
-        UnsupportedLayerError: if that depends on a size that is not known.
-    """
-    same = pooled.kind == "mean" and pooled.padding == "same" and pooled.sizes is not None
-    if not same or keras.backend.backend() != "torch":
-        return pooled
-    if None in spatial:
+def repeats_edges(operation, pool_size, strides, padding, sizes):
+    """Whether Keras on PyTorch pads a mean by its edges: where one axis is padded unevenly."""
+    if keras.backend.backend() != "torch" or padding != "same":
+        return False
+    if None in sizes:
         raise UnsupportedLayerError(
             "How a mean is padded depends on the size. Received: layer "
-            f"{layer.name!r} on images of size {tuple(spatial)}, with padding='same'."
+            f"{operation.name!r} on sizes {tuple(sizes)}, with padding='same'."
         )
     padded = [
         max((-(-n // s) - 1) * s + q - n, 0)
-        for n, q, s in zip(spatial, pooled.sizes, pooled.strides, strict=True)
+        for n, q, s in zip(sizes, pool_size, strides, strict=True)
     ]
-    return dataclasses.replace(pooled, kind="edge") if any(p % 2 for p in padded) else pooled
+    return any(p % 2 for p in padded)
 
 
 # Gains ------------------------------------------------------------------------------------------

@@ -131,7 +131,10 @@ def _window_rule(call):
 
 def _read_window(call):
     found, sizes = _window(call)
-    return [pooling.with_own_edges(found, sizes, call.operation)]
+    settings = (found.sizes, found.strides, found.padding, sizes)
+    if found.kind == "mean" and pooling.repeats_edges(call.operation, *settings):
+        found = dataclasses.replace(found, kind="edge")
+    return [found]
 
 
 # Stacks -----------------------------------------------------------------------------------------
