@@ -14,10 +14,10 @@ from tf_lyapunov.errors import ConfigError, DistributionError, RunDirectoryError
 from tf_lyapunov.experiments import distribution, execution, files, shares, training
 from tf_lyapunov.experiments.distribution import Padded, scaled
 from tf_lyapunov.experiments.execution import Execution
-from tf_lyapunov.experiments.modelfile import load_model
 from tf_lyapunov.experiments.opening import open_distribution
 from tf_lyapunov.experiments.reading import parse_config
 from tf_lyapunov.experiments.shares import InOrder, read_ahead
+from tf_lyapunov.modelfile import load_model
 
 CONFIG = """
 name: small

@@ -9,6 +9,7 @@ import numpy as np
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.sealing import unseal
 from tf_lyapunov.verification import archive, inequalities
 from tf_lyapunov.verification.checking import (
     Claim,
@@ -142,7 +143,7 @@ def save_proof(certificate, path):
             "The verifier could not confirm this certificate, so no proof file was written. "
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
-    fields = json.loads(weaker.to_json())
+    fields = unseal(json.loads(weaker.to_json()))
     fields = {key: value for key, value in fields.items() if key not in _ARRAYS}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
