@@ -94,13 +94,13 @@ def test_a_method_replaced_in_the_class_is_contradicted_by_the_model(monkeypatch
 
 def test_integer_inputs_that_would_wrap_are_refused_by_the_layer_that_adds_them():
     x = keras.Input((3,), dtype="uint8")
-    y = keras.Input((3,), dtype="uint8")
-    del y
     doubled = layers.Add(name="sum", dtype="uint8")([x, x])
     model = keras.Model(x, layers.Dense(2)(layers.Rescaling(1 / 255)(doubled)))
     given = np.array([[200, 100, 3]], "uint8")  # 200 + 200 = 144 modulo 256
     for claim in (lambda: certify(model, given), lambda: lipschitz_upper_bound(model)):
-        with pytest.raises(UnsupportedLayerError, match=r"integers.*Received: .*'sum'"):
+        with pytest.raises(
+            UnsupportedLayerError, match=r"wrap around; put a Rescaling .*Received: layer 'sum'"
+        ):
             claim()
 
 
@@ -115,7 +115,7 @@ def test_inputs_that_the_models_integers_cannot_hold_are_refused(value):
 @pytest.mark.parametrize(
     ("inputs", "labels", "message"),
     [
-        ([[1.0, 2.0, 3.0], [1.0]], None, r"`x` must .*Received"),
+        ([[1.0, 2.0, 3.0], [1.0]], None, r"one shape.* Received: a ragged list of 2\. Pad them"),
         (np.array([["a", "b", "c"]]), None, r"real numbers\. Received: dtype"),
         (np.ones((2, 4), "float32"), None, r"input shape .*Received: shape \(2, 4\)"),
         (np.ones((0, 3), "float32"), None, r"at least one input\. Received"),
