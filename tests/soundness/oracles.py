@@ -38,9 +38,17 @@ class Flip:
 
 def evaluate(model, x):
     """Outputs of the model as its user calls it, float64 (n, classes)."""
-    outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False)
-    outputs = keras.ops.convert_to_numpy(outputs)
-    return np.asarray(outputs).astype(np.float64).reshape(len(outputs), -1)
+    count = len(keras.tree.flatten(x)[0])
+    # JAX compiles every operation for every shape: a few sizes of batches suffice.
+    rows = count if keras.backend.backend() != "jax" else 2 ** int(np.ceil(np.log2(count + 7)))
+
+    def tensor(part):
+        repeated = np.concatenate([part, np.repeat(part[-1:], rows - count, axis=0)])
+        return keras.ops.convert_to_tensor(repeated)
+
+    outputs = model(keras.tree.map_structure(tensor, x), training=False)
+    outputs = keras.ops.convert_to_numpy(outputs)[:count]
+    return np.asarray(outputs).astype(np.float64).reshape(count, -1)
 
 
 def margin(outputs, label, threshold=0.0):
@@ -48,11 +56,16 @@ def margin(outputs, label, threshold=0.0):
 
     A single output decides by its side of `threshold` (1/2 for a probability).
     """
-    outputs = np.nan_to_num(outputs, nan=0.0, posinf=1e300, neginf=-1e300)
+    broken = ~np.isfinite(outputs).all(axis=1)
+    known = np.nan_to_num(outputs, nan=0.0, posinf=1e300, neginf=-1e300)
     if outputs.shape[1] == 1:
-        return (outputs[:, 0] - threshold) * (1.0 if label == 1 else -1.0)
-    others = np.delete(outputs, label, axis=1)
-    return outputs[:, label] - others.max(axis=1)
+        found = (known[:, 0] - threshold) * (1.0 if label == 1 else -1.0)
+    else:
+        others = np.delete(known, label, axis=1)
+        found = known[:, label] - others.max(axis=1)
+    for row in np.flatnonzero(broken):  # infinite or no numbers: whatever the user's argmax says
+        found[row] = 1e300 if decision(outputs[row], threshold) == label else -1e300
+    return found
 
 
 def decision(outputs, threshold=0.0):
