@@ -18,14 +18,9 @@ from tf_lyapunov.certification.margins import (
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name
-from tf_lyapunov.program.linear import inference_value
-from tf_lyapunov.program.logits import (
-    LogitsModel,
-    batches,
-    float64_available,
-    with_rounded_settings,
-)
+from tf_lyapunov.program.logits import Float64Logits, batches, with_rounded_settings
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.perturbation import Curvature
@@ -164,15 +159,14 @@ def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_s
     batch_size = count("batch_size", batch_size)
     network, parts = None, []
     for inputs, labels in batches(x, y):
-        with float64_available():
-            if network is None:
-                shape = _input_shape(model, inputs)
-                network = with_rounded_settings(read_network(model, [shape]))
-                walk = _Sound(network) if rules == "sound" else _Published(network)
-            for start in range(0, len(inputs), batch_size):
-                here = slice(start, start + batch_size)
-                given = None if labels is None else labels[here]
-                parts.append(walk.bounds(inputs[here], given))
+        if network is None:
+            shape = _input_shape(model, inputs)
+            network = with_rounded_settings(read_network(model, [shape]))
+            walk = _Sound(network) if rules == "sound" else _Published(network)
+        for start in range(0, len(inputs), batch_size):
+            here = slice(start, start + batch_size)
+            given = None if labels is None else labels[here]
+            parts.append(walk.bounds(inputs[here], given))
     steps = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
     per_layer = tuple(
         LayerBound(step[0].name, step[0].rule, np.concatenate([s.bound for s in step]))
@@ -182,25 +176,18 @@ def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_s
     return PerturbationBound(bound, per_layer, walk.warnings, rules, labels, predictions)
 
 
-class _Signals(LogitsModel):
-    """Float64 logits together with the tensors that some calls read."""
+class _Signals:
+    """Float64 logits together with the values that some calls read."""
 
     def __init__(self, network, calls):
-        self.wanted = calls
-        super().__init__(network, "float64")
-
-    def _outputs(self, logits, known):
-        calls = {call.name: call for call in self.network.graph.calls}
-        read = [calls[name].inputs[0] for name in self.wanted]
-        return [logits, *(known[(t.producer, t.index)] for t in read)]
+        known = {call.name: call for call in network.graph.calls}
+        self.read = {name: known[name].inputs[0].producer for name in calls}
+        self.logits = Float64Logits(network)
 
     def evaluate(self, x):
         """`(logits (n, K), {call: float64 array})`."""
-        found = self.model.predict(x, batch_size=len(x), verbose=0)
-        found = found if isinstance(found, list) else [found]
-        found = [np.asarray(v, dtype=np.float64) for v in found]
-        logits = found[0][:, None] if found[0].ndim == 1 else found[0]
-        return logits, dict(zip(self.wanted, found[1:], strict=True))
+        logits, values = self.logits.evaluate(x, len(x), tuple(set(self.read.values())))
+        return logits, {name: values[source] for name, source in self.read.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.logits import (
     Float64Logits,
     batches,
-    float64_available,
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
@@ -334,18 +333,13 @@ class _Exact:
 
     def __init__(self, model, x, batch_size):
         self.network = with_rounded_settings(read_network(model, [(None, *x.shape[1:])]))
-        with float64_available():
-            self.model, self.batch_size = Float64Logits(self.network), batch_size
+        self.model, self.batch_size = Float64Logits(self.network), batch_size
 
     def crossing(self, x, change, label, box):
         """`(norm, point, class)` of the first x + t·change, t ≥ 1, surely of another class.
 
         Points are moved into the box (low, high); without any, (∞, None, label).
         """
-        with float64_available():
-            return self._crossing(x, change, label, box)
-
-    def _crossing(self, x, change, label, box):
         scales = np.concatenate([[1.0], _OUTWARDS]).reshape(-1, *[1] * change.ndim)
         moved = np.asarray(x, np.float64) + scales * change
         points, norms, _ = _checked_inputs(
