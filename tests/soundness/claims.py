@@ -15,6 +15,7 @@ import numpy as np
 from soundness import oracles
 
 import tf_lyapunov as tfl
+from tf_lyapunov.errors import UnfaithfulReading
 
 METHODS = ("composition",) * 6 + ("liplt", "closed_form", "eclipse", "local", "auto", "lipsdp")
 PRECISIONS = ("auto", "auto", "model", "float64")
@@ -374,21 +375,39 @@ CHECKERS = {
 }
 
 
+@dataclasses.dataclass
+class Checked:
+    """Outcome of one case.
+
+    Attributes:
+        claims: kinds of claims that were made, each once.
+        refused: whether no radius was proved.
+        misread: whether validation found that the model was read wrongly, and refused it.
+        violations: list of `Violation`.
+    """
+
+    claims: list
+    refused: bool = False
+    misread: bool = False
+    violations: list = dataclasses.field(default_factory=list)
+
+
 def check(case, kinds=None):
-    """`(claims made, refused, violations)` of a case, over the kinds or those its seed is due."""
-    claims, refused, found = 0, 0, []
+    """`Checked` of a case, over the kinds or those its seed is due."""
+    found = Checked([])
     for name, (checker, period) in CHECKERS.items():
         if name not in kinds if kinds else case.seed % period:
             continue
         try:
             violations = list(checker(case))
-        except Refused:
-            refused += name == "radius"
+        except Refused as refusal:
+            found.refused |= name == "radius"
+            found.misread |= isinstance(refusal.__cause__, UnfaithfulReading)
             continue
         except Exception as error:
             text = f"{name}: {type(error).__name__}: {str(error)[:200]}"
-            found.append(Violation("crash", case.seed, text))
+            found.violations.append(Violation("crash", case.seed, text))
             continue
-        claims += 1
-        found += violations
-    return claims, refused, found
+        found.claims.append(name)
+        found.violations += violations
+    return found

@@ -113,22 +113,23 @@ def arguments_dropped():
 @contextlib.contextmanager
 def activation_known_by_its_name():
     """A function counts as the one of Keras that has its name."""
-    from tf_lyapunov.program import lipschitz_layers
-    from tf_lyapunov.program.families import elementwise
+    from tf_lyapunov.program import network
+    from tf_lyapunov.program.families import fused
 
     def named(original):
-        def found(activation, *rest):
-            name = getattr(activation, "__name__", None)
-            known = getattr(keras.activations, name or "", activation)
-            return original(known, *rest)
+        def found(layer, *rest):
+            kept = layer.activation
+            layer.activation = getattr(keras.activations, getattr(kept, "__name__", ""), kept)
+            try:
+                return original(layer, *rest)
+            finally:
+                layer.activation = kept
 
         return found
 
     with (
-        mock.patch.object(elementwise, "of_activation", named(elementwise.of_activation)),
-        mock.patch.object(
-            lipschitz_layers, "activation_gain", named(lipschitz_layers.activation_gain)
-        ),
+        mock.patch.object(fused, "read", named(fused.read)),
+        mock.patch.object(network, "fused_gain", named(network.fused_gain)),
     ):
         yield
 
@@ -136,11 +137,11 @@ def activation_known_by_its_name():
 @contextlib.contextmanager
 def replaced_call_ignored():
     """A layer counts as its class, whatever its instance's `call` is."""
-    from tf_lyapunov.program import graph, operations
+    from tf_lyapunov.program import graph, vocabulary
 
     with (
         mock.patch.object(graph, "check_own_call", _none),
-        mock.patch.object(operations, "check_own_call", _none),
+        mock.patch.object(vocabulary, "check_own_call", _none),
     ):
         yield
 
@@ -169,10 +170,11 @@ def reading_cached():
 @contextlib.contextmanager
 def another_epsilon():
     """Batch normalizations are read with an ε of 0.1."""
-    from tf_lyapunov.program import linear, program
+    from tf_lyapunov.program import vocabulary
+    from tf_lyapunov.program.families import scaling
 
     norm = keras.layers.BatchNormalization
-    reader, scale = program.READERS[norm], linear.BatchNormScale.of
+    reader, scale = vocabulary.READERS[norm], scaling.BatchNormScale.of
 
     def with_epsilon(layer, function, *args):
         kept, layer.epsilon = layer.epsilon, 0.1
@@ -183,10 +185,10 @@ def another_epsilon():
 
     with (
         mock.patch.dict(
-            program.READERS, {norm: lambda call: with_epsilon(call.operation, reader, call)}
+            vocabulary.READERS, {norm: lambda call: with_epsilon(call.operation, reader, call)}
         ),
         mock.patch.object(
-            linear.BatchNormScale, "of", lambda layer: with_epsilon(layer, scale, layer)
+            scaling.BatchNormScale, "of", lambda layer: with_epsilon(layer, scale, layer)
         ),
     ):
         yield
@@ -246,7 +248,7 @@ def decision_of_the_exact_logits():
 @contextlib.contextmanager
 def windows_that_overlap_count_once():
     """Max pooling has gain 1 whatever its strides."""
-    from tf_lyapunov.program import pooling
+    from tf_lyapunov.program.families import pooling
 
     with mock.patch.object(pooling, "max_pooling_gain", lambda *a: 1.0):
         yield
@@ -272,13 +274,14 @@ def transposed_padding_on_the_other_side():
 @contextlib.contextmanager
 def bias_dropped():
     """Dense layers are read without their bias."""
-    from tf_lyapunov.program import program
+    from tf_lyapunov.program import vocabulary
     from tf_lyapunov.program.families import linear
 
     def read(call):
-        return [dataclasses.replace(o, bias=None) for o in linear.read(call)]
+        first, *rest = linear.read(call)
+        return [dataclasses.replace(first, bias=None), *rest]
 
-    with mock.patch.dict(program.READERS, {keras.layers.Dense: read}):
+    with mock.patch.dict(vocabulary.READERS, {keras.layers.Dense: read}):
         yield
 
 
@@ -475,7 +478,7 @@ def finders(name):
     runs = (contextlib.nullcontext, validation_off)[: 1 if "training" in fault.kinds else 2]
     for switch in runs:
         with fault.mutation(), switch(), contradictions() as refused:
-            violations = claims.check(fault.specimen(), fault.kinds)[2]
+            violations = claims.check(fault.specimen(), fault.kinds).violations
         if refused and switch is not validation_off:
             found.add(VALIDATION)
         if any(v.kind != "crash" for v in violations):

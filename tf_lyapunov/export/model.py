@@ -84,7 +84,15 @@ def export_plain(model):
 
 def _check_independent(model):
     for layer in model.layers:
-        if "tf_lyapunov" in json.dumps(keras.saving.serialize_keras_object(layer), default=str):
+        try:
+            written = keras.saving.serialize_keras_object(layer)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedLayerError(
+                "Keras must be able to write an exported layer. Received: layer "
+                f"{layer.name!r} of type {type(layer).__name__}: {error} Register its function by "
+                "`keras.saving.register_keras_serializable`."
+            ) from error
+        if "tf_lyapunov" in json.dumps(written, default=str):
             raise UnsupportedLayerError(
                 f"This layer cannot be exported without the library: it refers to it. Received: "
                 f"layer {layer.name!r} of type {type(layer).__name__}."

@@ -23,8 +23,8 @@ PROBES = 8
 SCALES = (0.1, 1.0, 10.0)
 # Entries of inputs that are compared at once, at most (one input at least).
 _ENTRIES = 2**20
-# Allowances above this share of a step's spread show little.
-_BLIND = 1e-3
+# Allowances above these shares of a step's spread hide mistakes, and all but gross ones.
+_COARSE, _BLIND = 1e-3, 1 / 3
 _HALF = ("float16", "bfloat16")
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -36,13 +36,17 @@ class Validation:
     Attributes:
         inputs: number of inputs, probes included.
         steps: number of steps that agreed.
-        blind: names of steps whose rounding allowance is above a thousandth of their values'
-            spread, or which are not evaluated apart from the model.
+        blind: names of steps whose rounding allowance is above a third of their values' spread, or
+            which are not evaluated apart from the model: nothing, or no more than gross mistakes,
+            would show there.
+        coarse: dict of names of steps whose allowance is above a thousandth of their values' spread
+            and that share of it. A mistake below it would not show; steps in 16 bits are such.
     """
 
     inputs: int
     steps: int
     blind: tuple
+    coarse: dict = dataclasses.field(default_factory=dict)
 
     def sentence(self):
         """For `Certificate.assumptions`."""
@@ -55,6 +59,13 @@ class Validation:
         if self.blind:
             names = ", ".join(self.blind[:5]) + (", …" if len(self.blind) > 5 else "")
             text += f" Not validated on its own, for its rounding or its kind: {names}."
+        if self.coarse:
+            name = max(self.coarse, key=self.coarse.get)
+            count = len(self.coarse)
+            text += (
+                f" Rounding hides differences below {self.coarse[name]:.2g} of the spread of the "
+                f"values at {name}" + (f", below less at {count - 1} others." if count > 1 else ".")
+            )
         return text
 
 
@@ -92,8 +103,10 @@ def validate(network, inputs, *, probes=True, rng=None):
             x = inputs[i]
             drawn = _probe(rng, (few, *x.shape[1:]), tensor.dtype, scale * _typical(x[:count]))
             sample[i] = np.concatenate([sample[i], drawn.astype(sample[i].dtype)])
-    steps, blind = _compared(network, sample, given)
-    return Validation(len(sample[0]), steps, tuple(dict.fromkeys(blind)))
+    steps, hidden = _compared(network, sample, given)
+    blind = tuple(name for name, share in hidden.items() if share > _BLIND)
+    coarse = {name: share for name, share in hidden.items() if _COARSE < share <= _BLIND}
+    return Validation(len(sample[0]), steps, blind, coarse)
 
 
 def _typical(x):
@@ -118,30 +131,29 @@ def validate_on_probes(network, *, rng=None):
 
 
 def _compared(network, inputs, given):
-    """`(steps, blind)` on these inputs; what is blind is judged by the first `given`."""
+    """`(steps, hidden)`: what rounding hides of a step's spread on the first `given` inputs."""
     with np.errstate(all="ignore"):
         known = Replay(network)(inputs)
         own = own_outputs(
             network.model,
             [known[t.producer][0] for t in network.graph.inputs],
         )
-        steps, blind = 0, []
+        steps, hidden = 0, {}
         calls = {call.name: call for call in network.graph.calls}
         for step in network.program.steps:
             call, outputs = calls[step.name], known[step.name]
             if step.operations is None or step.is_declared or len(outputs) != 1:
-                blind.append(step.name)
+                hidden[step.name] = np.inf
                 continue
             read = [known[t.producer][t.index] for t in call.inputs]
-            if not _agrees(step, read, outputs[0], given):
-                blind.append(step.name)
+            hidden[step.name] = _hidden(step, read, outputs[0], given)
             steps += 1
         _check_whole(network, known, own)
-    return steps, blind
+    return steps, hidden
 
 
-def _agrees(step, read, output, given):
-    """Whether a step's allowance shows much; raises where the step differs."""
+def _hidden(step, read, output, given):
+    """A step's allowance as a share of its values' spread; raises where the step differs."""
     dtype = keras.backend.standardize_dtype(output.dtype)
     if _SIZES.get(dtype, 9) < _SIZES.get(step.dtype, 0):
         raise UnfaithfulReading(
@@ -175,7 +187,7 @@ def _agrees(step, read, output, given):
         )
     rows[given:] = False
     spread = float(np.std(value[rows])) if np.any(rows) else 0.0
-    return spread == 0 or float(np.median(error[rows])) <= _BLIND * spread
+    return float(np.median(error[rows])) / spread if spread > 0 else 0.0
 
 
 def _unfaithful(step, text):
