@@ -227,12 +227,13 @@ def float64_evaluated_in_float32():
     """The evaluation that is called one in float64 rounds to float32."""
     from tf_lyapunov.program.program import Program
 
-    original = Program.logits
+    original = Program.evaluate
 
-    def logits(self, x):
-        return original(self, x).astype(np.float32).astype(np.float64)
+    def evaluate(self, x, kept=()):
+        logits, values = original(self, x, kept)
+        return logits.astype(np.float32).astype(np.float64), values
 
-    with mock.patch.object(Program, "logits", logits):
+    with mock.patch.object(Program, "evaluate", evaluate):
         yield
 
 

@@ -79,13 +79,19 @@ def normalization():
 
 
 def network_of(seed):
-    """One of the random networks; every fifth is 50 layers deep."""
+    """One of the random networks; every fifth is 50 layers deep, every seventh in 16 bits."""
     rng = np.random.default_rng([seed, 3])
     keras.utils.set_random_seed(seed)
-    if seed % 5 == 0:
-        return dense_network(rng, 50)
-    depth = int(rng.integers(1, 12))
-    return dense_network(rng, depth) if seed % 2 else image_network(rng, 1 + depth // 2)
+    previous = keras.config.dtype_policy()
+    if seed % 7 == 3:
+        keras.config.set_dtype_policy(str(rng.choice(["mixed_float16", "mixed_bfloat16"])))
+    try:
+        if seed % 5 == 0:
+            return dense_network(rng, 50)
+        depth = int(rng.integers(1, 12))
+        return dense_network(rng, depth) if seed % 2 else image_network(rng, 1 + depth // 2)
+    finally:
+        keras.config.set_dtype_policy(previous)
 
 
 # Mistakes: functions of an operation and random numbers, which give another operation, or None.
@@ -311,7 +317,8 @@ def replayed_once():
             if key not in kept:
                 known = super().__call__(inputs, until)
                 first = [known[t.producer][0] for t in self.network.graph.inputs]
-                kept[key] = known, own(self.network.model, first)
+                # The model is kept too, or another might get its number.
+                kept[key] = known, own(self.network.model, first), self.network.model
             return kept[key][0]
 
     with (

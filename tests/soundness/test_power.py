@@ -1,5 +1,7 @@
 """A single mistake in a reading that rounding does not hide is found by validation."""
 
+from unittest import mock
+
 import pytest
 from soundness import power
 
@@ -11,6 +13,12 @@ def test_a_random_mistake_in_a_reading_is_found(seed):
     found = power.measure(20, seed)
     assert found.count == 20
     assert found.missed == []
+
+
+def test_a_validation_that_compares_nothing_is_noticed():
+    with mock.patch.object(validation, "_hidden", lambda *a: 0.0):
+        found = power.measure(10)
+    assert len(found.missed) == 10
 
 
 @pytest.mark.slow

@@ -92,7 +92,8 @@ def check_balls(network, x, labels, radius, own):
             rows = np.arange(len(logits))
             rivals = logits.copy()
             rivals[rows, mine] = -np.inf
-            lead = rivals.max(axis=1) - logits[rows, mine]
+            with np.errstate(invalid="ignore"):
+                lead = rivals.max(axis=1) - logits[rows, mine]
         broken = np.flatnonzero(inside & (lead > noise))
         if len(broken):
             worst = chosen[broken[0]]
