@@ -9,6 +9,7 @@ import numpy as np
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.sealing import unseal
 from tf_lyapunov.verification import archive, inequalities
 from tf_lyapunov.verification.checking import (
     Claim,
@@ -21,6 +22,7 @@ from tf_lyapunov.verification.checking import (
     radii,
 )
 from tf_lyapunov.verification.inequalities import Multipliers
+from tf_lyapunov.verification.translation import Call, contradictions
 
 # Bytes of inputs that a certificate keeps, so that its radii can be re-checked.
 LARGEST_INPUTS = 2**28
@@ -60,10 +62,10 @@ def save_proof(certificate, path):
 
     Raises:
         ValueError: if the certificate carries no proof, the model has changed, or the verifier
-            cannot confirm the certificate.
+            cannot confirm the certificate, or would refuse the model for what it computes.
         UnsupportedLayerError: naming a layer that the verifier does not know.
     """
-    from tf_lyapunov.verification.reading import read
+    from tf_lyapunov.verification.reading import read_with_calls
 
     proof = certificate.proof
     if proof is None:
@@ -87,7 +89,9 @@ def save_proof(certificate, path):
             f"method={certificate.method!r} for a model with residual blocks. Certify with "
             "method='composition', or save as .json."
         )
-    network = read(proof.network.model, proof.network.graph.inputs[0].shape[1:])
+    model, network, calls = read_with_calls(
+        proof.network.model, proof.network.graph.inputs[0].shape[1:]
+    )
     evidence = _evidence(network, proof.chain)
     derived = derive(network, evidence)
     logits, errors = evaluate(network, proof.inputs)
@@ -132,12 +136,14 @@ def save_proof(certificate, path):
         np.isfinite(proof.radius)) else 0.0  # fmt: skip
     if np.any(np.minimum(expected, proof.radius) < proof.radius * (1 - _LARGEST_LOSS) - small):
         found.append("The verifier proves smaller radii.")
+    if not found:  # what `verify` asks the model itself: better known now than by who receives it
+        found = contradictions(model, network, tuple(Call(*call) for call in calls), claim)
     if found:
         raise ValueError(
             "The verifier could not confirm this certificate, so no proof file was written. "
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
-    fields = json.loads(weaker.to_json())
+    fields = unseal(json.loads(weaker.to_json()))
     fields = {key: value for key, value in fields.items() if key not in _ARRAYS}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 

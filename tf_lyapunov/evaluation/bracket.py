@@ -20,6 +20,7 @@ from tf_lyapunov.program.logits import (
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.progress import shown
 from tf_lyapunov.theory.balls import L2
 
 # How far past a found point exact arithmetic is asked where it disagrees with the model's own.
@@ -244,7 +245,8 @@ def bracket(
             with and without it.
         batch_size: inputs evaluated at once.
         state: file in which finished attacks are kept, see `Ensemble`.
-        progress: called with a line of text.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook; or a function that is called with a line of text.
 
     Returns:
         `Bracket`.
@@ -270,6 +272,12 @@ def bracket(
         raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
     ensemble = _ensemble(attacks, bounds, batch_size)
     x, y = _arrays(x, y)
+    say = progress if callable(progress) else None
+    with shown(False if say else progress, "bracket"):
+        return _bracket(model, x, y, ensemble, rules, method, batch_size, state, say)
+
+
+def _bracket(model, x, y, ensemble, rules, method, batch_size, state, say):
     sound = minimal_perturbation_lower_bound(model, x, y, batch_size=batch_size)
     labels = sound.labels
     claimed, notes = None, ()
@@ -279,7 +287,7 @@ def bracket(
         )
         claimed, notes = published.bound, tuple(str(warning) for warning in published.warnings)
     certified = certify(model, x, labels, method=method, batch_size=batch_size).radius
-    result = ensemble(model, x, labels, state=state, progress=progress)
+    result = ensemble(model, x, labels, state=state, progress=say)
     predictions = decisions(executed_logits(model, x, batch_size=batch_size))
     wrong = (predictions != labels) | (result.success & (result.distance == 0))
     change = result.x_adv.astype(np.float64) - np.asarray(x, np.float64)

@@ -14,6 +14,7 @@ from tf_lyapunov.program.graph import is_graph
 from tf_lyapunov.program.replay import Replay, arguments, without_activation
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.progress import steps
 
 PRECISIONS = ("auto", "model", "float64")
 # Activations without a constant that float32 would round.
@@ -95,7 +96,7 @@ class Float64Logits:
 
     def evaluate(self, x, batch_size, kept=()):
         """`(logits, {name: float64 array})` with the values of the steps `kept`."""
-        rows, parts = range(0, len(x), batch_size), []
+        rows, parts = steps(range(0, len(x), batch_size), "batches"), []
         with no_gradients():
             for i in rows:
                 parts.append(self.program.evaluate(x[i : i + batch_size], kept))
@@ -143,7 +144,7 @@ class LogitsModel:
         parts, dtype = [], self.network.graph.inputs[0].dtype
         with no_gradients():
             # Never through `predict`, which keeps a compiled function and rounds to floatx.
-            for start in range(0, len(x), batch_size):
+            for start in steps(range(0, len(x), batch_size), "batches"):
                 parts.append(as_array(self(as_tensor(x[start : start + batch_size], dtype))))
         values = np.concatenate(parts)
         return values[:, None] if values.ndim == 1 else values
