@@ -313,3 +313,35 @@ def test_a_softmax_behind_a_wrapper_is_looked_through():
     assert read_network(model).decision == "softmax"
     sigma = np.linalg.norm(np.asarray(ops.convert_to_numpy(dense.kernel), float), 2)
     assert lipschitz_upper_bound(model).gain_upper_bound == pytest.approx(sigma, rel=1e-7)
+
+
+def test_attacks_look_through_a_softmax_behind_a_wrapper_as_certificates_do():
+    from tf_lyapunov import L2, attacks
+
+    class End(keras.Layer):
+        def call(self, x):
+            return ops.softmax(x, axis=-1)
+
+    class Whole(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return ops.softmax(self.dense(x), axis=-1)
+
+    wrapped = keras.Sequential([keras.Input((4,)), layers.Dense(3), End()])
+    whole = Whole()
+    whole(np.zeros((1, 4), "float32"))
+    whole.build((None, 4))
+    x = RNG.normal(size=(12, 4)).astype("float32")
+    for model in (wrapped, whole):
+        drawn(model)
+        labels = called(model, x).argmax(axis=1)
+        proof = certify(model, x)
+        radius = np.asarray(proof.radius)
+        # Within the radius nothing is found, and beyond a few of them everything.
+        inside = attacks.PGD(radius=L2(float(radius.min()) * 0.99), steps=20)(model, x, labels)
+        beyond = attacks.PGD(radius=L2(float(radius.max()) * 4), steps=40)(model, x, labels)
+        assert not np.any(inside.success)
+        assert np.all(beyond.success)

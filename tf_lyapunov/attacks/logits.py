@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.program.logits import LogitsModel
+from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.replay import without_activation
 
 # Outputs of low-precision (bfloat16) softmax heads sum to one only to this accuracy.
@@ -117,6 +120,8 @@ def logits_view(model) -> LogitsView:
                 f"{model.name!r} with {len(model.inputs)} inputs and {len(model.outputs)} outputs."
             )
         function, heads, affine = _peel(model)
+    if function is None and not affine:
+        function, heads = _read_to_logits(model)
     if function is None:
         reference = weakref.ref(model)
 
@@ -126,6 +131,27 @@ def logits_view(model) -> LogitsView:
     view = LogitsView(function, heads, affine, fingerprint, list(model.variables))
     _VIEWS[model] = view
     return view
+
+
+def _read_to_logits(model):
+    """Logits function and heads of a model whose end only its reading shows, or `(None, ())`.
+
+    Such are a head within a layer of the user's own, or in a subclassed model.
+    """
+    if _is_graph(model):
+        operation = model.outputs[0]._keras_history.operation
+        if type(operation).__module__.startswith(("keras.", "tf_lyapunov.")):
+            return None, ()
+    try:
+        network = read_network(model, bounded=False)
+    except ValueError:  # what cannot be read is attacked as it is
+        return None, ()
+    single = network.graph.output.shape[-1] == 1
+    if network.decision != "sigmoid" and (network.decision != "softmax" or single):
+        return None, ()
+    head = network.decision
+    graph = dataclasses.replace(network.graph, model=None)
+    return LogitsModel(dataclasses.replace(network, model=None, graph=graph)), (head,)
 
 
 def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
