@@ -173,7 +173,8 @@ class CertifiedAccuracy(_CertifiedMetric):
     output; others make the result NaN. L is a Lipschitz constant of the model's outputs in l2.
     Measured at `reset_state`, it belongs to the weights of that moment: right for `evaluate` and
     the validation of `fit`, but in the training part of an epoch the weights move on, and the
-    number is an estimate. Rounding within the model is not taken off: `certify` does that.
+    number is an estimate. Rounding and overflow within the model are not taken off: `certify`
+    does that.
 
     Args:
         radius: non-negative float, in the l2 norm of the model's input.

@@ -62,3 +62,33 @@ def test_certificates_work_on_every_backend(backend):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"agrees on {backend}" in result.stdout
+
+
+LAYERS = """
+import keras, numpy as np
+keras.utils.set_random_seed(0)
+from tf_lyapunov import layers as ours
+from tf_lyapunov.certification import read_network
+from tf_lyapunov.program.validation import validate_on_probes
+image = keras.Input((6, 5, 4))
+h = ours.ConvexCombination()([image, ours.Householder()(image)])
+h = ours.LocalResponseNormalization(1, 1.0, 0.5, 0.75)(ours.ConvexPotentialConv2D(3, 2)(h))
+h = ours.SkewOrthogonalConv2D(4, 3, activation=ours.MaxMin())(h)
+h = ours.CayleyConv2D(4, 3)(ours.LpPooling2D(2, 1, p=3.5)(h))
+h = ours.SandwichConv2D(4, 2)(ours.ScaledAveragePooling2D(2, 1)(ours.TwoSidedReLU()(h)))
+h = ours.SandwichDense(5)(ours.GlobalL2NormPooling2D()(h))
+network = read_network(keras.Model(image, ours.SDPLipschitzDense(6)(ours.FullSort()(h))))
+assert not network.program.unread
+validation = validate_on_probes(network, rng=np.random.default_rng(0))
+assert len(validation.blind) <= 2, validation.blind
+"""
+
+
+def test_every_family_of_the_librarys_layers_is_evaluated_as_torch_computes_it():
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, "-c", LAYERS], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]

@@ -224,6 +224,44 @@ def rounding_errors(network, input_norms, name, precision="model"):
     return errors[name] * _RECURSION_SLACK
 
 
+def stays_finite(network, input_norms, name):
+    """Whether no value on the way to node `name` can overflow in the model's own formats.
+
+    Every entry and every partial sum is bounded by the gains, ‖f(u)‖ ≤ gain·‖u‖ + ‖f(0)‖, and a
+    factor of 2 is left for rounding.
+
+    Args:
+        network: `Network` with known sizes.
+        input_norms: float64 (n,), bounds on the l2 norms of the inputs.
+        name: node name.
+
+    Returns:
+        bool (n,).
+    """
+    norms, fits = {}, np.ones(np.shape(input_norms), dtype=bool)
+    formats = {t.producer: t.dtype for t in network.graph.inputs} | _formats(network, "model")
+    for node in network.nodes:
+        if node.kind == "input":
+            norms[node.name] = np.asarray(input_norms, dtype=np.float64)
+            continue
+        weighted = [w * norms[k] for w, k in zip(node.weights, node.inputs, strict=True)]
+        reading = sum(weighted)
+        size = _times(node.gain_upper_bound, reading) + node.affine.offset
+        form = formats.get(node.call)
+        largest = rounding.LARGEST.get(form, math.inf)
+        if any(formats.get(network[k].call) != form for k in node.inputs):
+            fits &= reading <= largest  # what is cast to this format
+        # The only function here that squares its input.
+        squared = size * size if node.method.startswith("squareplus") else size
+        fits &= np.maximum(size, squared) <= largest / 2
+        norms[node.name] = (
+            _times(node.gain_upper_bound, _combine(node.rule, weighted)) + node.affine.offset
+        )
+        if node.name == name:
+            break
+    return fits
+
+
 def _formats(network, precision):
     """dtype that every node is computed in, by its call."""
     if precision == "float64":

@@ -4,12 +4,51 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.bounds.composition import rounding_errors
+from tf_lyapunov.bounds.composition import rounding_errors, stays_finite
 from tf_lyapunov.errors import UnfaithfulReading
 from tf_lyapunov.program import rounding
 
 # Entries of points that are tried at once.
 _ENTRIES = 2**19
+
+# Halvings of a radius: what is left of it is then smaller than any number.
+_HALVINGS = 64
+
+
+def without_overflow(network, norms, radius):
+    """Radii cut to balls on which no value of the model can overflow in its own formats.
+
+    The exact function may stay within its class where the model gives infinity or NaN: float16
+    ends at 65504.
+
+    Args:
+        network: `Network`.
+        norms: float64 (n,), bounds on the norms of the inputs.
+        radius: float64 (n,), proved of the exact function.
+
+    Returns:
+        float64 (n,), at most `radius`.
+    """
+    tensor = network.graph.inputs[0]
+    # The model receives no entry beyond its type's largest number.
+    largest = rounding.LARGEST.get(tensor.dtype, math.inf) * math.sqrt(tensor.size)
+
+    def fits(norms, radius):
+        with np.errstate(over="ignore", invalid="ignore"):
+            reached = np.minimum(rounding.up(norms + radius), largest)
+            return stays_finite(network, reached, network.logits)
+
+    cut = np.flatnonzero((radius > 0) & ~fits(norms, radius))
+    if not len(cut):
+        return radius
+    radius = radius.copy()
+    low, high = np.zeros(len(cut)), np.minimum(radius[cut], largest)
+    for _ in range(_HALVINGS):
+        middle = low + (high - low) / 2
+        fine = fits(norms[cut], middle)
+        low, high = np.where(fine, middle, low), np.where(fine, high, middle)
+    radius[cut] = low
+    return radius
 
 
 def check_balls(network, x, labels, radius, own):
@@ -53,7 +92,8 @@ def check_balls(network, x, labels, radius, own):
             rows = np.arange(len(logits))
             rivals = logits.copy()
             rivals[rows, mine] = -np.inf
-            lead = rivals.max(axis=1) - logits[rows, mine]
+            with np.errstate(invalid="ignore"):
+                lead = rivals.max(axis=1) - logits[rows, mine]
         broken = np.flatnonzero(inside & (lead > noise))
         if len(broken):
             worst = chosen[broken[0]]

@@ -9,7 +9,7 @@ from tf_lyapunov.bounds.composition import (
     model_assumptions,
     rounding_errors,
 )
-from tf_lyapunov.certification.balls import check_balls
+from tf_lyapunov.certification.balls import check_balls, without_overflow
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
 from tf_lyapunov.local.slopes import LocalGains, local_radii
@@ -165,6 +165,7 @@ def certify(
             f"{np.mean(wider > radius):.1%} of them."
         )
         radius = wider
+    radius, overall = (without_overflow(network, norms, r) for r in (radius, overall))
     # Radii are about the cast input; the given one lies `moved` away from it.
     radius, overall = (
         np.where(moved > 0, np.maximum(rounding.down(r - moved), 0.0), r) for r in (radius, overall)

@@ -117,6 +117,7 @@ class _Reader:
         self.owned = {id(v) for v in model.variables}
 
     def read(self):
+        _check_built(self.model)
         shapes = self.input_shapes or _built_input_shapes(self.model)
         dtypes = ["float32"] * len(shapes)
         if is_graph(self.model) and self.model.inputs:
@@ -159,11 +160,7 @@ class _Reader:
 
         `model` may also be a layer whose `call` is made of layers and operations.
         """
-        if not model.built:
-            raise ValueError(
-                f"A model must be built before it can be read. Received: unbuilt model "
-                f"{model.name!r}. Call it on data or `model.build(input_shape)` first."
-            )
+        _check_built(model)
         counts, follows = [], is_graph(model)
         if follows:
             symbolic_inputs, symbolic_outputs = model.inputs, model.outputs
@@ -394,12 +391,15 @@ def is_graph(model, also="__call__"):
     )
 
 
-def _built_input_shapes(model):
+def _check_built(model):
     if not model.built:
         raise ValueError(
             f"A model must be built before it can be read. Received: unbuilt model "
             f"{model.name!r}. Call it on data or `model.build(input_shape)` first."
         )
+
+
+def _built_input_shapes(model):
     if is_graph(model):
         return [tuple(t.shape) for t in model.inputs]
     config = model.get_build_config() or {}

@@ -165,7 +165,7 @@ def batches(x, y):
         yield _array(x), None if y is None else _array(y)
         return
     if isinstance(x, (list, tuple)):
-        yield np.asarray(x), None if y is None else _array(y)
+        yield _array(x), None if y is None else _array(y)
         return
     empty = True
     labels = None if y is None else _array(y)
@@ -215,4 +215,10 @@ def _iterate(x):
 def _array(value):
     if keras.ops.is_tensor(value):
         return keras.ops.convert_to_numpy(value)
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            "`x` must hold inputs of one shape, and `y` labels of one shape. Received: a ragged "
+            f"{type(value).__name__} of {len(value)}. Pad them, or certify them apart."
+        ) from error

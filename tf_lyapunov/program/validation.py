@@ -23,8 +23,8 @@ PROBES = 8
 SCALES = (0.1, 1.0, 10.0)
 # Entries of inputs that are compared at once, at most (one input at least).
 _ENTRIES = 2**20
-# Allowances above this share of a step's spread show little.
-_BLIND = 1e-3
+# Allowances above these shares of a step's spread hide mistakes, and all but gross ones.
+_COARSE, _BLIND = 1e-3, 1 / 3
 _HALF = ("float16", "bfloat16")
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -36,13 +36,17 @@ class Validation:
     Attributes:
         inputs: number of inputs, probes included.
         steps: number of steps that agreed.
-        blind: names of steps whose rounding allowance is above a thousandth of their values'
-            spread, or which are not evaluated apart from the model.
+        blind: names of steps whose rounding allowance is above a third of their values' spread, or
+            which are not evaluated apart from the model: nothing, or no more than gross mistakes,
+            would show there.
+        coarse: dict of names of steps whose allowance is above a thousandth of their values' spread
+            and that share of it. A mistake below it would not show; steps in 16 bits are such.
     """
 
     inputs: int
     steps: int
     blind: tuple
+    coarse: dict = dataclasses.field(default_factory=dict)
 
     def sentence(self):
         """For `Certificate.assumptions`."""
@@ -55,6 +59,13 @@ class Validation:
         if self.blind:
             names = ", ".join(self.blind[:5]) + (", …" if len(self.blind) > 5 else "")
             text += f" Not validated on its own, for its rounding or its kind: {names}."
+        if self.coarse:
+            name = max(self.coarse, key=self.coarse.get)
+            count = len(self.coarse)
+            text += (
+                f" Rounding hides differences below {self.coarse[name]:.2g} of the spread of the "
+                f"values at {name}" + (f", below less at {count - 1} others." if count > 1 else ".")
+            )
         return text
 
 
@@ -86,17 +97,16 @@ def validate(network, inputs, *, probes=True, rng=None):
     count = int(np.clip(_ENTRIES // max(size, 1), 1, SAMPLE))
     sample = [np.asarray(x)[:count] for x in inputs]
     few = int(np.clip(count // 4, 1, PROBES))
-    found = [_compared(network, sample)]
-    if probes:
-        for scale in SCALES:
-            drawn = [
-                _probe(rng, (few, *x.shape[1:]), t.dtype, scale * _typical(x))
-                for x, t in zip(sample, network.graph.inputs, strict=True)
-            ]
-            found.append(_compared(network, drawn))
-    total = sum(len(x) for x in sample[:1]) + few * len(SCALES) * probes
-    blind = dict.fromkeys(name for _, names in found[:1] for name in names)
-    return Validation(total, found[0][0], tuple(blind))
+    given = len(sample[0])
+    for scale in SCALES if probes else ():
+        for i, tensor in enumerate(network.graph.inputs):
+            x = inputs[i]
+            drawn = _probe(rng, (few, *x.shape[1:]), tensor.dtype, scale * _typical(x[:count]))
+            sample[i] = np.concatenate([sample[i], drawn.astype(sample[i].dtype)])
+    steps, hidden = _compared(network, sample, given)
+    blind = tuple(name for name, share in hidden.items() if share > _BLIND)
+    coarse = {name: share for name, share in hidden.items() if _COARSE < share <= _BLIND}
+    return Validation(len(sample[0]), steps, blind, coarse)
 
 
 def _typical(x):
@@ -120,31 +130,30 @@ def validate_on_probes(network, *, rng=None):
     return validate(network, [_probe(rng, (1, *t.shape[1:]), t.dtype, 1.0) for t in tensors])
 
 
-def _compared(network, inputs):
-    """`(steps, blind)` on these inputs."""
+def _compared(network, inputs, given):
+    """`(steps, hidden)`: what rounding hides of a step's spread on the first `given` inputs."""
     with np.errstate(all="ignore"):
         known = Replay(network)(inputs)
         own = own_outputs(
             network.model,
             [known[t.producer][0] for t in network.graph.inputs],
         )
-        steps, blind = 0, []
+        steps, hidden = 0, {}
         calls = {call.name: call for call in network.graph.calls}
         for step in network.program.steps:
             call, outputs = calls[step.name], known[step.name]
             if step.operations is None or step.is_declared or len(outputs) != 1:
-                blind.append(step.name)
+                hidden[step.name] = np.inf
                 continue
             read = [known[t.producer][t.index] for t in call.inputs]
-            if not _agrees(step, read, outputs[0]):
-                blind.append(step.name)
+            hidden[step.name] = _hidden(step, read, outputs[0], given)
             steps += 1
         _check_whole(network, known, own)
-    return steps, blind
+    return steps, hidden
 
 
-def _agrees(step, read, output):
-    """Whether a step's allowance shows much; raises where the step differs."""
+def _hidden(step, read, output, given):
+    """A step's allowance as a share of its values' spread; raises where the step differs."""
     dtype = keras.backend.standardize_dtype(output.dtype)
     if _SIZES.get(dtype, 9) < _SIZES.get(step.dtype, 0):
         raise UnfaithfulReading(
@@ -176,8 +185,9 @@ def _agrees(step, read, output):
             f"it gives {held[worst]:.8g} where its reading gives {value[worst]:.8g}, with a "
             f"rounding allowance of {error[worst]:.2g} for {step.dtype}",
         )
+    rows[given:] = False
     spread = float(np.std(value[rows])) if np.any(rows) else 0.0
-    return spread == 0 or float(np.median(error[rows])) <= _BLIND * spread
+    return float(np.median(error[rows])) / spread if spread > 0 else 0.0
 
 
 def _unfaithful(step, text):
@@ -200,11 +210,12 @@ def _check_whole(network, known, own):
         )
     whole = as_array(own[0])
     half = any(call.outputs[0].dtype in _HALF for call in network.graph.calls)
-    size = float(np.max(np.abs(alone[np.isfinite(alone)]), initial=0.0))
+    sizes = np.where(np.isfinite(alone), np.abs(alone), 0.0)
+    rows = sizes.max(axis=tuple(range(1, alone.ndim)), keepdims=True, initial=0.0)
     # The same operations on the same values: only how a device orders its sums may differ.
-    room = (0.05 if half else 1e-4) * size + 1e-30
+    room = (0.05 if half else 1e-4) * rows + 1e-6 * sizes.max(initial=0.0) + 1e-30
     finite = np.isfinite(alone)
-    if whole.shape != alone.shape or np.any(np.abs(whole - alone)[finite] > room):
+    if whole.shape != alone.shape or np.any((np.abs(whole - alone) > room)[finite]):
         raise UnfaithfulReading(
             f"The model {network.model.name!r} computes something else than its layers, called one "
             "by one as its graph says. Received: different outputs. No claim about it is made: "

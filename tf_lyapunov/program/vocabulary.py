@@ -6,7 +6,7 @@ write one. A new family is one more name in `FAMILIES`.
 
 import keras
 
-from tf_lyapunov.program import registry
+from tf_lyapunov.program import registry, rounding
 from tf_lyapunov.program.families import (
     declared,
     einsum,
@@ -110,7 +110,7 @@ def gain_of(call):
         refuse(operation)
     if len(call.inputs) != 1 and type(operation) not in SEVERAL_INPUTS:
         refuse(operation, "it is called on several tensors (a mask or a state)")
-    return rule(call)
+    return _of_floats(rule, call)
 
 
 def _bare_gain(call):
@@ -127,7 +127,17 @@ def _bare_gain(call):
     rule = BARE_RULES.get(type(operation).__name__)
     if rule is None and len(call.inputs) != 1:
         refuse(operation)
-    return (rule or elementwise.bare_gain)(call)
+    return _of_floats(rule or elementwise.bare_gain, call)
+
+
+def _of_floats(rule, call):
+    """The gain by a rule, or a refusal of arithmetic on integers."""
+    try:
+        return rule(call)
+    except rounding.NoRoundoff:
+        dtype = call.outputs[0].dtype
+        reason = f"it computes in {dtype}, where results wrap around; put a Rescaling before it"
+        refuse(call.operation, reason)
 
 
 def operations_of(call):

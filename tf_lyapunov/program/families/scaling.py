@@ -14,6 +14,7 @@ from tf_lyapunov.program.gain import SLACK, Affine, Gain, layer_gain, with_cast
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
+from tf_lyapunov.program.tensors import as_array
 from tf_lyapunov.program.weights import finite_value, inference_value
 
 _layers = keras.layers
@@ -198,16 +199,18 @@ def _read_normalization(call):
             ("mean", mean, layer.adapt_mean),
             ("variance", variance, layer.adapt_variance),
         ):
-            stored = np.asarray(keras.ops.convert_to_numpy(variable), np.float64).ravel()
-            used = np.asarray(keras.ops.convert_to_numpy(held), np.float64).ravel()
-            if not np.array_equal(used, np.asarray(stored, used.dtype)):
+            stored = as_array(keras.ops.cast(variable, held.dtype)).ravel()
+            if not np.array_equal(as_array(held).ravel(), stored):
                 raise UnsupportedLayerError(
                     "A Normalization computes with tensors that it keeps beside its weights. "
                     f"Received: layer {layer.name!r}, whose kept {name} differs from its weight. "
                     "Call `layer.finalize_state()`, or load the model from its file."
                 )
         mean, variance = (inference_value(v, layer.compute_dtype) for v in (mean, variance))
-    mean, variance = (np.asarray(v, np.float64) for v in (mean, variance))
+    mean, variance = (
+        as_array(v) if keras.ops.is_tensor(v) else np.asarray(v, np.float64)
+        for v in (mean, variance)
+    )
     mean, variance = (v.reshape(v.shape[1:]) if v.ndim else v for v in (mean, variance))
     deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
     if layer.invert:
