@@ -128,7 +128,13 @@ def _copied(operation, name, names, copies):
         config["activation"] = None
     copy = type(operation).from_config(config)
     if is_function:
-        copy.activation = held  # a name may stand for another form of the function
+        try:
+            copy.activation = held  # a name may stand for another form of the function
+        except AttributeError:
+            raise UnsupportedLayerError(
+                "A layer whose activation cannot be set has no plain form. Received: layer "
+                f"{name!r} of type {type(operation).__name__}."
+            ) from None
 
     def apply(*args, **kwargs):
         first = not copy.built
