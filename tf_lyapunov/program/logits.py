@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from tf_lyapunov.layers.base import LipschitzLayer
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.program.activations import current_config, innermost
 from tf_lyapunov.program.graph import Tensor, is_graph
+from tf_lyapunov.program.inputs import Inputs, to_array
 from tf_lyapunov.program.linear import BatchNormScale, inference_value
 from tf_lyapunov.program.lipschitz_layers import fix_as_used, float64_config
 from tf_lyapunov.program.own_layers import RULES as OWN_ACTIVATIONS
@@ -121,12 +123,11 @@ class Float64Logits:
         self.model = LogitsModel(network, "float64") if self.program.unread else None
 
     def predict(self, x, batch_size):
-        """Logits as float64 (n, K), K = 1 for a single unit."""
+        """Logits as float64 (n, K), K = 1 for a single unit; `x` as for `LogitsModel.predict`."""
         if self.model is not None:
             with float64_available():
                 return self.model.predict(x, batch_size)
-        rows = range(0, len(x), batch_size)
-        values = np.concatenate([self.program.logits(x[i : i + batch_size]) for i in rows])
+        values = np.concatenate([self.program.logits(rows) for rows in _rows(x, batch_size)])
         return values[:, None] if values.ndim == 1 else values
 
 
@@ -167,13 +168,19 @@ class LogitsModel:
             del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
 
     def predict(self, x, batch_size):
-        """Logits as float64 (n, K), K = 1 for a single unit."""
-        parts, dtype = [], self._dtype(self.network.graph.inputs[0])
+        """Logits as float64 (n, K), K = 1 for a single unit.
+
+        Args:
+            x: array (n, …), or a list with one for each of the network's inputs.
+            batch_size: rows evaluated at once.
+        """
+        parts, dtypes = [], [self._dtype(t) for t in self.network.graph.inputs]
+        inputs = Inputs.of(self.model)
         with no_gradients():
             # Never through `predict`, which keeps a compiled function and rounds to floatx.
-            for start in range(0, len(x), batch_size):
-                given = as_tensor(x[start : start + batch_size], dtype)
-                outputs = keras.tree.flatten(self.model(given, training=False))
+            for rows in _rows(x, batch_size):
+                given = [as_tensor(a, dtype) for a, dtype in zip(rows, dtypes, strict=True)]
+                outputs = keras.tree.flatten(self.model(inputs.called(given), training=False))
                 parts.append(as_array(outputs[0]))
         values = np.concatenate(parts)
         return values[:, None] if values.ndim == 1 else values
@@ -261,40 +268,50 @@ class LogitsModel:
         return copy
 
 
-def batches(x, y):
-    """Yields `(inputs, labels or None)` from an array, a PyDataset, or an iterable of batches.
+def _rows(x, size):
+    """Lists of at most `size` rows of every input."""
+    arrays = x if isinstance(x, list) else [x]
+    for start in range(0, len(arrays[0]), size):
+        yield [a[start : start + size] for a in arrays]
+
+
+def batches(x, y, inputs):
+    """Yields `(inputs, labels or None)` from arrays, a PyDataset, or an iterable of batches.
 
     Args:
-        x: array (n, …), `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each
-            `x` or `(x, y)` or `(x, y, sample_weight)`.
+        x: array (n, …), or a list, tuple or dict with one for each input of the model;
+            `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each `x` or
+            `(x, y)` or `(x, y, sample_weight)`.
         y: labels for an array or for a data set without labels, or None.
+        inputs: `Inputs` of the model.
+
+    Yields:
+        A list with one array for each input, and labels.
 
     Raises:
-        ValueError: if labels come twice, or the data set is infinite or empty.
+        ValueError: if labels come twice, the data set is infinite or empty, or see `Inputs.flat`.
     """
-    if hasattr(x, "__array__") or keras.ops.is_tensor(x):
-        yield _array(x), None if y is None else _array(y)
-        return
-    if isinstance(x, (list, tuple)):
-        yield np.asarray(x), None if y is None else _array(y)
+    if hasattr(x, "__array__") or keras.ops.is_tensor(x) or isinstance(x, (list, tuple, Mapping)):
+        found = inputs.flat(x)
+        yield found, None if y is None else to_array(y, "y")
         return
     empty = True
-    labels = None if y is None else _array(y)
+    labels = None if y is None else to_array(y, "y")
     position = 0
     for batch in _iterate(x):
         empty = False
         parts = batch if isinstance(batch, (list, tuple)) else (batch,)
-        inputs = _array(parts[0])
-        given = _array(parts[1]) if len(parts) > 1 and parts[1] is not None else None
+        found = inputs.flat(parts[0])
+        given = to_array(parts[1], "y") if len(parts) > 1 and parts[1] is not None else None
         if given is not None and labels is not None:
             raise ValueError(
                 "Labels must come once. Received: a data set with labels, and `y` as well. "
                 "Leave `y` out."
             )
         if labels is not None:
-            given = labels[position : position + len(inputs)]
-            position += len(inputs)
-        yield inputs, given
+            given = labels[position : position + len(found[0])]
+            position += len(found[0])
+        yield found, given
     if empty:
         raise ValueError("`x` must hold at least one input. Received: an empty data set.")
     if labels is not None and position != len(labels):
@@ -315,15 +332,9 @@ def _iterate(x):
             "`x` must be finite. Received: an endless data set. Leave out `.repeat()`, or use "
             "`.take(n)`."
         )
-    if isinstance(x, (dict, str, bytes)) or not hasattr(x, "__iter__"):
+    if isinstance(x, (str, bytes)) or not hasattr(x, "__iter__"):
         raise TypeError(
             "`x` must be an array, a keras.utils.PyDataset or an iterable of batches. "
             f"Received: an object of type {type(x).__name__}."
         )
     return iter(x)
-
-
-def _array(value):
-    if keras.ops.is_tensor(value):
-        return keras.ops.convert_to_numpy(value)
-    return np.asarray(value)

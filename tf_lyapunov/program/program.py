@@ -79,7 +79,7 @@ class Program:
         """Logits in float64, apart from any backend.
 
         Args:
-            x: array (n, …) of the program's one input.
+            x: array (n, …) of the program's one input, or a list with one for each.
 
         Returns:
             float64 (n, classes).
@@ -92,7 +92,11 @@ class Program:
             raise UnsupportedLayerError(
                 f"A step is evaluated by the model alone: {step.why} Received: step {step.name!r}."
             )
-        signals = {self.inputs[0]: Signal(np.asarray(x, np.float64))}
+        given = x if isinstance(x, list) else [x]
+        signals = {
+            name: Signal(np.asarray(a, np.float64))
+            for name, a in zip(self.inputs, given, strict=True)
+        }
         last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
         for i, step in enumerate(self.steps):
             signals[step.name] = run(

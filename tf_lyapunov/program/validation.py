@@ -13,6 +13,7 @@ import numpy as np
 
 from tf_lyapunov.errors import UnfaithfulReading
 from tf_lyapunov.program.graph import Tensor
+from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.operation import Signal
 from tf_lyapunov.program.program import precision_of, run
 from tf_lyapunov.program.tensors import as_array, as_tensor
@@ -93,7 +94,7 @@ class Replay:
 
 def own_outputs(model, inputs):
     """What the model gives when it is called eagerly at inference, as a list of tensors."""
-    argument = inputs[0] if len(inputs) == 1 else list(inputs)
+    argument = Inputs.of(model).called(inputs)
     return keras.tree.flatten(model(argument, training=False))
 
 
