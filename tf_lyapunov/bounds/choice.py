@@ -98,7 +98,7 @@ def network_gain(
         elapsed = time.monotonic() - begin
         kept = tuple(filter(None, sentences))
         return NetworkGain(min(composed[end], constants[end]), None, method, kept, elapsed)
-    chain, before = _moving_chain(network, constants, tail), composed[tail.start]
+    chain, before = _moving_chain(network, constants, tail, sources), composed[tail.start]
     if chain is None:
         return NetworkGain(0.0, None, method, ("No perturbed input reaches it.",), 0.0)
     chosen = choose(chain, time_budget) if method in ("auto", "local") else method
@@ -137,9 +137,9 @@ def network_gain(
     return NetworkGain(total, pairs, method, tuple(sentences), elapsed, proof)
 
 
-def _moving_chain(network, constants, tail):
+def _moving_chain(network, constants, tail, sources):
     """The chain on those entries of its input that may change; None if there are none."""
-    entries = moving_entries(network, tail.start, constants)
+    entries = moving_entries(network, tail.start, constants, sources or network.inputs)
     chain = tail.chain
     if entries is None or len(entries) != chain.widths[0] or np.all(entries):
         return None if constants[tail.start] == 0 else chain

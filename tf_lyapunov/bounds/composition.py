@@ -85,7 +85,7 @@ def _composed(network, sources, alone=()):
             reach = rounding.sum_up(*read)
         gain = node.gain_upper_bound
         if reach > 0 and node.matrix is not None and math.isfinite(gain):
-            gain = min(gain, _gain_of_moving(network, node, constants))
+            gain = min(gain, _gain_of_moving(network, node, constants, sources))
         constants[node.name] = rounding.product_up(gain, reach)
         if alone:
             apart = rounding.root_sum_squares_up(*(each[node.name] for each in alone))
@@ -101,7 +101,7 @@ def _table_norm(table):
     return rows if rows == columns else rounding.sqrt_up(product)
 
 
-def moving_entries(network, name, constants):
+def moving_entries(network, name, constants, sources):
     """Which features of a node can change, bool (features,), or None where all may.
 
     Features are held fixed where they come, through concatenations along the last axis and through
@@ -111,10 +111,11 @@ def moving_entries(network, name, constants):
         network: `Network`.
         name: of the node.
         constants: of `lipschitz_constants`; what has gain 0 does not change.
+        sources: names of the nodes that change, whatever they read.
     """
     node = network[name]
     size = node.output_shape[-1]
-    if size is None:
+    if size is None or name in sources:
         return None
     if constants[name] == 0:
         return np.zeros(size, bool)
@@ -122,11 +123,11 @@ def moving_entries(network, name, constants):
     by_entry = node.kind in ("identity", "batch normalization") or node.sector is not None
     if by_entry and len(node.inputs) == 1:
         if network[node.inputs[0]].output_shape == node.output_shape:
-            return moving_entries(network, node.inputs[0], constants)
+            return moving_entries(network, node.inputs[0], constants, sources)
     rank = len(node.output_shape)
     joins = node.kind == "merge" and kind == "Concatenate" and node.rule == "root_sum_squares"
     if joins and node.layer.axis % rank == rank - 1:
-        parts = [moving_entries(network, k, constants) for k in node.inputs]
+        parts = [moving_entries(network, k, constants, sources) for k in node.inputs]
         sizes = [network[k].output_shape[-1] for k in node.inputs]
         parts = [np.ones(n, bool) if p is None else p for p, n in zip(parts, sizes, strict=True)]
         found = np.concatenate(parts)
@@ -134,9 +135,9 @@ def moving_entries(network, name, constants):
     return None
 
 
-def _gain_of_moving(network, node, constants):
+def _gain_of_moving(network, node, constants, sources):
     """Gain of a dense layer on those entries of its input that may change."""
-    entries = moving_entries(network, node.inputs[0], constants)
+    entries = moving_entries(network, node.inputs[0], constants, sources)
     if entries is None or len(entries) != len(node.matrix):
         return math.inf
     return norm_of_rows(node, entries)

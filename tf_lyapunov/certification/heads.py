@@ -33,7 +33,7 @@ def heads(network, constants, sources=None):
     sources = network.inputs if sources is None else sources
     found = []
     if node.matrix is not None and len(node.output_shape) == 2:
-        entries = moving_entries(network, node.inputs[0], constants)
+        entries = moving_entries(network, node.inputs[0], constants, sources)
         matrix = node.matrix if entries is None else node.matrix[entries]
         found.append(((np.array([constants[node.inputs[0]]]), matrix, _entry_error(node)),))
     alone = [constants]
