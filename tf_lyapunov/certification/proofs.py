@@ -75,7 +75,7 @@ def save_proof(certificate, path):
         raise ValueError(
             "A proof file is about a model with one input, which the verifier reads. Received: "
             f"model {proof.network.model.name!r} with {len(proof.network.inputs)} inputs. Save it "
-            "as .json, or certify a model that splits one input by slices."
+            "as .json."
         )
     if proof.inputs is None:
         raise ValueError(
