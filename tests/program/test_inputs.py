@@ -85,7 +85,7 @@ def test_what_is_no_array_for_every_input_is_refused(x, message):
 def test_one_array_or_none_for_several_inputs_is_refused():
     inputs = Inputs.of(two(LISTED["list"]))
     for x in (B, "ba", 3):
-        with pytest.raises(TypeError, match="one array per input.*'b', 'a'"):
+        with pytest.raises(TypeError, match=r"one array per input.*'b', 'a'"):
             inputs.flat(x)
 
 
