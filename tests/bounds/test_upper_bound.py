@@ -23,20 +23,21 @@ def regression():
 
 
 def segmentation():
-    """A class for every pixel, by two small convolutions; linear where all units are on."""
+    """Scores of three classes for every pixel, by two small convolutions."""
     image = keras.Input((4, 4, 1))
-    first = layers.Conv2D(2, 3, padding="same", activation="relu")
+    first = layers.Conv2D(2, 3, padding="same", activation="tanh")
     second = layers.Conv2D(3, 3, padding="same")
     model = keras.Model(image, second(first(image)))
-    linear = keras.Model(image, second(layers.Conv2D(2, 3, padding="same", name="linear")(image)))
-    linear.get_layer("linear").set_weights(first.get_weights())
+    linear = layers.Conv2D(2, 3, padding="same")
+    plain = keras.Model(image, second(linear(image)))
+    linear.set_weights(first.get_weights())
     units = np.eye(16, dtype="float32").reshape(16, 4, 4, 1)
-    return model, np.linalg.norm(linear.predict(units, verbose=0).reshape(16, -1), 2)
+    return model, np.linalg.norm(plain.predict(units, verbose=0).reshape(16, -1), 2)
 
 
 def reshaped():
     """A feature map made by dense layers, moved and scaled afterwards."""
-    first, second = layers.Dense(6, activation="relu"), layers.Dense(8)
+    first, second = layers.Dense(6, activation="tanh"), layers.Dense(8)
     model = keras.Sequential(
         [keras.Input((4,)), first, second, layers.Reshape((2, 2, 2)), layers.Rescaling(3.0),
          layers.Permute((3, 1, 2)), layers.ZeroPadding2D(1, data_format="channels_last")]
@@ -44,8 +45,8 @@ def reshaped():
     return model, 3 * np.linalg.norm(kernel(first) @ kernel(second), 2)
 
 
-def recurrent_shapes():
-    """A sequence of vectors, each made by the same dense layer."""
+def sequence():
+    """A sequence of vectors, each made by the same dense layer; the slope at zero is a half."""
     dense = layers.Dense(3, activation="softplus")
     return keras.Sequential([keras.Input((5, 2)), dense]), 0.5 * np.linalg.norm(kernel(dense), 2)
 
@@ -54,7 +55,7 @@ MODELS = {
     "regression": regression,
     "segmentation": segmentation,
     "feature map": reshaped,
-    "sequence": recurrent_shapes,
+    "sequence": sequence,
 }
 
 
@@ -82,9 +83,8 @@ def test_every_method_that_applies_bounds_outputs_of_any_shape(name):
             continue
         assert bound.method == method
         assert seen * (1 - 1e-3) <= bound.gain_upper_bound <= product * (1 + 1e-9)
-        # The slope where every function has its largest one, where that is known to be attained.
-        if name in ("regression", "feature map"):
-            assert bound.gain_upper_bound >= 0.99 * attained * (name == "regression")
+        # At zero, since biases are, the Jacobian is known.
+        assert attained * (1 - 1e-5) <= bound.gain_upper_bound
 
 
 def test_a_method_does_better_than_the_product_on_images_and_numbers():

@@ -14,9 +14,9 @@ from tf_lyapunov.errors import ConfigError, DistributionError, RunDirectoryError
 from tf_lyapunov.experiments import distribution, execution, files, shares, training
 from tf_lyapunov.experiments.distribution import Padded, open_distribution, scaled
 from tf_lyapunov.experiments.execution import Execution
-from tf_lyapunov.experiments.modelfile import load_model
 from tf_lyapunov.experiments.reading import parse_config
 from tf_lyapunov.experiments.shares import InOrder, read_ahead
+from tf_lyapunov.modelfile import load_model
 
 CONFIG = """
 name: small

@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tf_lyapunov.archives import read_arrays
 from tf_lyapunov.attacks.apgd import APGD
 from tf_lyapunov.attacks.base import Attack, AttackResult, unpacked
 from tf_lyapunov.attacks.fab import FAB
@@ -317,16 +317,19 @@ class _Found:
         """What `path` holds; None without a file."""
         if path is None or not Path(path).exists():
             return None
+
+        def refuse(reason, error):
+            raise ValueError(reason) from error
+
         try:
-            with np.load(path, allow_pickle=False) as file:
-                content = {name: file[name] for name in file.files}
+            content = {name: np.array(a) for name, a in read_arrays(Path(path), refuse).items()}
             header = json.loads(content.pop("header").tobytes())
             numbers, done = content.pop("found_by"), content.pop("done")
             names = np.array(header["names"], object)[numbers]
             fits = header["format"] == _FORMAT and set(content) == set(_ARRAYS)
             fits = fits and done.shape == (stages,)
             same = header["key"] == key
-        except (OSError, EOFError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, LookupError, ValueError, TypeError) as error:
             raise ValueError(f"`state` is no attack state. Received: {path} ({error}).") from None
         if not same or not fits:
             raise ValueError(

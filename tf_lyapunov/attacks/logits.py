@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.program.replay import without_activation
+
 # Outputs of low-precision (bfloat16) softmax heads sum to one only to this accuracy.
 _PROBABILITY_TOL = 1e-2
 
@@ -250,7 +252,7 @@ def _peel(model):
         heads, tensor = (*heads, name), sources[0]
         owns_map = not isinstance(operation, keras.layers.Activation)
         if owns_map and getattr(operation, "activation", None) is not None:
-            tail = _without_activation(operation)
+            tail = without_activation(operation)
             break
     if not heads:
         return None, (), affine
@@ -287,19 +289,6 @@ def _head_name(operation) -> str | None:
         return _head_name(activation)
     name = getattr(activation, "__name__", "")
     return "softmax" if name in ("softmax_v2", "softmax") else name
-
-
-def _without_activation(layer):
-    """The same layer, with the same variables, that stops before its activation."""
-    # `copy.copy` would serialise the layer and so copy the weights.
-    shadow = object.__new__(type(layer))
-    shadow.__dict__.update(layer.__dict__)
-    object.__setattr__(shadow, "activation", keras.activations.linear)
-
-    def pre_activation(x):
-        return shadow(x)
-
-    return pre_activation
 
 
 def two_columns(logits):

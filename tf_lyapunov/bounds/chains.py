@@ -8,7 +8,8 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import innermost
-from tf_lyapunov.program.linear import BatchNormScale, inference_value, kernel_maps
+from tf_lyapunov.program.families.scaling import BatchNormScale
+from tf_lyapunov.program.weights import inference_value, kernel_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.sectors import Sector

@@ -23,7 +23,7 @@ from tf_lyapunov.bounds.shift_invariant import (
 )
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.linear import inference_value
+from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.spectral.reading import linear_maps
 from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.norms import norm_upper_bound

@@ -9,8 +9,9 @@ import dataclasses
 from tf_lyapunov.bounds.chains import keeps_order
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.linear import BatchNormScale, kernel_maps
+from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.network import Network, read_network
+from tf_lyapunov.program.weights import kernel_maps
 from tf_lyapunov.theory.sectors import Sector
 
 

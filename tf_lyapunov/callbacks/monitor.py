@@ -21,8 +21,8 @@ from tf_lyapunov.callbacks.reading import (
 from tf_lyapunov.certification import lipschitz_upper_bound
 from tf_lyapunov.growth import growth_upper_bounds
 from tf_lyapunov.layers.base import refresh
-from tf_lyapunov.program.linear import inference_value
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.projection import project
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.spectral.compilation import one_thread

@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_lyapunov.bounds.composition import Contribution, encode, numbered, table
 from tf_lyapunov.certification.proofs import claimed_fields, incomplete, save_proof
+from tf_lyapunov.sealing import seal, unseal
 from tf_lyapunov.writing import write_text
 
 FORMAT = "tf_lyapunov.certificate/1"
@@ -186,17 +187,17 @@ class Certificate:
         """JSON text with all fields; floats keep every digit, infinities are strings."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["contributions"] = [dataclasses.asdict(c) for c in self.contributions]
-        return json.dumps({"format": FORMAT, **encode(fields)}, allow_nan=False)
+        return json.dumps(seal({"format": FORMAT, **encode(fields)}), allow_nan=False)
 
     @classmethod
     def from_json(cls, text):
         """Certificate from `to_json`'s text.
 
         Raises:
-            ValueError: if the text is not a complete certificate of this format.
+            ValueError: if the text is not a complete certificate of this format, or was damaged.
         """
         try:
-            fields = json.loads(text)
+            fields = unseal(json.loads(text))
             if fields.pop("format") != FORMAT:
                 raise KeyError("format")
             for name in ("radius", "margins"):

@@ -404,6 +404,9 @@ def _assumptions(network, perturbed, classes, norms, head, precision):
         "place of 1 + |input|, and nothing under- or overflows."
     )
     if precision == "float64":
+        if network.program.declared:
+            names = ", ".join(network.program.declared)
+            sentences.append(f"Keras evaluated, in their own precision, the declared: {names}.")
         sentences.append(
             f"The model itself computes in {dtypes}, within {own:.3g} of the exact logits; where "
             "the best two logits are closer than twice that, its own decision may differ."

@@ -17,9 +17,9 @@ from tf_lyapunov.certification.stacks import SLACK, Signals, dense_stacks
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.inputs import Inputs
-from tf_lyapunov.program.linear import inference_value
-from tf_lyapunov.program.logits import batches, float64_available, with_rounded_settings
+from tf_lyapunov.program.logits import batches, with_rounded_settings
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.perturbation import Curvature
@@ -144,16 +144,14 @@ def minimal_perturbation_lower_bound(
     chosen = taken.chosen(perturbed)
     network, parts = None, []
     for inputs, labels in batches(x, y, taken):
-        with float64_available():
-            if network is None:
-                shapes = input_shapes(taken, inputs)
-                network = with_rounded_settings(read_network(model, shapes))
-                kind = _Sound if rules == "sound" else _Published
-                walk = kind(network, taken, chosen)
-            for start in range(0, len(inputs[0]), batch_size):
-                here = slice(start, start + batch_size)
-                given = None if labels is None else labels[here]
-                parts.append(walk.bounds([a[here] for a in inputs], given))
+        if network is None:
+            shapes = input_shapes(taken, inputs)
+            network = with_rounded_settings(read_network(model, shapes))
+            walk = (_Sound if rules == "sound" else _Published)(network, taken, chosen)
+        for start in range(0, len(inputs[0]), batch_size):
+            here = slice(start, start + batch_size)
+            given = None if labels is None else labels[here]
+            parts.append(walk.bounds([a[here] for a in inputs], given))
     steps = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
     per_layer = tuple(
         LayerBound(step[0].name, step[0].rule, np.concatenate([s.bound for s in step]))

@@ -9,6 +9,7 @@ import numpy as np
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.sealing import unseal
 from tf_lyapunov.verification import archive, inequalities
 from tf_lyapunov.verification.checking import (
     Claim,
@@ -143,7 +144,7 @@ def save_proof(certificate, path):
             "The verifier could not confirm this certificate, so no proof file was written. "
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
-    fields = json.loads(weaker.to_json())
+    fields = unseal(json.loads(weaker.to_json()))
     fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed")}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 

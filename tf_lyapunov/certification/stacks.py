@@ -6,10 +6,8 @@ import keras
 import numpy as np
 
 from tf_lyapunov.program.activations import activation_name
-from tf_lyapunov.program.inputs import Inputs
-from tf_lyapunov.program.linear import inference_value
-from tf_lyapunov.program.logits import LogitsModel, no_gradients
-from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.program.logits import Float64Logits
+from tf_lyapunov.program.weights import inference_value
 
 # Covers the rounding of norms in float64.
 SLACK = 1 + 1e-9
@@ -33,28 +31,18 @@ _VALUES = {
 }
 
 
-class Signals(LogitsModel):
-    """Float64 logits together with the tensors that some calls read."""
+class Signals:
+    """Float64 logits together with the values that some calls read."""
 
     def __init__(self, network, calls):
-        self.wanted = calls
-        super().__init__(network, "float64")
-
-    def _outputs(self, logits, known):
-        calls = {call.name: call for call in self.network.graph.calls}
-        read = [calls[name].inputs[0] for name in self.wanted]
-        return [logits, *(known[(t.producer, t.index)] for t in read)]
+        known = {call.name: call for call in network.graph.calls}
+        self.read = {name: known[name].inputs[0].producer for name in calls}
+        self.logits = Float64Logits(network)
 
     def evaluate(self, x):
         """`(logits (n, K), {call: float64 array})` of a list with one array per input."""
-        tensors = self.network.graph.inputs
-        given = [as_tensor(a, self._dtype(t)) for a, t in zip(x, tensors, strict=True)]
-        with no_gradients():
-            # Not through `predict`, which rounds to floatx.
-            outputs = self.model(Inputs.of(self.model).called(given), training=False)
-        found = [as_array(v) for v in keras.tree.flatten(outputs)]
-        logits = found[0][:, None] if found[0].ndim == 1 else found[0]
-        return logits, dict(zip(self.wanted, found[1:], strict=True))
+        logits, values = self.logits.evaluate(x, len(x[0]), tuple(set(self.read.values())))
+        return logits, {name: values[source] for name, source in self.read.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     Float64Logits,
     batches,
-    float64_available,
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
@@ -355,8 +354,7 @@ class _Exact:
         self.inputs = inputs
         shapes = input_shapes(inputs, arrays)
         self.network = with_rounded_settings(read_network(model, shapes))
-        with float64_available():
-            self.model, self.batch_size = Float64Logits(self.network), batch_size
+        self.model, self.batch_size = Float64Logits(self.network), batch_size
 
     def crossing(self, x, change, label, box):
         """`(norm, point, class)` of the first x + t·change, t ≥ 1, surely of another class.
@@ -364,10 +362,6 @@ class _Exact:
         `x` and `change` hold one array per input. Points are moved into the box (low, high);
         without any, (∞, None, label).
         """
-        with float64_available():
-            return self._crossing(x, change, label, box)
-
-    def _crossing(self, x, change, label, box):
         scales = np.concatenate([[1.0], _OUTWARDS])
         moved = []
         for own, step, name in zip(x, change, self.inputs.names, strict=True):

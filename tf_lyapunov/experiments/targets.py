@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -15,10 +16,10 @@ import numpy as np
 
 from ..data import arrays, streams
 from ..errors import ConfigError, ModelFileError, RunDirectoryError
+from ..modelfile import load_model
 from ..program.inputs import Inputs
 from . import files
 from .config import AttackConfig, ExperimentConfig
-from .modelfile import load_model
 from .reading import load_config
 
 Say = Callable[[str], None]
@@ -224,9 +225,7 @@ def load_design(run: files.RunDirectory):
         return None
     from ..design import Design
 
-    try:
-        return Design.from_json(run.file(files.DESIGN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            f"The design of the run is damaged ({error}). Received: {run.file(files.DESIGN)}."
-        ) from error
+    path = run.file(files.DESIGN)
+    record = files.read_json(path)
+    with files.understood(path):
+        return Design.from_json(json.dumps(record))

@@ -87,8 +87,9 @@ def export_mat(path, *, model=None, design=None, certificate=None, input_shapes=
 
 
 def _network_record(model, input_shapes):
-    from tf_lyapunov.program.linear import BatchNormScale, inference_value, kernel_maps
+    from tf_lyapunov.program.families.scaling import BatchNormScale
     from tf_lyapunov.program.network import Network, read_network
+    from tf_lyapunov.program.weights import inference_value, kernel_maps
 
     network = model if isinstance(model, Network) else read_network(model, input_shapes)
     numbers = {node.name: k for k, node in enumerate(network.nodes, 1)}

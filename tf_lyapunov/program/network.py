@@ -14,17 +14,14 @@ import numpy as np
 
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name, current_config
-from tf_lyapunov.program.calls import call_gain
+from tf_lyapunov.program.families.fused import fused_gain
+from tf_lyapunov.program.families.linear import linear_gains
+from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.gain import Affine
 from tf_lyapunov.program.graph import Graph, Tensor, read_graph
-from tf_lyapunov.program.linear import (
-    BatchNormScale,
-    channel_axis,
-    is_linear,
-    linear_gains,
-)
-from tf_lyapunov.program.lipschitz_layers import fused_gain
 from tf_lyapunov.program.program import read_program
+from tf_lyapunov.program.vocabulary import gain_of
+from tf_lyapunov.program.weights import channel_axis, is_linear
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -202,13 +199,13 @@ def read_network(model, input_shapes=None, *, bounded=True):
             fold = next((c for c in graph.calls if c.name == folds.get(call.name)), None)
             new = _linear_nodes(call, inputs, fold, cache, bounded)
         else:
-            gain = call_gain(call)
+            gain = gain_of(call)
             if gain.affine64 is not None:
                 gain64 = dataclasses.replace(gain, affine=gain.affine64)
             else:
                 with rounding.float64_evaluation():
                     # A user's own layer keeps its precision.
-                    gain64 = gain if gain.assumption else call_gain(call)
+                    gain64 = gain if gain.assumption else gain_of(call)
             new = [_node(call, inputs, gain, gain64)]
         nodes.extend(new)
         last[call.name] = new[-1].name

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnfaithfulReading
-from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.operation import Signal
 from tf_lyapunov.program.program import precision_of, run
-from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.program.replay import Replay
+from tf_lyapunov.program.tensors import as_array
 
 # Inputs that are compared at most, and random probes at each of several scales beside them.
 SAMPLE = 64
@@ -57,39 +57,6 @@ class Validation:
             names = ", ".join(self.blind[:5]) + (", …" if len(self.blind) > 5 else "")
             text += f" Not validated on its own, for its rounding or its kind: {names}."
         return text
-
-
-class Replay:
-    """The calls of a network's model, repeated one by one in the model's own precision.
-
-    Args:
-        network: `network.Network`.
-    """
-
-    def __init__(self, network):
-        self.network = network
-
-    def __call__(self, inputs, until=None):
-        """Tensors of every call by name, each a tuple of outputs.
-
-        Args:
-            inputs: list of arrays, one per input of the network.
-            until: name of the call to stop before, or None.
-        """
-        graph = self.network.graph
-        known = {
-            t.producer: (as_tensor(x, t.dtype),) for t, x in zip(graph.inputs, inputs, strict=True)
-        }
-
-        def fill(a):
-            return known[a.producer][a.index] if isinstance(a, Tensor) else a
-
-        for call in graph.calls:
-            if call.name == until:
-                break
-            args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
-            known[call.name] = tuple(keras.tree.flatten(call.operation(*args, **kwargs)))
-        return known
 
 
 def own_outputs(model, inputs):
@@ -166,7 +133,7 @@ def _compared(network, inputs):
         calls = {call.name: call for call in network.graph.calls}
         for step in network.program.steps:
             call, outputs = calls[step.name], known[step.name]
-            if step.operations is None or len(outputs) != 1:
+            if step.operations is None or step.is_declared or len(outputs) != 1:
                 blind.append(step.name)
                 continue
             read = [known[t.producer][t.index] for t in call.inputs]

@@ -34,8 +34,10 @@ from tf_lyapunov.layers.resizing import (
     Truncate,
 )
 from tf_lyapunov.layers.response import LocalResponseNormalization
-from tf_lyapunov.program.own_layers import RULES, lp_pooling_gain, response_gain
-from tf_lyapunov.program.pooling import window_sum_gain
+from tf_lyapunov.program.families.norms import lp_pooling_gain
+from tf_lyapunov.program.families.pooling import window_sum_gain
+from tf_lyapunov.program.families.response import response_gain
+from tf_lyapunov.program.vocabulary import RULES
 
 # Rounding of a float32 difference of outputs of size 10, over a distance of 0.5.
 FLOAT32 = 1 + 64 * 2.0**-24 * 20

@@ -18,8 +18,8 @@ from tf_lyapunov.certification import certify, lipschitz_upper_bound, read_netwo
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.condensing import condense
 from tf_lyapunov.matlab import export_mat, import_mat
-from tf_lyapunov.program.lipschitz_layers import RULES
-from tf_lyapunov.program.logits import LogitsModel
+from tf_lyapunov.program.families import fourier, potential, sandwich, skew
+from tf_lyapunov.program.logits import Float64Logits
 
 IMAGE = (6, 5, 3)
 CASES = {
@@ -82,7 +82,7 @@ def test_every_layer_with_weights_has_a_rule():
         if isinstance(cls, type) and issubclass(cls, ours.LipschitzLayer)
     } - {ours.LipschitzLayer, ours.NormalizedDense}
     assert {type(layer_of(built(name))) for name in CASES} == weighted
-    assert set(RULES) < weighted
+    assert {c for family in (fourier, potential, sandwich, skew) for c in family.RULES} < weighted
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -161,9 +161,7 @@ def test_the_error_models_cover_what_is_computed(name, dtype):
     model = built(name, seed=1, dtype=dtype)
     x = np.random.default_rng(2).standard_normal((8, *model.input_shape[1:])).astype("float32")
     network, norms = read_network(model), np.linalg.norm(x.reshape(8, -1), axis=1)
-    exact = LogitsModel(network, "float64").model([x.astype("float64")])
-    exact = ops.convert_to_numpy(exact).reshape(8, -1)
-    assert exact.dtype == np.float64
+    exact = Float64Logits(network).predict(x, 8).reshape(8, -1)
     computed = ops.convert_to_numpy(ops.cast(model(x), "float64")).reshape(8, -1)
     distances = np.linalg.norm(computed - exact, axis=1)
     own = rounding_errors(network, norms, network.output)
@@ -181,7 +179,7 @@ def test_the_float64_evaluation_uses_the_weights_of_the_original():
     model = keras.Sequential([keras.Input((2,)), ours.SpectralDense(2, use_bias=False)])
     layer_of(model).kernel.assign(kernel)
     exact = layer_of(model).effective_values()["kernel"]
-    copy = LogitsModel(read_network(model), "float64")
+    copy = Float64Logits(read_network(model))
     assert np.array_equal(copy.predict(np.eye(2), 2), exact)
     assert not np.array_equal(exact, 1.0 * kernel)
 

@@ -7,7 +7,7 @@ from keras import layers
 
 from tf_lyapunov.certification import lipschitz_upper_bound, read_network
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.program.pooling import average_pooling_gain, max_pooling_gain
+from tf_lyapunov.program.families.pooling import average_pooling_gain, max_pooling_gain
 from tf_lyapunov.verification.reading import read
 
 # A float32 Jacobian of these sizes is off by a few hundred units in the last place at most.
