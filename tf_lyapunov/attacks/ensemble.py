@@ -18,6 +18,7 @@ from tf_lyapunov.attacks.fab import FAB
 from tf_lyapunov.attacks.identity import described, inference_state
 from tf_lyapunov.attacks.inputs import checked_seed, packed_inputs, positive_int
 from tf_lyapunov.attacks.square import Square
+from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.balls import Ball
 from tf_lyapunov.writing import write_bytes
 
@@ -145,29 +146,29 @@ class Ensemble:
         chunks = [np.arange(i, min(i + size, len(x))) for i in range(0, len(x), size)]
         key = "" if state is None else self._fingerprint(model, x, y, size, packing)
         found = _Found.load(state, key, len(chunks) * len(self.attacks))
-        for number, chunk in enumerate(chunks):
-            for place, (name, attack) in enumerate(self.attacks.items()):
-                if found is not None and found.done[number * len(self.attacks) + place]:
-                    continue
-                rows = chunk
-                if place and self.survivors_only:
-                    rows = chunk[~found.arrays["success"][chunk]]
-                if len(rows):
-                    if progress is not None:
-                        progress(f"{name}: {len(rows)} inputs, chunk {number + 1} of {len(chunks)}")
-                    labels = (
-                        found.arrays["labels"][rows]
-                        if place
-                        else None
-                        if y is None
-                        else (np.asarray(y)[rows])
-                    )
-                    result = attack.on_rows(model, x[rows], labels, rows, len(x), progress, packing)
-                    if found is None:
-                        found = _Found.empty(x, len(chunks) * len(self.attacks))
-                    found.merge(rows, result, name, first=place == 0)
-                found.done[number * len(self.attacks) + place] = True
-                found.save(state, key)
+        tasks = [(n, c, *a) for n, c in enumerate(chunks) for a in enumerate(self.attacks.items())]
+        for number, chunk, place, (name, attack) in steps(tasks, "attacks"):
+            if found is not None and found.done[number * len(self.attacks) + place]:
+                continue
+            rows = chunk
+            if place and self.survivors_only:
+                rows = chunk[~found.arrays["success"][chunk]]
+            if len(rows):
+                if progress is not None:
+                    progress(f"{name}: {len(rows)} inputs, chunk {number + 1} of {len(chunks)}")
+                labels = (
+                    found.arrays["labels"][rows]
+                    if place
+                    else None
+                    if y is None
+                    else (np.asarray(y)[rows])
+                )
+                result = attack.on_rows(model, x[rows], labels, rows, len(x), progress, packing)
+                if found is None:
+                    found = _Found.empty(x, len(chunks) * len(self.attacks))
+                found.merge(rows, result, name, first=place == 0)
+            found.done[number * len(self.attacks) + place] = True
+            found.save(state, key)
         result = EnsembleResult(
             **found.arrays,
             norm=self.norm,

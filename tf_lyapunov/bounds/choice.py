@@ -16,6 +16,7 @@ from tf_lyapunov.bounds.lipsdp import check_size, estimated_cost, lipsdp
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.progress import steps
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "local",
            "auto")  # fmt: skip
@@ -197,15 +198,14 @@ def _pairs(chain, method, seconds, solver, whole):
     deadline = time.monotonic() + max(seconds, 5.0)
     cap = rounding.product_up(float(rounding.up(math.sqrt(2.0))), whole)
     pairs, bounds = np.zeros((classes, classes)), {}
-    for i in range(classes):
-        for j in range(i):
-            row = np.zeros((1, classes))
-            row[0, i], row[0, j] = 1.0, -1.0
-            late = time.monotonic() > deadline
-            part = chain.with_output(row)
-            found = _bound(part, "closed_form" if late else used, seconds, solver)
-            bounds[i, j] = found
-            pairs[i, j] = pairs[j, i] = min(cap, found.gain_upper_bound)
+    for i, j in steps(list(zip(*np.tril_indices(classes, -1), strict=True)), "pairs of classes"):
+        row = np.zeros((1, classes))
+        row[0, i], row[0, j] = 1.0, -1.0
+        late = time.monotonic() > deadline
+        part = chain.with_output(row)
+        found = _bound(part, "closed_form" if late else used, seconds, solver)
+        bounds[i, j] = found
+        pairs[i, j] = pairs[j, i] = min(cap, found.gain_upper_bound)
     return pairs, f", and each of {count} pairs of logits by {used.replace('_', ' ')}", bounds
 
 

@@ -19,7 +19,9 @@ from tf_lyapunov.bounds.composition import (
 from tf_lyapunov.program.graph import is_graph
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.validation import validate_on_probes
+from tf_lyapunov.progress import reports_progress, stage
 
 # What needs inputs, and not a model alone.
 _WITH_INPUTS = ("local",)
@@ -63,6 +65,8 @@ class GainBound:
         return json.dumps(encode(dataclasses.asdict(self)), allow_nan=False)
 
 
+@reports_progress
+@leaves_unchanged
 def lipschitz_upper_bound(
     model,
     *,
@@ -71,6 +75,7 @@ def lipschitz_upper_bound(
     outputs="logits",
     input_shapes=None,
     time_budget=60.0,
+    progress=None,
 ):
     """Upper bound on the l2 Lipschitz constant of a Keras model at inference.
 
@@ -94,6 +99,8 @@ def lipschitz_upper_bound(
             with several outputs is bounded with all that it includes.
         input_shapes: list of shapes with the batch axis, to fix sizes that the model leaves open.
         time_budget: seconds that the search for multipliers may take, about.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook.
 
     Returns:
         `GainBound`.
@@ -132,7 +139,8 @@ def lipschitz_upper_bound(
         network = read_network(single, input_shapes)
     joined = single is not model
     name = network.output if joined or outputs == "model" else network.logits
-    validation = validate_on_probes(network)
+    with stage("comparing the model with its reading"):
+        validation = validate_on_probes(network)
     sources = tuple(n for n, moves in zip(network.inputs, chosen, strict=True) if moves)
     constants = lipschitz_constants(network, sources)
     bound = network_gain(

@@ -238,8 +238,9 @@ class Certificate:
             path: file name; an existing file is replaced.
 
         Raises:
-            ValueError: for a proof file, if the model has changed since or has several inputs, or
-                the certificate was loaded or edited.
+            ValueError: for a proof file, if the model has changed since or has several inputs, the
+                certificate was loaded or edited, or `verify` would refuse the two. Nothing is
+                written then.
             UnsupportedLayerError: for a proof file, naming a layer the verifier does not know.
         """
         if str(path).endswith(".npz"):

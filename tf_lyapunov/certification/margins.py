@@ -27,7 +27,9 @@ from tf_lyapunov.program.logits import (
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.validation import validate
+from tf_lyapunov.progress import reports_progress, stage
 
 # Float64 entries held at once in blocks of inputs × classes, and of input entries.
 _BLOCK = 2**22
@@ -38,6 +40,8 @@ _SAMPLE = 256
 _SQRT2_UP = float(rounding.up(np.sqrt(2.0)))
 
 
+@reports_progress
+@leaves_unchanged
 def certify(
     model,
     x,
@@ -48,6 +52,7 @@ def certify(
     batch_size=None,
     precision="auto",
     time_budget=60.0,
+    progress=None,
 ):
     """Radii within which a classifier's decision provably stays, for every input.
 
@@ -85,6 +90,8 @@ def certify(
             `"auto"` chooses float64 where a float32 model's rounding would cost a typical input
             more than 5% of its radius, and keeps the precision of float16 and bfloat16 models.
         time_budget: seconds that the search for multipliers may take, about.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook. Ctrl-C leaves the model as it was.
 
     Returns:
         `Certificate`.
@@ -144,7 +151,9 @@ def certify(
         size = batch_size or int(np.clip(2**20 // max(entries(cast), 1), 32, 1024))
         if logits_model is None:
             digest = claim_digest(network, chosen)
-            validation, own_logits, own_parts = validate(network, cast), LogitsModel(network), []
+            with stage("comparing the model with its reading"):
+                validation = validate(network, cast)
+            own_logits, own_parts = LogitsModel(network), []
             ideal = constants[network.logits], head
             logits_model, logits = _first_logits(network, ideal, cast, norms, size, precision)
         else:
@@ -185,7 +194,8 @@ def certify(
     )
     tried = zip(*(p[5] for p in parts if p[5] is not None), strict=True)
     tried = [np.concatenate(arrays)[:_SAMPLE] for arrays in tried]
-    check_balls(network, tried, labels, radius, own_logits, chosen)
+    with stage("trying the radii on the model"):
+        check_balls(network, tried, labels, radius, own_logits, chosen)
     names = given.chosen_names(chosen)
     certificate = Certificate(
         radius=radius,

@@ -19,7 +19,9 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import batches, with_rounded_settings
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.weights import inference_value
+from tf_lyapunov.progress import reports_progress, steps
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.perturbation import Curvature
@@ -91,8 +93,10 @@ class PerturbationBound:
         return np.array(self.bound, dtype=dtype)
 
 
+@reports_progress
+@leaves_unchanged
 def minimal_perturbation_lower_bound(
-    model, x, y=None, *, rules="sound", perturbed=None, batch_size=256
+    model, x, y=None, *, rules="sound", perturbed=None, batch_size=256, progress=None
 ):
     """No perturbation r of x_i with ‖r‖ < bound_i changes the decision (sound rules).
 
@@ -118,6 +122,7 @@ def minimal_perturbation_lower_bound(
             and local response normalization).
         perturbed: which input of several may change, as for `certify`.
         batch_size: inputs evaluated at once.
+        progress: as for `certify`.
 
     Returns:
         `PerturbationBound`; `numpy.asarray` gives its `bound`.
@@ -148,14 +153,14 @@ def minimal_perturbation_lower_bound(
             shapes = input_shapes(taken, inputs)
             network = with_rounded_settings(read_network(model, shapes))
             walk = (_Sound if rules == "sound" else _Published)(network, taken, chosen)
-        for start in range(0, len(inputs[0]), batch_size):
+        for start in steps(range(0, len(inputs[0]), batch_size), "batches"):
             here = slice(start, start + batch_size)
             given = None if labels is None else labels[here]
             parts.append(walk.bounds([a[here] for a in inputs], given))
-    steps = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
+    layers = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
     per_layer = tuple(
-        LayerBound(step[0].name, step[0].rule, np.concatenate([s.bound for s in step]))
-        for step in reversed(steps)
+        LayerBound(layer[0].name, layer[0].rule, np.concatenate([s.bound for s in layer]))
+        for layer in reversed(layers)
     )
     bound, labels, predictions = (np.concatenate([p[k] for p in parts]) for k in (1, 2, 3))
     return PerturbationBound(bound, per_layer, walk.warnings, rules, labels, predictions)

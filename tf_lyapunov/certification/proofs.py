@@ -22,6 +22,7 @@ from tf_lyapunov.verification.checking import (
     radii,
 )
 from tf_lyapunov.verification.inequalities import Multipliers
+from tf_lyapunov.verification.translation import Call, contradictions
 
 # Bytes of inputs that a certificate keeps, so that its radii can be re-checked.
 LARGEST_INPUTS = 2**28
@@ -61,10 +62,11 @@ def save_proof(certificate, path):
 
     Raises:
         ValueError: if the certificate carries no proof, the model has changed or has several
-            inputs, or the verifier cannot confirm the certificate.
+            inputs, or the verifier cannot confirm the certificate, or would refuse the model for
+            what it computes.
         UnsupportedLayerError: naming a layer that the verifier does not know.
     """
-    from tf_lyapunov.verification.reading import read
+    from tf_lyapunov.verification.reading import read_with_calls
 
     proof = certificate.proof
     if proof is None:
@@ -94,7 +96,9 @@ def save_proof(certificate, path):
             f"method={certificate.method!r} for a model with residual blocks. Certify with "
             "method='composition', or save as .json."
         )
-    network = read(proof.network.model, proof.network.graph.inputs[0].shape[1:])
+    model, network, calls = read_with_calls(
+        proof.network.model, proof.network.graph.inputs[0].shape[1:]
+    )
     evidence = _evidence(network, proof.chain)
     derived = derive(network, evidence)
     logits, errors = evaluate(network, proof.inputs)
@@ -139,6 +143,8 @@ def save_proof(certificate, path):
         np.isfinite(proof.radius)) else 0.0  # fmt: skip
     if np.any(np.minimum(expected, proof.radius) < proof.radius * (1 - _LARGEST_LOSS) - small):
         found.append("The verifier proves smaller radii.")
+    if not found:  # what `verify` asks the model itself: better known now than by who receives it
+        found = contradictions(model, network, tuple(Call(*call) for call in calls), claim)
     if found:
         raise ValueError(
             "The verifier could not confirm this certificate, so no proof file was written. "

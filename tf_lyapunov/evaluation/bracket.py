@@ -22,6 +22,7 @@ from tf_lyapunov.program.logits import (
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.progress import shown
 from tf_lyapunov.theory.balls import L2
 
 # How far past a found point exact arithmetic is asked where it disagrees with the model's own.
@@ -254,7 +255,8 @@ def bracket(
             with and without it.
         batch_size: inputs evaluated at once.
         state: file in which finished attacks are kept, see `Ensemble`.
-        progress: called with a line of text.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook; or a function that is called with a line of text.
 
     Returns:
         `Bracket`.
@@ -283,6 +285,14 @@ def bracket(
     chosen = inputs.chosen(perturbed)
     x, y, arrays = _arrays(x, y, inputs)
     common = dict(batch_size=batch_size, perturbed=perturbed)
+    say = progress if callable(progress) else None
+    with shown(False if say else progress, "bracket"):
+        taken = inputs, chosen, arrays
+        return _bracket(model, x, y, taken, common, ensemble, rules, method, state, say)
+
+
+def _bracket(model, x, y, taken, common, ensemble, rules, method, state, say):
+    (inputs, chosen, arrays), batch_size = taken, common["batch_size"]
     sound = minimal_perturbation_lower_bound(model, x, y, **common)
     labels = sound.labels
     claimed, notes = None, ()
@@ -290,7 +300,7 @@ def bracket(
         published = minimal_perturbation_lower_bound(model, x, labels, rules=rules, **common)
         claimed, notes = published.bound, tuple(str(warning) for warning in published.warnings)
     certified = certify(model, x, labels, method=method, **common).radius
-    result = ensemble(model, x, labels, perturbed=perturbed, state=state, progress=progress)
+    result = ensemble(model, x, labels, perturbed=common["perturbed"], state=state, progress=say)
     predictions = decisions(executed_logits(model, x, batch_size=batch_size))
     wrong = (predictions != labels) | (result.success & (result.distance == 0))
     found = [np.array(a) for a in inputs.flat(result.x_adv)]

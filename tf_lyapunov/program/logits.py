@@ -16,6 +16,7 @@ from tf_lyapunov.program.inputs import Inputs, to_array
 from tf_lyapunov.program.replay import Replay, arguments, without_activation
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.progress import steps
 
 PRECISIONS = ("auto", "model", "float64")
 # Activations without a constant that float32 would round.
@@ -161,7 +162,7 @@ class LogitsModel:
 def _rows(x, size):
     """Lists of at most `size` rows of every input."""
     arrays = x if isinstance(x, list) else [x]
-    for start in range(0, len(arrays[0]), size):
+    for start in steps(range(0, len(arrays[0]), size), "batches"):
         yield [a[start : start + size] for a in arrays]
 
 

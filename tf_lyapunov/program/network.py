@@ -22,6 +22,7 @@ from tf_lyapunov.program.graph import Graph, Tensor, read_graph
 from tf_lyapunov.program.program import read_program
 from tf_lyapunov.program.vocabulary import gain_of
 from tf_lyapunov.program.weights import channel_axis, is_linear
+from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -190,7 +191,7 @@ def read_network(model, input_shapes=None, *, bounded=True):
         nodes[-1] = dataclasses.replace(nodes[-1], output_shape=tensor.shape)
         last[tensor.producer] = tensor.producer
     cache = {}
-    for call in graph.calls:
+    for call in steps(graph.calls, "layers"):
         inputs = tuple(last[t.producer] for t in call.inputs)
         if call.name in folds.values():
             last[call.name] = inputs[0]  # already part of the linear node before it
