@@ -48,6 +48,24 @@ for q, s, n in [(3, 2, 6), (2, 1, 5), (3, 2, 7), (4, 3, 8)]:
     matrix = keras.ops.convert_to_numpy(pool(np.eye(n, dtype="float32")[..., None]))[..., 0]
     bound = lipschitz_upper_bound(pool).gain_upper_bound
     assert np.linalg.norm(matrix, 2) <= bound * (1 + 1e-6), (q, s, n)
+# Two inputs, one of them held fixed: a linear model's exact radius, and an attack that meets it.
+from tf_lyapunov.attacks import DeepFool
+p, q = keras.Input((3,), name="p"), keras.Input((4,), name="q")
+last = layers.Dense(3)
+two = keras.Model({"p": p, "q": q}, last(layers.Concatenate()([p, q])))
+given = {"p": z[:, :3], "q": z[:, 3:7]}
+kernel = np.asarray(keras.ops.convert_to_numpy(last.kernel), dtype=float)
+logits = z[:, :7].astype(float) @ kernel
+best = logits.argmax(axis=1)
+for perturbed, rows in ((None, slice(0, 7)), ("p", slice(0, 3)), (1, slice(3, 7))):
+    apart = np.linalg.norm(kernel[rows][:, best].T[:, :, None] - kernel[rows][None], axis=1)
+    gap = logits[np.arange(12), best][:, None] - logits
+    exact = np.min(np.where(apart > 0, gap / np.where(apart > 0, apart, 1), np.inf), axis=1)
+    radius = certify(two, given, perturbed=perturbed, precision="float64").radius
+    assert np.all(radius <= exact * (1 + 1e-12)) and np.all(radius >= exact * (1 - 1e-6) - 1e-9)
+    found = DeepFool()(two, given, perturbed=perturbed)
+    assert found.success.all() and np.allclose(found.distance, exact, rtol=1e-3, atol=1e-5)
+    assert np.all(found.distance > radius * (1 - 1e-5) - 1e-6)
 print("agrees on", keras.backend.backend())
 """
 
