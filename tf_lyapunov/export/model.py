@@ -112,7 +112,8 @@ def _copied(operation, name, names, copies):
     config = {**_written(operation, current_config), "name": names(name)}
     if not isinstance(operation, keras.Layer):
         return type(operation).from_config(config)
-    held = getattr(operation, "activation", None)
+    # Recurrent layers show the activation of their cell, which their configuration holds.
+    held = vars(operation).get("activation")
     inner = RULES.get(type(held))
     ignored = ("regularizer", "constraint", "initializer")
     config = {key: value for key, value in config.items() if not key.endswith(ignored)}
