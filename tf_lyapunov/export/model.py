@@ -120,7 +120,7 @@ def _copied(operation, name, names, copies):
     is_function = callable(held) and not isinstance(held, keras.Layer)
     if inner is not None or is_function:
         config["activation"] = None
-    copy = type(operation).from_config(config)
+    copy = _written(operation, lambda layer: type(layer).from_config(config))
     if is_function:
         copy.activation = held  # a name may stand for another form of the function
 
