@@ -27,9 +27,9 @@ def family(monkeypatch):
     monkeypatch.setattr(vocabulary, "SEVERAL_INPUTS", list(vocabulary.SEVERAL_INPUTS))
     monkeypatch.setattr(registry, "_PROVEN", dict(registry._PROVEN))
     (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    module = types.ModuleType("folded")
+    module = types.ModuleType("bent")
     # Dataclasses look their module up.
-    monkeypatch.setitem(sys.modules, "folded", module)
+    monkeypatch.setitem(sys.modules, "bent", module)
     exec(compile(source, str(PAGE), "exec"), module.__dict__)
     return module
 
@@ -39,7 +39,7 @@ def network_of(family):
         [
             keras.Input((4,)),
             keras.layers.Dense(6, "relu"),
-            family.Folded(0.5),
+            family.Bent(0.5),
             keras.layers.Dense(3),
         ]
     )
@@ -49,34 +49,34 @@ def network_of(family):
 
 def test_the_family_of_the_page_is_certified_and_bounded(family):
     model, x = network_of(family)
-    with pytest.raises(UnsupportedLayerError, match="Folded"):
+    with pytest.raises(UnsupportedLayerError, match="Bent"):
         lipschitz_upper_bound(model)
     vocabulary.include(family)
     kernels = [np.linalg.norm(w, 2) for w in model.get_weights() if np.ndim(w) == 2]
     bound = lipschitz_upper_bound(model).gain_upper_bound
-    assert bound == pytest.approx(np.prod(kernels), rel=1e-6)
+    assert bound == pytest.approx(0.5 * np.prod(kernels), rel=1e-6)
     proof = certify(model, x, precision="float64")
     assert proof.verdict == "PROVED"
     program = read_network(model).program
     assert not program.unread and not program.declared
     first, second = (np.asarray(w, np.float64) for w in model.get_weights()[::2])
-    logits = (np.abs(np.maximum(x @ first, 0)) - 0.5) @ second
+    logits = 0.5 * np.arctan(np.maximum(x @ first, 0)) @ second
     assert np.allclose(program.logits(x), logits, atol=1e-12)
     with pytest.raises(ValueError, match="proven rule"):
-        register_gain(family.Folded, 1.0, assumption="it folds")
+        register_gain(family.Bent, 1.0, assumption="it bends")
 
 
 def test_a_mistake_in_a_family_is_noticed(family):
     @dataclasses.dataclass(frozen=True)
-    class Wrong(family.Fold):
+    class Wrong(family.Bend):
         def forward(self, signals, precision):
             found = super().forward(signals, precision)
             return dataclasses.replace(found, value=found.value * (1 + 1e-3))
 
-    family.READERS[family.Folded] = lambda call: [Wrong(call.operation.offset)]
+    family.READERS[family.Bent] = lambda call: [Wrong(call.operation.size)]
     vocabulary.include(family)
     model, x = network_of(family)
-    with pytest.raises(UnfaithfulReading, match="folded"):
+    with pytest.raises(UnfaithfulReading, match="bent"):
         certify(model, x)
 
 
@@ -84,7 +84,7 @@ def test_settings_of_a_family_enter_the_digest(family):
     vocabulary.include(family)
     model, _ = network_of(family)
     before = read_network(model).digest()
-    model.layers[1].offset = 0.25
+    model.layers[1].size = 0.25
     assert read_network(model).digest() != before
 
 
@@ -94,5 +94,5 @@ def test_every_family_exports_the_names_of_the_page_and_reads_what_it_bounds(fam
     for name in names:
         assert f"`{name}`" in PAGE.read_text()
     assert not {n for n in vars(family) if n.isupper() and n.startswith(("READER", "BARE"))} - names
-    assert set(family.RULES) <= set(family.READERS)
-    assert set(getattr(family, "BARE_RULES", {})) == set(getattr(family, "BARE_READERS", {}))
+    assert set(getattr(family, "RULES", ())) <= set(getattr(family, "READERS", ()))
+    assert set(getattr(family, "BARE_RULES", ())) <= set(getattr(family, "BARE_READERS", ()))

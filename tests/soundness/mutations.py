@@ -22,17 +22,21 @@ def distances_shrunk():
     """Radii with distances a hundredth of what is proved."""
     from tf_lyapunov.certification import margins
 
-    original = margins._pair_distances
-    with mock.patch.object(margins, "_pair_distances", lambda *a: 0.01 * original(*a)):
+    original = margins.pair_distances
+    with mock.patch.object(margins, "pair_distances", lambda *a: 0.01 * original(*a)):
         yield
 
 
 @contextlib.contextmanager
 def pairs_without_root_of_two():
     """Radii of pairs of classes that leave out √2 (Tsuzuku's proposition)."""
-    from tf_lyapunov.certification import margins
+    from tf_lyapunov.certification import heads, margins
 
-    with mock.patch.object(margins, "_SQRT2_UP", 0.1), mock.patch.object(margins, "_head", _none):
+    with (
+        mock.patch.object(margins, "_SQRT2_UP", 0.1),
+        mock.patch.object(heads, "_SQRT2_UP", 0.1),
+        mock.patch.object(margins, "heads", _none),
+    ):
         yield
 
 
@@ -218,7 +222,9 @@ def overflow_ignored():
     """Nothing overflows within a ball."""
     from tf_lyapunov.certification import margins
 
-    with mock.patch.object(margins, "without_overflow", lambda network, norms, radius: radius):
+    with mock.patch.object(
+        margins, "without_overflow", lambda network, norms, radius, sources: radius
+    ):
         yield
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from tf_lyapunov.archives import read_arrays
 from tf_lyapunov.attacks.apgd import APGD
-from tf_lyapunov.attacks.base import Attack, AttackResult
+from tf_lyapunov.attacks.base import Attack, AttackResult, unpacked
 from tf_lyapunov.attacks.fab import FAB
 from tf_lyapunov.attacks.identity import described, inference_state
-from tf_lyapunov.attacks.inputs import checked_inputs, checked_seed, positive_int
+from tf_lyapunov.attacks.inputs import checked_seed, packed_inputs, positive_int
 from tf_lyapunov.attacks.square import Square
 from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.balls import Ball
@@ -110,6 +110,7 @@ class Ensemble:
         x,
         y=None,
         *,
+        perturbed=None,
         state: str | Path | None = None,
         chunk_size: int = 1000,
         progress: Callable[[str], None] | None = None,
@@ -118,8 +119,9 @@ class Ensemble:
 
         Args:
             model: as for every attack.
-            x: array `(n, ...)`.
+            x: array `(n, ...)`, or arrays for several inputs, as for every attack.
             y: labels or targets; default: the model's predictions.
+            perturbed: which input of several is changed, as for every attack.
             state: file in which every finished attack on every chunk of inputs is kept, replaced
                 whole each time, so that a killed run continues where it was. The result does
                 not depend on how often it was killed.
@@ -133,7 +135,7 @@ class Ensemble:
             TypeError, ValueError: as for every attack.
             ValueError: if `state` is damaged, or belongs to another model, data or ensemble.
         """
-        x = checked_inputs(model, x)
+        given, (x, packing) = x, packed_inputs(model, x, perturbed)
         if y is None and self.targeted:
             raise ValueError("A targeted attack needs its targets. Received: y=None.")
         if y is not None and len(y) != len(x):
@@ -142,7 +144,7 @@ class Ensemble:
             )
         size = positive_int("chunk_size", chunk_size)
         chunks = [np.arange(i, min(i + size, len(x))) for i in range(0, len(x), size)]
-        key = "" if state is None else self._fingerprint(model, x, y, size)
+        key = "" if state is None else self._fingerprint(model, x, y, size, packing)
         found = _Found.load(state, key, len(chunks) * len(self.attacks))
         tasks = [(n, c, *a) for n, c in enumerate(chunks) for a in enumerate(self.attacks.items())]
         for number, chunk, place, (name, attack) in steps(tasks, "attacks"):
@@ -161,13 +163,13 @@ class Ensemble:
                     if y is None
                     else (np.asarray(y)[rows])
                 )
-                result = attack.on_rows(model, x[rows], labels, rows, len(x), progress)
+                result = attack.on_rows(model, x[rows], labels, rows, len(x), progress, packing)
                 if found is None:
                     found = _Found.empty(x, len(chunks) * len(self.attacks))
                 found.merge(rows, result, name, first=place == 0)
             found.done[number * len(self.attacks) + place] = True
             found.save(state, key)
-        return EnsembleResult(
+        result = EnsembleResult(
             **found.arrays,
             norm=self.norm,
             ball=self.ball,
@@ -176,11 +178,14 @@ class Ensemble:
             notes=tuple(found.notes),
             found_by=found.found_by,
         )
+        return unpacked(result, packing, given)
 
-    def _fingerprint(self, model, x, y, size):
+    def _fingerprint(self, model, x, y, size, packing=None):
         digest = hashlib.sha256(_FORMAT.encode())
         for part in (self.survivors_only, size, x.shape, None if y is None else np.asarray(y)):
             digest.update(_identity(part))
+        if packing is not None:
+            digest.update(_identity((packing.inputs.names, packing.chosen)))
         for name, attack in self.attacks.items():
             digest.update(_identity((name, type(attack).__name__, sorted(vars(attack).items()))))
         digest.update(repr(described(model)).encode())

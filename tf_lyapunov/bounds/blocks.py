@@ -335,5 +335,6 @@ def _chain_gain(chain, seconds):
 
 def _merged_node(node, start, gain, method):
     return dataclasses.replace(
-        node, inputs=(start,), gain_upper_bound=gain, method=method, rule="single", weights=(1.0,)
-    )
+        node, inputs=(start,), gain_upper_bound=gain, method=method, rule="single", weights=(1.0,),
+        matrix=None,
+    )  # fmt: skip

@@ -61,8 +61,9 @@ def save_proof(certificate, path):
     certificate's by a part in 10⁴ at most (typically 10⁻⁹); it is run here once.
 
     Raises:
-        ValueError: if the certificate carries no proof, the model has changed, or the verifier
-            cannot confirm the certificate, or would refuse the model for what it computes.
+        ValueError: if the certificate carries no proof, the model has changed or has several
+            inputs, or the verifier cannot confirm the certificate, or would refuse the model for
+            what it computes.
         UnsupportedLayerError: naming a layer that the verifier does not know.
     """
     from tf_lyapunov.verification.reading import read_with_calls
@@ -72,6 +73,12 @@ def save_proof(certificate, path):
         raise ValueError(
             "A proof file needs the certificate that `certify` returned. Received: an edited or "
             "loaded certificate, without its proof. Certify again, or copy the file."
+        )
+    if len(proof.network.inputs) > 1 or certificate.perturbed is not None:
+        raise ValueError(
+            "A proof file is about a model with one input, which the verifier reads. Received: "
+            f"model {proof.network.model.name!r} with {len(proof.network.inputs)} inputs. Save it "
+            "as .json."
         )
     if proof.inputs is None:
         raise ValueError(
@@ -144,7 +151,7 @@ def save_proof(certificate, path):
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
     fields = unseal(json.loads(weaker.to_json()))
-    fields = {key: value for key, value in fields.items() if key not in _ARRAYS}
+    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed")}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
 

@@ -16,6 +16,7 @@ from tf_lyapunov.bounds.composition import lipschitz_constants, rounding_errors
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.slopes import LocalGains
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import Float64Logits, LogitsModel
 from tf_lyapunov.program.network import read_network
 
@@ -139,6 +140,13 @@ def localized_robustness(
     Reference: Bontonou et al., Definition 1 and Figure 5 (Monte-Carlo as published; ascent and
     bound of this library).
     """
+    taken = Inputs.of(model)
+    if taken.several:
+        raise ValueError(
+            "The points of `localized_robustness` are one array. Received: model "
+            f"{taken.model!r} with the inputs {', '.join(map(repr, taken.names))}. Join them in a "
+            "model of one input that splits it again; `certify` and `bracket` take several."
+        )
     settings = checked(norm, outputs, protocol, directions, steps)
     x, radii = checked_points(model, x, radii, norm)
     view = _Outputs(model, outputs, x, norm)

@@ -17,6 +17,7 @@ import numpy as np
 from ..data import arrays, streams
 from ..errors import ConfigError, ModelFileError, RunDirectoryError
 from ..modelfile import load_model
+from ..program.inputs import Inputs
 from . import files
 from .config import AttackConfig, ExperimentConfig
 from .reading import load_config
@@ -73,6 +74,14 @@ class Opened:
         """Inputs in the model's shape, and labels."""
         if samples is not None and samples < 1:
             raise ValueError(f"`samples` must be positive. Received: samples={samples}.")
+        taken = Inputs.of(self.model)
+        if taken.several:
+            raise ValueError(
+                "The data has one array, so that the model must have one input. Received: model "
+                f"{taken.model!r} with the inputs {', '.join(map(repr, taken.names))}, and data "
+                f"{self.data.name!r}. In Python, `certify`, `bracket` and the attacks take a list "
+                "or dict with an array for each."
+            )
         x, y = self.data.split(split)
         x, y = x[:samples], y[:samples]
         shape = tuple(self.model.input_shape[1:])

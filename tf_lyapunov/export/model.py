@@ -8,7 +8,8 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.export import activations, weighted, weightless
 from tf_lyapunov.export.building import Names, Plain
 from tf_lyapunov.program.activations import current_config
-from tf_lyapunov.program.graph import Cast, Tensor, read_graph
+from tf_lyapunov.program.graph import Tensor, read_graph
+from tf_lyapunov.program.wrapping import ADDED, Part
 
 RULES = {**weighted.RULES, **activations.RULES, **weightless.RULES}
 
@@ -68,8 +69,14 @@ def export_plain(model):
         args, kwargs = keras.tree.map_structure(symbolic, (call.args, call.kwargs))
         operation = call.operation
         rule = RULES.get(type(operation))
-        if type(operation) is Cast:
-            outputs = keras.ops.cast(args[0], operation.dtype)
+        if type(operation) in ADDED:
+            outputs = operation.call(*args)
+        elif type(operation) is Part:
+            held = operation.operation
+            outputs = _copied(held, f"{held.name}_{operation.index}", names, copies)(
+                *args, **kwargs
+            )
+            outputs = keras.tree.flatten(outputs)[operation.index]
         elif rule is not None:
             outputs = rule(Plain(operation, call.name, names), args[0])
         else:

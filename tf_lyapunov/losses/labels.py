@@ -59,7 +59,7 @@ def labelled_by_memberships(losses, y_true, y_pred):
 
 
 def unchecked_one_hot(y_true, y_pred):
-    """As `one_hot`, without a look at the labels' values."""
+    """As `one_hot` for labels that are checked elsewhere; any class for those that name none."""
     classes = y_pred.shape[-1]
     if classes is None or classes < 2:
         raise ValueError(
@@ -77,7 +77,9 @@ def unchecked_one_hot(y_true, y_pred):
                 f"as the logits. Received: y_true.shape={tuple(y_true.shape)}, "
                 f"y_pred.shape={tuple(y_pred.shape)}."
             )
-    return ops.one_hot(ops.cast(y_true, "int32"), classes, dtype=y_pred.dtype)
+    # PyTorch raises an error of its own for a class that is none.
+    number = ops.clip(ops.cast(y_true, "int32"), 0, classes - 1)
+    return ops.one_hot(number, classes, dtype=y_pred.dtype)
 
 
 def memberships(y_true, y_pred):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from tf_lyapunov.program.activations import innermost
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.graph import is_graph
+from tf_lyapunov.program.inputs import Inputs, to_array
 from tf_lyapunov.program.replay import Replay, arguments, without_activation
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
@@ -38,7 +40,7 @@ def with_rounded_settings(network):
             node.kind == "activation" and (name not in _EXACT or capped is not None)
         )  # fmt: skip
         if is_rounded:
-            size = math.prod(n or math.inf for n in node.output_shape[1:])
+            size = math.prod(n or math.inf for n in node.output_shape[1:]) * node.copies
             shift = math.sqrt(size) * float(capped or 0.0)
             for norm in norms:
                 bound = BatchNormScale.of(norm).shift_bound
@@ -91,15 +93,15 @@ class Float64Logits:
         self.program.check_read()
 
     def predict(self, x, batch_size):
-        """Logits as float64 (n, K), K = 1 for a single unit."""
+        """Logits as float64 (n, K), K = 1 for a single unit; `x` as for `LogitsModel.predict`."""
         return self.evaluate(x, batch_size)[0]
 
     def evaluate(self, x, batch_size, kept=()):
         """`(logits, {name: float64 array})` with the values of the steps `kept`."""
-        rows, parts = steps(range(0, len(x), batch_size), "batches"), []
+        parts = []
         with no_gradients():
-            for i in rows:
-                parts.append(self.program.evaluate(x[i : i + batch_size], kept))
+            for rows in _rows(x, batch_size):
+                parts.append(self.program.evaluate(rows, kept))
         logits = np.concatenate([p[0] for p in parts])
         return logits, {n: np.concatenate([p[1][n] for p in parts]) for n in kept}
 
@@ -122,17 +124,18 @@ class LogitsModel:
         self.replay = Replay(network)
 
     def __call__(self, x):
-        """Logits of a tensor, also within a traced function."""
-        network = self.network
+        """Logits of a tensor, or of a list with one for each input; also in a traced function."""
+        network, x = self.network, x if isinstance(x, list) else [x]
         if self.is_whole:
-            return keras.tree.flatten(network.model(x, training=False))[0]
+            given = Inputs.of(network.model).called(x)
+            return keras.tree.flatten(network.model(given, training=False))[0]
         if network.decision is None:
-            known = self.replay.of_tensors([x])
+            known = self.replay.of_tensors(x)
             target = network.graph.output
             return known[target.producer][target.index]
         stop = network[network.decision_node].call
         call = next(c for c in network.graph.calls if c.name == stop)
-        known = self.replay.of_tensors([x], until=stop)
+        known = self.replay.of_tensors(x, until=stop)
         if network[network.logits].call != stop:
             return known[call.inputs[0].producer][call.inputs[0].index]
         # The decision is the layer's own activation.
@@ -140,50 +143,66 @@ class LogitsModel:
         return without_activation(call.operation)(*args, **kwargs)
 
     def predict(self, x, batch_size):
-        """Logits as float64 (n, K), K = 1 for a single unit."""
-        parts, dtype = [], self.network.graph.inputs[0].dtype
+        """Logits as float64 (n, K), K = 1 for a single unit.
+
+        Args:
+            x: array (n, …), or a list with one for each of the network's inputs.
+            batch_size: rows evaluated at once.
+        """
+        parts, dtypes = [], [t.dtype for t in self.network.graph.inputs]
         with no_gradients():
             # Never through `predict`, which keeps a compiled function and rounds to floatx.
-            for start in steps(range(0, len(x), batch_size), "batches"):
-                parts.append(as_array(self(as_tensor(x[start : start + batch_size], dtype))))
+            for rows in _rows(x, batch_size):
+                given = [as_tensor(a, dtype) for a, dtype in zip(rows, dtypes, strict=True)]
+                parts.append(as_array(self(given)))
         values = np.concatenate(parts)
         return values[:, None] if values.ndim == 1 else values
 
 
-def batches(x, y):
-    """Yields `(inputs, labels or None)` from an array, a PyDataset, or an iterable of batches.
+def _rows(x, size):
+    """Lists of at most `size` rows of every input."""
+    arrays = x if isinstance(x, list) else [x]
+    for start in steps(range(0, len(arrays[0]), size), "batches"):
+        yield [a[start : start + size] for a in arrays]
+
+
+def batches(x, y, inputs):
+    """Yields `(inputs, labels or None)` from arrays, a PyDataset, or an iterable of batches.
 
     Args:
-        x: array (n, …), `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each
-            `x` or `(x, y)` or `(x, y, sample_weight)`.
+        x: array (n, …), or a list, tuple or dict with one for each input of the model;
+            `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each `x` or
+            `(x, y)` or `(x, y, sample_weight)`.
         y: labels for an array or for a data set without labels, or None.
+        inputs: `Inputs` of the model.
+
+    Yields:
+        A list with one array for each input, and labels.
 
     Raises:
-        ValueError: if labels come twice, or the data set is infinite or empty.
+        ValueError: if labels come twice, the data set is infinite or empty, or see `Inputs.flat`.
     """
-    if hasattr(x, "__array__") or keras.ops.is_tensor(x):
-        yield _array(x), None if y is None else _array(y)
-        return
-    if isinstance(x, (list, tuple)):
-        yield np.asarray(x), None if y is None else _array(y)
+    if hasattr(x, "__array__") or keras.ops.is_tensor(x) or isinstance(x, (list, tuple, Mapping)):
+        found = inputs.flat(x)
+        yield found, None if y is None else to_array(y, "y")
         return
     empty = True
-    labels = None if y is None else _array(y)
+    labels = None if y is None else to_array(y, "y")
     position = 0
     for batch in _iterate(x):
         empty = False
         parts = batch if isinstance(batch, (list, tuple)) else (batch,)
-        inputs = _array(parts[0])
-        given = _array(parts[1]) if len(parts) > 1 and parts[1] is not None else None
+        found = inputs.flat(parts[0])
+        given = to_array(parts[1], "y") if len(parts) > 1 and parts[1] is not None else None
         if given is not None and labels is not None:
             raise ValueError(
                 "Labels must come once. Received: a data set with labels, and `y` as well. "
                 "Leave `y` out."
             )
         if labels is not None:
-            given = labels[position : position + len(inputs)]
-            position += len(inputs)
-        yield inputs, given
+            given = labels[position : position + len(found[0])]
+            position += len(found[0])
+        yield found, given
     if empty:
         raise ValueError("`x` must hold at least one input. Received: an empty data set.")
     if labels is not None and position != len(labels):
@@ -204,15 +223,9 @@ def _iterate(x):
             "`x` must be finite. Received: an endless data set. Leave out `.repeat()`, or use "
             "`.take(n)`."
         )
-    if isinstance(x, (dict, str, bytes)) or not hasattr(x, "__iter__"):
+    if isinstance(x, (str, bytes)) or not hasattr(x, "__iter__"):
         raise TypeError(
             "`x` must be an array, a keras.utils.PyDataset or an iterable of batches. "
             f"Received: an object of type {type(x).__name__}."
         )
     return iter(x)
-
-
-def _array(value):
-    if keras.ops.is_tensor(value):
-        return keras.ops.convert_to_numpy(value)
-    return np.asarray(value)

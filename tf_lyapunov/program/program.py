@@ -84,7 +84,7 @@ class Program:
         """Logits in float64, and the values of some steps.
 
         Args:
-            x: array (n, …) of the program's one input.
+            x: array (n, …) of the program's one input, or a list with one for each.
             kept: names of steps or inputs.
 
         Returns:
@@ -95,7 +95,11 @@ class Program:
         """
         self.check_read()
         kept = set(kept)
-        signals = {self.inputs[0]: Signal(np.asarray(x, np.float64))}
+        given = x if isinstance(x, list) else [x]
+        signals = {
+            name: Signal(np.asarray(a, np.float64))
+            for name, a in zip(self.inputs, given, strict=True)
+        }
         values = {name: signals[name].value for name in kept if name in signals}
         last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
         for i, step in enumerate(self.steps):
@@ -109,7 +113,7 @@ class Program:
             for name in step.inputs:
                 if last[name] == i:
                     signals.pop(name, None)  # large networks hold large signals
-        value = signals[step.name].value if self.steps else signals[self.inputs[0]].value
+        value = signals[step.name if self.steps else self.output].value
         return value.reshape(len(value), -1) if value.ndim == 1 else value, values
 
     def _without_end(self, step):

@@ -28,6 +28,11 @@ def keep(classes):
     _PROVEN.update(dict.fromkeys(classes))
 
 
+def is_proven(layer_class):
+    """Whether this library has a rule for exactly this class."""
+    return layer_class in _PROVEN
+
+
 def kept():
     """The classes whose rules are proved."""
     return tuple(_PROVEN)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnfaithfulReading
+from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.operation import Signal
 from tf_lyapunov.program.program import precision_of, run
 from tf_lyapunov.program.replay import Replay
@@ -71,7 +72,7 @@ class Validation:
 
 def own_outputs(model, inputs):
     """What the model gives when it is called eagerly at inference, as a list of tensors."""
-    argument = inputs[0] if len(inputs) == 1 else list(inputs)
+    argument = Inputs.of(model).called(inputs)
     return keras.tree.flatten(model(argument, training=False))
 
 

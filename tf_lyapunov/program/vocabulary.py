@@ -6,30 +6,37 @@ write one. A new family is one more name in `FAMILIES`.
 
 import keras
 
-from tf_lyapunov.program import registry
+from tf_lyapunov.program import registry, rounding
 from tf_lyapunov.program.families import (
     declared,
+    einsum,
     elementwise,
     fourier,
     fused,
+    indexing,
     linear,
     merging,
     moving,
+    normalizing,
     norms,
     pooling,
     potential,
+    preprocessing,
+    reducing,
     residuals,
     response,
     sandwich,
     scaling,
+    separable,
     skew,
     softmax,
     sorting,
     two_sided,
     unchanged,
 )
-from tf_lyapunov.program.graph import Cast, check_own_call
+from tf_lyapunov.program.graph import check_own_call
 from tf_lyapunov.program.refusal import refuse
+from tf_lyapunov.program.wrapping import ADDED, Part
 
 FAMILIES = (
     linear,
@@ -50,6 +57,12 @@ FAMILIES = (
     sandwich,
     fourier,
     skew,
+    normalizing,
+    indexing,
+    separable,
+    reducing,
+    einsum,
+    preprocessing,
 )
 # Layer class -> function of a `graph.Call` that gives its list of operations.
 READERS = {}
@@ -97,20 +110,34 @@ def gain_of(call):
         refuse(operation)
     if len(call.inputs) != 1 and type(operation) not in SEVERAL_INPUTS:
         refuse(operation, "it is called on several tensors (a mask or a state)")
-    return rule(call)
+    return _of_floats(rule, call)
 
 
 def _bare_gain(call):
     operation = call.operation
     check_own_call(operation)
-    if type(operation) is not Cast and not type(operation).__module__.startswith("keras."):
+    recorded = operation.operation if type(operation) is Part else operation
+    known = type(recorded).__module__.startswith("keras.") or type(recorded) in ADDED
+    if not known:
         refuse(operation, "it is not one of Keras's own operations")
-    if len(call.outputs) != 1 or not call.outputs[0].shape or not call.inputs:
+    if len(call.outputs) != 1 or not call.inputs:
         refuse(operation)
+    if not call.outputs[0].shape:
+        refuse(operation, "it combines samples along the batch axis")
     rule = BARE_RULES.get(type(operation).__name__)
     if rule is None and len(call.inputs) != 1:
         refuse(operation)
-    return (rule or elementwise.bare_gain)(call)
+    return _of_floats(rule or elementwise.bare_gain, call)
+
+
+def _of_floats(rule, call):
+    """The gain by a rule, or a refusal of arithmetic on integers."""
+    try:
+        return rule(call)
+    except rounding.NoRoundoff:
+        dtype = call.outputs[0].dtype
+        reason = f"it computes in {dtype}, where results wrap around; put a Rescaling before it"
+        refuse(call.operation, reason)
 
 
 def operations_of(call):

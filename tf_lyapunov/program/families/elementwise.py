@@ -13,7 +13,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name
 from tf_lyapunov.program.gain import FUNCTION_ULPS, ZERO_SLACK, Affine, Gain, with_cast
 from tf_lyapunov.program.operation import Operation, frozen, with_error
-from tf_lyapunov.program.refusal import refuse
+from tf_lyapunov.program.refusal import WITHOUT_GAIN, refuse
 from tf_lyapunov.program.weights import finite_value, inference_value
 from tf_lyapunov.theory.sectors import Sector
 
@@ -130,6 +130,37 @@ class Kinked(Operation):
             steepest = np.maximum(np.abs(self.slopes), 1.0)
             size = steepest * (signal.error + 4 * precision.function * np.abs(signal.value))
             return size + 4 * precision.tiny
+
+        return with_error(signals, value, error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clipped(Operation):
+    """y = min(max(x, low), high), either of them None.
+
+    Attributes:
+        low, high: float64, broadcast against a sample.
+    """
+
+    low: np.ndarray | None
+    high: np.ndarray | None
+
+    def of(self, x):
+        """The function of an array."""
+        x = x if self.low is None else np.maximum(x, self.low)
+        return x if self.high is None else np.minimum(x, self.high)
+
+    def forward(self, signals, precision):
+        (signal,) = signals
+        value = self.of(signal.value)
+
+        def error():
+            limits = (b for b in (self.low, self.high) if b is not None)
+            size = max((float(np.max(np.abs(b[np.isfinite(b)]), initial=0.0)) for b in limits),
+                       default=0.0)  # fmt: skip
+            # Limits may be held in float32 whatever the format.
+            own = precision.function / 16 * size if precision.unit < 2.0**-24 else 0.0
+            return signal.error + own + precision.tiny + np.zeros_like(value)
 
         return with_error(signals, value, error)
 
@@ -261,7 +292,8 @@ def bare_gain(call):
     try:
         sector = _sector(name, _bare_parameters(operation))
     except (UnsupportedLayerError, TypeError) as error:
-        refuse(operation, f"no proven gain is known for it ({error})")
+        known = type(operation).__name__ in WITHOUT_GAIN
+        refuse(operation, None if known else f"no proven gain is known for it ({error})")
     at_zero = operation(keras.ops.zeros((1, 1), dtype="float32"))
     at_zero = float(keras.ops.convert_to_numpy(at_zero)[0, 0])
     return elementwise_gain(name, sector, tensor, call.outputs[0].dtype, at_zero)

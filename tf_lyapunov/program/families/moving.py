@@ -34,7 +34,7 @@ RESHAPING_LAYERS = (
     _layers.Cropping3D,
 )
 
-UPSAMPLING = (_layers.UpSampling1D, _layers.UpSampling2D, _layers.UpSampling3D)
+UPSAMPLING = (_layers.UpSampling1D, _layers.UpSampling3D)
 
 OWN_LAYERS = (
     resizing.InvertibleDownSampling,
@@ -70,18 +70,20 @@ class Moved(Operation):
 def read(call):
     """The index map of a call, from its result on positions."""
     tensor, operation = call.inputs[0], call.operation
-    if tensor.size is None or tensor.size >= _BASE**_DIGITS:
+    size = None if None in tensor.shape[1:] else math.prod(tensor.shape[1:])
+    if size is None or size >= _BASE**_DIGITS:
         raise UnsupportedLayerError(
             f"Moving entries needs a known size below {_BASE**_DIGITS}. Received: layer "
             f"{operation.name!r} on shape {tensor.shape}."
         )
-    count = next(d for d in range(1, _DIGITS + 1) if tensor.size < _BASE**d)
+    count = next(d for d in range(1, _DIGITS + 1) if size < _BASE**d)
     powers = _BASE ** np.arange(count)
-    positions = np.arange(1, tensor.size + 1).reshape(tensor.shape[1:])
-    # A sample per digit, and beside them one of zeros, which must stay zeros.
-    batch = [*(positions // p % _BASE for p in powers), np.zeros_like(positions)]
+    positions = np.arange(1, size + 1).reshape(tensor.shape[1:])
+    # A sample per digit, all of them again, which must give the same, and one of zeros, which must
+    # stay zeros.
+    each = [positions // p % _BASE for p in powers]
     dtype = tensor.dtype if "float" in tensor.dtype else "float32"
-    known = as_tensor(np.stack(batch), dtype)
+    known = as_tensor(np.stack([*each, *each, np.zeros_like(positions)]), dtype)
 
     def fill(a):
         return known if isinstance(a, Tensor) else a
@@ -89,10 +91,12 @@ def read(call):
     args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
     moved = as_array(operation(*args, **kwargs))
     digits = np.rint(moved).astype(np.int64)
-    faithful = len(moved) == count + 1 and not np.any(moved[-1]) and np.array_equal(digits, moved)
-    faithful = faithful and np.all((digits >= 0) & (digits < _BASE)) and math.prod(moved.shape[1:])
+    faithful = len(moved) == 2 * count + 1 and not np.any(moved[-1])
+    faithful = faithful and np.array_equal(digits, moved) and math.prod(moved.shape[1:])
+    faithful = faithful and np.all((digits >= 0) & (digits < _BASE))
+    faithful = faithful and np.array_equal(digits[:count], digits[count:-1])
     index = np.tensordot(powers, digits[:count], 1)[None] if faithful else None
-    if not faithful or index.max(initial=0) > tensor.size:
+    if not faithful or index.max(initial=0) > size:
         raise UnsupportedLayerError(
             "A layer that moves entries must keep samples apart and entries as they are. Received: "
             f"layer {operation.name!r} of type {type(operation).__name__}."
@@ -100,6 +104,37 @@ def read(call):
     index = index[0]
     index.setflags(write=False)
     return [Moved(index)]
+
+
+def index_gain(index):
+    """√(largest number of times that an entry is used), rounded up: the norm of an index map.
+
+    Its matrix W has one 1 in a row at most, so that WᵀW is diagonal with these numbers.
+
+    Args:
+        index: integers, 0 where no entry is placed.
+
+    Example:
+
+    >>> index_gain(np.array([1, 1, 2, 0, 1, 1]))
+    2.0
+    """
+    used = np.asarray(index).ravel()
+    return rounding.sqrt_up(int(np.max(np.bincount(used[used > 0], minlength=1), initial=0)))
+
+
+def checked_read(call):
+    """The index map of a call of one tensor, refused where it is none or mixes samples."""
+    tensor, output = call.inputs[0], call.outputs[0]
+    mixes = "it mixes samples along the batch axis"
+    if len(call.inputs) != 1 or tensor.shape[:1] != output.shape[:1] or len(tensor.shape) < 2:
+        refuse(call.operation, mixes)
+    if None in tensor.shape[1:]:
+        refuse(call.operation, "the sizes of its input are unknown")
+    try:
+        return read(call)[0]
+    except UnsupportedLayerError:
+        refuse(call.operation, mixes)
 
 
 def _reshaping_rule(call):
@@ -118,18 +153,8 @@ def _own_rule(call):
 
 
 def _upsampling_rule(call):
-    layer = call.operation
-    value = upsampling_gain(layer)
-    if value is None:
-        refuse(layer, f"only nearest-neighbour upsampling has a rule, not {layer.interpolation!r}")
+    value = rounding.sqrt_up(int(np.prod(call.operation.size)))
     return Gain("reshape", value, "repeats every entry", Affine(value))
-
-
-def upsampling_gain(layer):
-    """√Π size for nearest-neighbour upsampling, which repeats every cell; None if interpolated."""
-    if getattr(layer, "interpolation", "nearest") != "nearest":
-        return None
-    return rounding.sqrt_up(int(np.prod(layer.size)))
 
 
 def _bare_rule(call):
@@ -158,7 +183,9 @@ def _bare_rule(call):
         parts = key if isinstance(key, (tuple, list)) else (key,)
         kinds = (int, np.integer, slice, type(Ellipsis), type(None))
         if any(isinstance(p, bool) or not isinstance(p, kinds) for p in parts):
-            refuse(operation, "an index array may repeat entries")
+            # An array of indices: its entries may repeat.
+            value = index_gain(checked_read(call).index)
+            return Gain("reshape", value, "√(times that an entry is used)", Affine(value))
         if not parts or (parts[0] is not Ellipsis and parts[0] != slice(None)):
             refuse(operation, mixes)
         if parts[0] is Ellipsis and len([p for p in parts[1:] if p is not None]) >= rank:

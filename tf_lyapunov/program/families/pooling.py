@@ -117,27 +117,28 @@ def _read(call):
     """A pooling layer of Keras."""
     layer, kinds = call.operation, type(call.operation)
     kind = "max" if kinds in (*MAX_POOLING, *GLOBAL_MAX) else "mean"
-    if kinds in AVERAGE_POOLING and _repeats_edges(layer, call.inputs[0].shape):
-        kind = "edge"
+    if kinds in AVERAGE_POOLING:
+        sizes = spatial_sizes(layer, call.inputs[0].shape)
+        if repeats_edges(layer, layer.pool_size, layer.strides, layer.padding, sizes):
+            kind = "edge"
     first = layer.data_format == "channels_first"
     if kinds in (*GLOBAL_MAX, *GLOBAL_AVERAGE):
         return [Pooled(kind, None, None, "valid", first, bool(layer.keepdims))]
     return [Pooled(kind, tuple(layer.pool_size), tuple(layer.strides), layer.padding, first)]
 
 
-def _repeats_edges(layer, shape):
+def repeats_edges(operation, pool_size, strides, padding, sizes):
     """Whether Keras on PyTorch pads a mean by its edges: where one axis is padded unevenly."""
-    if keras.backend.backend() != "torch" or layer.padding != "same":
+    if keras.backend.backend() != "torch" or padding != "same":
         return False
-    sizes = spatial_sizes(layer, shape)
     if None in sizes:
         raise UnsupportedLayerError(
             "How a mean is padded depends on the size. Received: layer "
-            f"{layer.name!r} on shape {shape}, with padding='same'."
+            f"{operation.name!r} on sizes {tuple(sizes)}, with padding='same'."
         )
     padded = [
         max((-(-n // s) - 1) * s + q - n, 0)
-        for n, q, s in zip(sizes, layer.pool_size, layer.strides, strict=True)
+        for n, q, s in zip(sizes, pool_size, strides, strict=True)
     ]
     return any(p % 2 for p in padded)
 

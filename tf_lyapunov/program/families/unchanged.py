@@ -39,10 +39,14 @@ def _cast_rule(call):
     exact = dtype == tensor.dtype or (
         dtype in units and (tensor.dtype not in units or units[dtype] < units[tensor.dtype])
     )
+    if getattr(call.operation, "is_rounding", False) and dtype in units and tensor.dtype in units:
+        unit = rounding.unit_roundoff(dtype)
+        return Gain("identity", 1.0, f"rounding to {dtype}", Affine(1.0, 0.0, unit))
     if not exact:
         refuse(
             call.operation,
             f"a cast of {tensor.dtype} to {dtype} within the graph is discontinuous",
+            advice="Use one dtype, or state it by the layers' dtype policies.",
         )
     # Integers need not fit the format.
     unit = 0.0 if tensor.dtype in units else units[dtype]
