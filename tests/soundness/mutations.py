@@ -338,8 +338,15 @@ def label_of_no_class_counted():
     """The metric takes any number for a label."""
     from tf_lyapunov import metrics
 
-    with mock.patch.object(
-        metrics, "names_one_class", lambda y, p: keras.ops.ones(keras.ops.shape(p)[:1], "bool")
+    def any_label(y_true, y_pred):
+        return keras.ops.ones(keras.ops.shape(y_pred)[:1], "bool")
+
+    def coded(y_true, y_pred):
+        return keras.ops.one_hot(keras.ops.cast(y_true, "int32"), y_pred.shape[-1])
+
+    with (
+        mock.patch.object(metrics, "names_one_class", any_label),
+        mock.patch.object(metrics, "unchecked_one_hot", coded),
     ):
         yield
 
