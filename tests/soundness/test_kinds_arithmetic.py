@@ -186,3 +186,36 @@ def test_normalization_in_bfloat16_is_read_on_torch():
         print("OK")
         """,
     )
+
+
+def test_sums_that_overflow_before_they_are_divided_end_the_radius():
+    """TensorFlow sums the windows of an average pool in the format of the signal."""
+
+    def model(dtype):
+        pool = L.AveragePooling2D(16, dtype=dtype)
+        layers = [pool, L.Flatten(dtype=dtype), L.Dense(2, dtype=dtype)]
+        made = keras.Sequential([keras.Input((16, 16, 1)), *layers])
+        made.set_weights([np.array([[1.0, -1.0]]), np.zeros(2)])
+        return made
+
+    x = np.full((1, 16, 16, 1), 100.0)  # the sum is 25600, the mean 100
+    wide, narrow = tfl.certify(model("float32"), x), tfl.certify(model("mixed_float16"), x)
+    assert wide.radius[0] > 1500  # the mean is 0 at a distance of 100·√256
+    # At 256 everywhere, 156·16 from x, the sum is infinite; a factor of 2 is left for rounding.
+    assert 0 < narrow.radius[0] < 32752 / 16 - 1600 + 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_squares_that_overflow_in_a_normalization_end_the_radius(dtype):
+    """Their sum is infinite, and the output β, where the exact one still has the class of x."""
+    norm = L.LayerNormalization(epsilon=1e30, dtype=dtype)
+    model = keras.Sequential([keras.Input((3,)), norm, L.Dense(2, dtype=dtype)])
+    kernel = np.array([[1, -1], [-0.5, 0.5], [-0.5, 0.5]], "float32")
+    model.layers[-1].set_weights([kernel, np.array([0.1, 0.0])])
+    certificate = tfl.certify(model, np.array([[3.0, -1.5, -1.5]]))
+    # Its gain is √1.5·√2·10⁻¹⁵: the exact decision holds up to 10¹⁴.
+    assert np.all(certificate.radius < 1e19)
+    model.layers[-1].set_weights([kernel * 1e-10, np.array([0.1, 0.0])])
+    certificate = tfl.certify(model, np.array([[3.0, -1.5, -1.5]]))
+    largest = np.sqrt(np.finfo("float32").max / 2)
+    assert 0.9 * largest < certificate.radius[0] < largest
