@@ -109,7 +109,7 @@ def stages(model, input_shapes=None):
 
 
 # Kinds whose gain is read anew, is promised, or does not depend on weights.
-_KEPT = ("linear", "batch normalization", "lipschitz", "activation")
+_KEPT = ("linear", "batch normalization", "lipschitz", "activation", "declared")
 
 
 def _check_fixed(network, nodes):
