@@ -139,7 +139,7 @@ def one_run(config, out: Path, how: Execution, options, data=None, made=None) ->
         runner.certify_target(opened, "test", config.samples)
         runner.attack_target(opened, config.attacks, config.radii, "test", config.samples)
         runner.report_run(run)
-        files.write_json(run.path / MADE, {"identity": identity, "made": made or {}})
+        files.write_record(run.path / MADE, {"identity": identity, "made": made or {}})
     return run.path
 
 

@@ -75,13 +75,13 @@ def to_json(value: Any) -> str:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write plain data and NumPy values as JSON, or leave the old file.
-
-    Mappings are sealed: `read_json` sees damage.
-    """
-    if isinstance(value, Mapping):
-        value = seal(json.loads(to_json(value)))
+    """Write plain data and NumPy values as JSON, or leave the old file."""
     write_text(path, to_json(value))
+
+
+def write_record(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
+    """Write a record of a run, sealed so that `read_json` sees damage, or leave the old file."""
+    write_json(path, seal(json.loads(to_json(value))))
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -227,7 +227,7 @@ def attack_target(
     }
     seconds = time.perf_counter() - started
     if opened.run is not None:
-        files.write_json(opened.run.file(files.ATTACK_JSON), found)
+        files.write_record(opened.run.file(files.ATTACK_JSON), found)
         files.write_csv(opened.run.file(files.ATTACK_CSV), [_flat(row) for row in rows])
         _note(opened.run, seconds={"attack": seconds})
     if out is not None:
@@ -442,4 +442,4 @@ def _note(run: files.RunDirectory, **entries: Any) -> None:
         old = record.get(key)
         both = isinstance(old, dict) and isinstance(value, dict) and key == "seconds"
         record[key] = {**old, **value} if both else value
-    files.write_json(run.file(files.RECORD), record)
+    files.write_record(run.file(files.RECORD), record)

@@ -278,11 +278,11 @@ def _fingerprint(data: Dataset | ImageStream) -> str:
 def _write_inputs(config: ExperimentConfig, run: files.RunDirectory, design) -> None:
     # The configuration first: it is what makes the directory a run.
     files.write_text(run.file(files.CONFIG), config.to_yaml())
-    files.write_json(run.file(files.VERSIONS), files.version_info())
+    files.write_record(run.file(files.VERSIONS), files.version_info())
     if design is not None:
         record = design.to_json()
         record = json.loads(record) if isinstance(record, str) else record
-        files.write_json(run.file(files.DESIGN), record)
+        files.write_record(run.file(files.DESIGN), record)
 
 
 class Interrupts(keras.callbacks.Callback):
