@@ -11,8 +11,7 @@ import pytest
 from soundness import fuzz, generator, oracles
 
 FUZZ = Path(fuzz.__file__)
-# About 0.2 s of a core a model, in parts that workers share; the rest is with the slow tests, so that
-# the fast ones end in time on two cores.
+# About 0.2 s of a core a model, in parts that workers share; the rest is with the slow tests.
 MODELS, FAST, PART = 2000, 1000, 50
 
 
