@@ -114,7 +114,7 @@ def gain(case):
     function, dtype = exact(case)
     found = oracles.measured_gain(function, case.x.shape[1:], seed=case.seed, dtype=dtype)
     # A constant, such as a group of one entry normalized, leaves the noise of what cancels in it.
-    noise = 1e-9 if bound == 0 else 0.0
+    noise = 1e-6 if bound == 0 else 0.0
     if not found <= bound * (1 + oracles.GAIN_SLACK) + noise:
         yield Violation("gain", case.seed, f"measured {found:.6g}, proved {bound:.6g}")
 

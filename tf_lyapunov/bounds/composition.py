@@ -300,7 +300,8 @@ def stays_finite(network, input_norms, name):
         squared = size * size if node.method.startswith("squareplus") else size
         fits &= np.maximum(size, squared) <= largest / 2
         window = math.prod(getattr(node.layer, "pool_size", ())) if node.kind == "pooling" else 1
-        fits &= reading * math.sqrt(window) <= largest / 2  # summed before it is divided
+        if window > 1:
+            fits &= reading * math.sqrt(window) <= largest / 2  # summed before it is divided
         fits &= _before_division(network, node, reading) <= _wide(form) / 2
         norms[node.name] = (
             _times(node.gain_upper_bound, _combine(node.rule, weighted)) + node.affine.offset
@@ -320,7 +321,7 @@ def _before_division(network, node, reading):
     if node.kind in ("pooling", "map"):
         sizes = [math.prod(network[k].output_shape[1:]) for k in node.inputs]
         return reading * math.sqrt(max(sizes))
-    return reading
+    return 0.0
 
 
 def _wide(form):
