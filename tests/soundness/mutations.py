@@ -222,9 +222,7 @@ def overflow_ignored():
     """Nothing overflows within a ball."""
     from tf_lyapunov.certification import margins
 
-    with mock.patch.object(
-        margins, "without_overflow", lambda network, norms, radius, sources: radius
-    ):
+    with mock.patch.object(margins, "without_overflow", lambda network, norms, radius, _: radius):
         yield
 
 
