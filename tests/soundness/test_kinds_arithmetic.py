@@ -219,3 +219,37 @@ def test_squares_that_overflow_in_a_normalization_end_the_radius(dtype):
     certificate = tfl.certify(model, np.array([[3.0, -1.5, -1.5]]))
     largest = np.sqrt(np.finfo("float32").max / 2)
     assert 0.9 * largest < certificate.radius[0] < largest
+
+
+def _mean_of(kind, dtype):
+    """A model whose first step has the gain 1/16 or less and is larger on its way there."""
+    x = keras.Input((16, 16, 1))
+    if kind == "layer":
+        h = L.AveragePooling2D(16, dtype=dtype)(x)
+    elif kind == "merge":
+        scaled = L.Rescaling(1 / 256, dtype=dtype)(x)
+        h = L.Average(dtype=dtype)([scaled] * 256)
+    else:
+        h = L.Normalization(mean=-60000.0, variance=60000.0**2, dtype=dtype)(x)
+    y = L.Dense(2, dtype=dtype)(L.Flatten(dtype=dtype)(h))
+    model = keras.Model(x, y)
+    kernel = np.zeros(model.layers[-1].kernel.shape)
+    kernel[0] = [1e-3, -1e-3]
+    model.layers[-1].set_weights([kernel, np.array([5.0, 0.0])])
+    return model
+
+
+@pytest.mark.parametrize("kind", ["layer", "merge", "normalization"])
+def test_what_is_larger_on_the_way_ends_the_radius(kind):
+    """In float32 the radius goes on to where float16's sums, or differences, are infinite."""
+    x = np.full((1, 16, 16, 1), 1.0)
+    wide, narrow = (tfl.certify(_mean_of(kind, d), x).radius[0] for d in ("float32", "float16"))
+    ends = {"layer": 32752 / 16, "merge": 65504.0, "normalization": 65504.0 - 60000.0}
+    assert 0 <= narrow <= ends[kind] < wide
+
+
+def test_a_bare_average_pool_has_a_peak_too():
+    x = keras.Input((16, 16, 1))
+    pooled = keras.ops.average_pool(x, 16, data_format="channels_last")
+    network = tfl.certification.read_network(keras.Model(x, L.Flatten()(pooled)))
+    assert network.nodes[1].peak.factor == 16.0 and not network.nodes[1].peak.wide

@@ -297,36 +297,16 @@ def stays_finite(network, input_norms, name):
         largest = rounding.LARGEST.get(form, math.inf)
         if any(formats.get(network[k].call) != form for k in node.inputs):
             fits &= reading <= largest  # what is cast to this format
-        squared = size * size if node.method.startswith("squareplus") else size
-        fits &= np.maximum(size, squared) <= largest / 2
-        window = math.prod(getattr(node.layer, "pool_size", ())) if node.kind == "pooling" else 1
-        if window > 1:
-            fits &= reading * math.sqrt(window) <= largest / 2  # summed before it is divided
-        fits &= _before_division(network, node, reading) <= _wide(form) / 2
+        fits &= size <= largest / 2
+        if node.peak.wide and form in ("float16", "bfloat16"):
+            largest = rounding.LARGEST["float32"]
+        fits &= node.peak.of(reading) <= largest / 2
         norms[node.name] = (
             _times(node.gain_upper_bound, _combine(node.rule, weighted)) + node.affine.offset
         )
         if node.name == name:
             break
     return fits
-
-
-def _before_division(network, node, reading):
-    """Bound on what a node computes on the way to a smaller output, in float32 or better.
-
-    Means are sums first, ‖x‖_1 ≤ √N·‖x‖, and normalizations square their input.
-    """
-    if node.kind == "normalization" or node.method.startswith("local response"):
-        return reading * reading
-    if node.kind in ("pooling", "map"):
-        sizes = [math.prod(network[k].output_shape[1:]) for k in node.inputs]
-        return reading * math.sqrt(max(sizes))
-    return 0.0
-
-
-def _wide(form):
-    narrow = form in ("float16", "bfloat16")
-    return rounding.LARGEST.get("float32" if narrow else form, math.inf)
 
 
 def _formats(network, precision):

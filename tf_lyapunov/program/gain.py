@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from tf_lyapunov.program import rounding
 from tf_lyapunov.theory.sectors import Sector
 
@@ -38,6 +40,30 @@ class Affine:
 
 
 @dataclasses.dataclass(frozen=True)
+class Peak:
+    """Bound factor·‖u‖^power + offset on what a call computes on its way to a smaller result.
+
+    A mean is a sum first, a normalization squares its input: these may overflow where the result
+    would not.
+
+    Attributes:
+        factor, power, offset: of the bound.
+        wide: whether it is computed in float32 or better, whatever the format of the signal.
+    """
+
+    factor: float = 0.0
+    power: int = 1
+    offset: float = 0.0
+    wide: bool = False
+
+    def of(self, norms):
+        """The bound at norms of the input, float64 of any shape."""
+        if self.factor == 0:
+            return np.full(np.shape(norms), self.offset)
+        return self.factor * norms**self.power + self.offset
+
+
+@dataclasses.dataclass(frozen=True)
 class Gain:
     """What one call does to l2 distances.
 
@@ -54,6 +80,7 @@ class Gain:
         decision: name of a monotone or normalising output function (softmax, sigmoid, …) under
             which the largest output stays the largest, else None.
         affine64: error model of an evaluation in float64, or None if the rule is to be asked again.
+        peak: `Peak` of what is larger than the inputs and the result.
     """
 
     kind: str
@@ -66,6 +93,7 @@ class Gain:
     sector: Sector | None = None
     decision: str | None = None
     affine64: Affine | None = None
+    peak: Peak = dataclasses.field(default_factory=Peak)
 
 
 def with_cast(affine, tensor, dtype, unit):

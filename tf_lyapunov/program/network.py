@@ -19,7 +19,7 @@ from tf_lyapunov.program.families.einsum import CLOSED_LAYERS
 from tf_lyapunov.program.families.fused import fused_gain
 from tf_lyapunov.program.families.linear import linear_gains
 from tf_lyapunov.program.families.scaling import BatchNormScale
-from tf_lyapunov.program.gain import Affine
+from tf_lyapunov.program.gain import Affine, Peak
 from tf_lyapunov.program.graph import Graph, Tensor, read_graph
 from tf_lyapunov.program.program import read_program
 from tf_lyapunov.program.refusal import raise_all
@@ -54,6 +54,7 @@ class Node:
         matrix: float64 (in, out) of a dense map, batch normalization folded, else None.
         batch_norms: Keras layers folded into this node.
         output_shape: with the batch axis.
+        peak: `Peak` of what it computes on its way to a smaller result.
         copies: items of a sample that lie along the batch axis (see `graph.Tensor`).
     """
 
@@ -75,6 +76,7 @@ class Node:
     batch_norms: tuple = ()
     output_shape: tuple = ()
     copies: int = 1
+    peak: Peak = dataclasses.field(default_factory=Peak)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +264,7 @@ def _node(call, inputs, gain, gain64, name=None, layer=None):
         gain64.affine,
         gain.sector,
         gain.decision,
+        peak=gain.peak,
         output_shape=call.outputs[0].shape,
         copies=call.outputs[0].copies,
     )

@@ -11,7 +11,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers import activations as own
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name
-from tf_lyapunov.program.gain import FUNCTION_ULPS, ZERO_SLACK, Affine, Gain, with_cast
+from tf_lyapunov.program.gain import FUNCTION_ULPS, ZERO_SLACK, Affine, Gain, Peak, with_cast
 from tf_lyapunov.program.operation import Operation, frozen, with_error
 from tf_lyapunov.program.refusal import WITHOUT_GAIN, refuse
 from tf_lyapunov.program.weights import finite_value, inference_value
@@ -227,7 +227,7 @@ def elementwise_gain(name, sector, tensor, dtype, value_at_zero):
     decision = name if name in ("sigmoid", "log_sigmoid") else None
     return Gain(
         "activation", magnitude, f"{name}, slopes in {slopes}", affine, sector=sector,
-        decision=decision,
+        decision=decision, peak=Peak(1.0, 2) if name == "squareplus" else Peak(),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import scaling
 from tf_lyapunov.program.families.constants import checked_constant, constants, repeats
-from tf_lyapunov.program.gain import Affine, Gain
+from tf_lyapunov.program.gain import Affine, Gain, Peak
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, Signal, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
@@ -180,7 +180,8 @@ def merged_gain(name, inputs, output, dtype, axis=None):
     error = rounding.gamma(count + 1, unit) + cast
     if name == "Average":
         value = float(rounding.up(1 / count)) if count & (count - 1) else 1 / count
-        return Gain("merge", value, "mean, Σ L / k", Affine(value, 0.0, error), "sum", weights)
+        affine = Affine(value, 0.0, error)
+        return Gain("merge", value, "mean, Σ L / k", affine, "sum", weights, peak=Peak(1.0))
     method = "sum of branches, Σ L" if name == "Add" else "difference of branches, Σ L"
     return Gain("merge", 1.0, method, Affine(1.0, 0.0, error), "sum", weights)
 

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.gain import SLACK, Affine, Gain, with_cast
+from tf_lyapunov.program.gain import SLACK, Affine, Gain, Peak, with_cast
 from tf_lyapunov.program.operation import Operation, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
 from tf_lyapunov.program.weights import finite_value
@@ -272,7 +272,8 @@ def _gain(call, operation):
         # Cancellation leaves the computed variance without a bound from below.
         affine = dataclasses.replace(affine, slope=math.inf)
     affine = with_cast(affine, tensor, output.dtype, rounding.unit_roundoff(output.dtype))
-    return Gain("normalization", value, f"{name}/√ε", affine)
+    # The sum of squares; Keras computes it in float32 or better.
+    return Gain("normalization", value, f"{name}/√ε", affine, peak=Peak(1.0, 2, wide=True))
 
 
 def _affine(value, steepest, largest, offset, size, count, dtype):

@@ -15,7 +15,7 @@ from tf_lyapunov.layers.pooling import (
     window_sum_bound,
 )
 from tf_lyapunov.program.families import pooling
-from tf_lyapunov.program.gain import FUNCTION_ULPS, SLACK, layer_gain, widened
+from tf_lyapunov.program.gain import FUNCTION_ULPS, SLACK, Peak, layer_gain, widened
 from tf_lyapunov.program.operation import Operation, with_error
 
 
@@ -203,7 +203,9 @@ def _scaled_average_rule(call):
     value = pooling.window_sum_gain(*_geometry(call)) / scale * SLACK
     # The scale is the norm for every size: never above 1.
     error = widened(layer.compute_dtype, math.prod(layer.pool_size) + 4)
-    return layer_gain(call, "pooling", min(value, 1.0), "sum over windows over its norm", error)
+    gain = layer_gain(call, "pooling", min(value, 1.0), "sum over windows over its norm", error)
+    terms = math.prod(layer.pool_size)
+    return dataclasses.replace(gain, peak=Peak(math.sqrt(terms), wide=True))
 
 
 def _global_rule(call):
@@ -213,7 +215,8 @@ def _global_rule(call):
     is_norm = type(layer) is GlobalL2NormPooling2D
     error = widened(layer.compute_dtype, cells + FUNCTION_ULPS)
     method = "2-norm over all positions" if is_norm else "sum over N positions, 1/√N"
-    return layer_gain(call, "pooling", 1.0, method, error)
+    gain = layer_gain(call, "pooling", 1.0, method, error)
+    return dataclasses.replace(gain, peak=Peak(math.sqrt(cells), wide=True))
 
 
 def _geometry(call):

@@ -9,7 +9,7 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.pooling import window_sum_bound
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.gain import Affine, Gain
+from tf_lyapunov.program.gain import Affine, Gain, Peak
 from tf_lyapunov.program.operation import Operation, with_error
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF, down, product_up, sqrt_up, up
 
@@ -279,7 +279,9 @@ def _average_pooling_rule(call):
     sizes = spatial_sizes(layer, call.inputs[0].shape)
     value = average_pooling_gain(layer.pool_size, layer.strides, layer.padding, sizes)
     method = f"average pooling {_by(layer.pool_size)}/{_by(layer.strides)}, norm of its matrix"
-    return _averaging(value, method, math.prod(layer.pool_size), layer)
+    terms = math.prod(layer.pool_size)
+    # TensorFlow sums a window in the format of the signal.
+    return _averaging(value, method, terms, layer, Peak(sqrt_up(terms)))
 
 
 def _global_max_rule(call):
@@ -291,13 +293,14 @@ def _global_average_rule(call):
     sizes = spatial_sizes(layer, call.inputs[0].shape)
     terms = math.inf if None in sizes else math.prod(sizes)
     value = global_average_gain(sizes)
-    return _averaging(value, "mean over all positions, 1/√N", terms, layer)
+    peak = Peak(math.sqrt(terms), wide=True)
+    return _averaging(value, "mean over all positions, 1/√N", terms, layer, peak)
 
 
-def _averaging(value, method, terms, layer):
+def _averaging(value, method, terms, layer, peak):
     error = rounding.gamma(terms + 2, rounding.unit_roundoff(layer.compute_dtype))
     # A matrix without negative entries equals its absolute value, which scales the error.
-    return Gain("pooling", value, method, Affine(value, 0.0, error * value))
+    return Gain("pooling", value, method, Affine(value, 0.0, error * value), peak=peak)
 
 
 def _by(sizes):

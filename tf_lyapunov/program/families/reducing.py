@@ -9,7 +9,7 @@ import numpy as np
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import merging, pooling
 from tf_lyapunov.program.families.elementwise import Clipped
-from tf_lyapunov.program.gain import Affine, Gain
+from tf_lyapunov.program.gain import Affine, Gain, Peak
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, Signal, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
@@ -82,14 +82,15 @@ def _reduced_rule(call):
     if found.kind == "mean":
         value = pooling.global_average_gain(sizes) if sizes else 1.0
         method = "mean over axes, 1/√n"
+        peak = Peak(math.inf if count is None else math.sqrt(count), wide=True)
     else:
         if count is None:
             refuse(call.operation, "it sums over axes of unknown size")
-        value, method = rounding.sqrt_up(count), "sum over axes, √n"
+        value, method, peak = rounding.sqrt_up(count), "sum over axes, √n", Peak()
     unit = rounding.unit_roundoff(call.outputs[0].dtype)
     error = rounding.gamma(math.inf if count is None else count + 2, unit)
     # Without negative weights the map equals its absolute value, which scales the error.
-    return Gain("map", value, method, Affine(value, 0.0, error * value))
+    return Gain("map", value, method, Affine(value, 0.0, error * value), peak=peak)
 
 
 def _read_reduced(call):
@@ -126,7 +127,8 @@ def _window_rule(call):
     unit = rounding.unit_roundoff(call.outputs[0].dtype)
     error = rounding.gamma(math.prod(found.sizes) + 2, unit)
     affine = Affine(value, 0.0, error * value)
-    return Gain("pooling", value, f"average pooling {shape}, norm of its matrix", affine)
+    peak = Peak(rounding.sqrt_up(math.prod(found.sizes)))
+    return Gain("pooling", value, f"average pooling {shape}, norm of its matrix", affine, peak=peak)
 
 
 def _read_window(call):

@@ -10,7 +10,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.centering import BatchCentering
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.constants import checked_constant, constants, repeats
-from tf_lyapunov.program.gain import SLACK, Affine, Gain, layer_gain, with_cast
+from tf_lyapunov.program.gain import SLACK, Affine, Gain, Peak, layer_gain, with_cast
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
@@ -236,6 +236,8 @@ def _normalization_rule(call):
     # Root, floor and quotient each round once in float64.
     scales = scales * (1 + 4 * rounding.UNIT_ROUNDOFF["float64"])
     gain = diagonal_gain("scaling", method, scales, shifts, call.outputs[0], dtype)
+    # The mean is subtracted before the quotient makes the difference smaller.
+    gain = dataclasses.replace(gain, peak=Peak(1.0, offset=float(np.max(np.abs(mean)))))
     return _input_cast(gain, call.inputs[0], dtype)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import moving
-from tf_lyapunov.program.gain import Affine, Gain, with_cast
+from tf_lyapunov.program.gain import Affine, Gain, Peak, with_cast
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, Signal, frozen, with_error
 from tf_lyapunov.program.refusal import refuse
@@ -218,7 +218,10 @@ def _rule(call):
         affine = Affine(value, offset, error * wide, error * offset)
         method = "norm of its matrices along the axes"
     affine = with_cast(affine, tensor, dtype, rounding.unit_roundoff(dtype))
-    return Gain("map", value, method, affine)
+    peak = Peak()
+    if "AdaptiveAverage" in type(call.operation).__name__:
+        peak = Peak(math.sqrt(math.prod(tensor.shape[a] for a in found.axes)))
+    return Gain("map", value, method, affine, peak=peak)
 
 
 def _upsampling_rule(call):
