@@ -12,7 +12,7 @@ from tf_lyapunov.program import rounding
 _ENTRIES = 2**19
 
 
-def check_balls(network, x, labels, radius, own):
+def check_balls(network, x, labels, radius, own, bounds=None):
     """The model keeps its decision at points of the very balls that are claimed, or nothing is.
 
     At the claimed radius in random directions and towards inputs of other classes; a check that
@@ -22,8 +22,9 @@ def check_balls(network, x, labels, radius, own):
         network: `Network`.
         x: the first inputs, as the model receives them.
         labels: int64 (n,), at least as many.
-        radius: float64 (n,), claimed.
+        radius: float64 (n,), of l2 balls within what is claimed.
         own: `LogitsModel` of the network.
+        bounds: `(low, high)` of valid inputs, or None.
 
     Raises:
         UnfaithfulReading: naming an input whose decision changes within its radius.
@@ -39,7 +40,10 @@ def check_balls(network, x, labels, radius, own):
         flat = direction.reshape(len(chosen), -1)
         size = np.maximum(np.linalg.norm(flat, axis=1), 1e-300)
         step = flat / size[:, None] * (radius[chosen] * (1 - 1e-6))[:, None]
-        points = (x[chosen].astype(np.float64) + step.reshape(direction.shape)).astype(x.dtype)
+        points = x[chosen].astype(np.float64) + step.reshape(direction.shape)
+        if bounds is not None:  # valid inputs are no farther away after that
+            points = np.clip(points, *bounds)
+        points = points.astype(x.dtype)
         # What the cast to the model's dtype moved must not leave the ball.
         moved = (points.astype(np.float64) - x[chosen]).reshape(len(chosen), -1)
         inside = np.linalg.norm(moved, axis=1) <= radius[chosen]

@@ -7,9 +7,11 @@ import numpy as np
 
 from tf_lyapunov.bounds.composition import Contribution, encode, numbered, table
 from tf_lyapunov.certification.proofs import claimed_fields, incomplete, save_proof
+from tf_lyapunov.local.regions import NORMS
 from tf_lyapunov.writing import write_text
 
 FORMAT = "tf_lyapunov.certificate/1"
+_WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Certificate:
     and the radius is 0 where the model does not choose `labels_i`, or nothing could be proved.
 
     Attributes:
-        radius: float64 (n,), l2, in units of the model's input; rounded down.
+        radius: float64 (n,), in `norm` and in units of the model's input; rounded down.
         predictions: int64 (n,), the model's own decisions.
         labels: int64 (n,), the classes that the radii refer to.
         margins: float64 (n,), logit of the label minus the largest other logit, as computed.
@@ -32,6 +34,7 @@ class Certificate:
         float_allowance: float, largest bound over the inputs on the l2 distance between computed
             and exact logits; √2 times each input's own bound is subtracted from its margins.
         model_digest: SHA-256 of the model's layers and weights.
+        norm: `"l2"`, `"linf"` or `"l1"`.
 
     Example:
 
@@ -53,6 +56,7 @@ class Certificate:
     verdict: str
     float_allowance: float
     model_digest: str
+    norm: str = "l2"
 
     # Set by `certify`, for proof files; no field, so that an edited copy carries none.
     proof = None
@@ -75,6 +79,8 @@ class Certificate:
             )
         if np.any(np.isnan(self.radius)) or np.any(self.radius < 0):
             raise ValueError("Radii must be numbers ≥ 0. Received: a negative radius or NaN.")
+        if self.norm not in NORMS:
+            raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={self.norm!r}.")
         if self.verdict not in ("PROVED", "NOT_PROVED"):
             raise ValueError(f"Unknown verdict. Received: verdict={self.verdict!r}.")
 
@@ -87,7 +93,7 @@ class Certificate:
         return float(np.mean(self.predictions == self.labels))
 
     def certified_accuracy(self, radius):
-        """Share of the inputs that keep their label under every change of l2 norm ≤ `radius`.
+        """Share of the inputs that keep their label under every change of norm ≤ `radius`.
 
         Args:
             radius: non-negative number or array, in units of the model's input.
@@ -116,7 +122,8 @@ class Certificate:
             "",
             f"{len(self)} inputs. The model chooses the label on {self.accuracy:.1%} of them, and "
             f"for {np.mean(proved):.1%} a positive radius is proved.",
-            "A radius r means: no change of the input with l2 norm up to r alters the decision.",
+            f"A radius r means: no change of the input with {_WORDS[self.norm]} norm up to r "
+            "alters the decision.",
             f"Median radius {median:.6g}, largest {largest:.6g}.",
         ]
         finite = self.radius[np.isfinite(self.radius)]
@@ -207,8 +214,9 @@ class Certificate:
         A name that ends in `.npz` makes a proof file: the claims, the inputs, the multipliers, and
         digests of the weights, all of which `tf_lyapunov.verification.verify` (and
         `tf-lyapunov verify`) re-checks from the model's weights alone. Its gains and radii are
-        rounded to the safe side by a part in 10⁶ at most, and radii of method `"local"` are the
-        global ones. Any other name makes JSON, a record that proves nothing.
+        rounded to the safe side by a part in 10⁶ at most, and radii that bounds around inputs
+        enlarged (`"local"`, `"linear"`, `"auto"`) are the global ones. Any other name makes JSON,
+        a record that proves nothing.
 
         Args:
             path: file name; an existing file is replaced.

@@ -1,5 +1,7 @@
 """Certified radii from class margins: `certify`."""
 
+import math
+
 import numpy as np
 
 from tf_lyapunov.bounds.choice import METHODS, network_gain
@@ -12,7 +14,7 @@ from tf_lyapunov.bounds.composition import (
 from tf_lyapunov.certification.balls import check_balls
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
-from tf_lyapunov.local.slopes import LocalGains, local_radii
+from tf_lyapunov.certification.widening import Widening, checked
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.graph import is_graph
 from tf_lyapunov.program.logits import (
@@ -43,6 +45,8 @@ def certify(
     batch_size=None,
     precision="auto",
     time_budget=60.0,
+    norm="l2",
+    bounds=None,
 ):
     """Radii within which a classifier's decision provably stays, for every input.
 
@@ -68,14 +72,19 @@ def certify(
             `"liplt"` (norms of products of layers), `"closed_form"` and `"eclipse"` (multipliers
             layer by layer), `"lipsdp"` (one semidefinite program, and one per pair of classes),
             `"dissipativity"` (the cone of the network's (δ, ν)), `"local"` (slopes on the ball
-            around each input, ReLU and leaky ReLU), `"auto"` (the tightest of lipsdp, eclipse and
-            closed form within `time_budget`; the certificate says which).
+            around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
+            input, on any graph; see `tf_lyapunov.local`), `"auto"` (per input the best of
+            `"linear"` and the tightest of lipsdp, eclipse and closed form within `time_budget`;
+            the certificate says which).
         batch_size: inputs evaluated at once; by default chosen from the input's size.
         precision: `"model"` computes the logits as the model does; `"float64"` with the same
             weights in float64, whose rounding error is negligible, at several times the cost;
             `"auto"` chooses float64 where a float32 model's rounding would cost a typical input
             more than 5% of its radius, and keeps the precision of float16 and bfloat16 models.
         time_budget: seconds that the search for multipliers may take, about.
+        norm: `"l2"`, `"linf"` or `"l1"`, in which radii are measured.
+        bounds: `(low, high)` of valid inputs, numbers or arrays: radii by `"linear"` then concern
+            changes that stay within them alone. None for all of real space.
 
     Returns:
         `Certificate`.
@@ -110,6 +119,7 @@ def certify(
         raise ValueError(
             f"`time_budget` must be a positive number of seconds. Received: {time_budget!r}."
         )
+    bounds = checked(norm, bounds)
     network = logits_model = constants = None
     parts = []
     for inputs, labels in batches(x, y):
@@ -117,8 +127,9 @@ def certify(
             shape = _input_shape(model, inputs)
             network = with_rounded_settings(read_network(model, [shape]))
             constants = lipschitz_constants(network)
-            local = LocalGains(network) if method == "local" else None
+            widening = Widening(network, method, norm, bounds, time_budget)
         cast, norms, moved = _checked_inputs(inputs, network.graph.inputs[0])
+        widening.check(inputs)
         size = batch_size or int(np.clip(2**20 // max(cast[0].size, 1), 32, 1024))
         if logits_model is None:
             digest = network.digest()
@@ -132,7 +143,7 @@ def certify(
         if logits_model.precision == "float64":
             # A radius is about the class that the model itself decides for.
             own = decisions(own_logits.predict(cast, size))
-        kept = cast if local is not None or sum(map(len, own_parts)) < _SAMPLE else None
+        kept = cast if widening.reads_inputs or sum(map(len, own_parts)) < _SAMPLE else None
         own_parts.append(own)
         parts.append((logits, errors, moved, norms, labels, kept, inputs))
     logits, errors, moved, norms = (np.concatenate([p[i] for p in parts]) for i in range(4))
@@ -143,25 +154,27 @@ def certify(
     labels = predictions
     if given[0] is not None:
         labels = checked_labels(np.concatenate(given), *logits.shape)
-    bound = network_gain(network, constants, method, time_budget=time_budget)
+    bound = network_gain(network, constants, method, time_budget=widening.gain_seconds)
     gain = bound.gain_upper_bound
     head = _head(network, constants)
     radius, margins = certified_radii(logits, labels, gain, errors, head, bound.pairs)
-    sentences, overall = list(bound.sentences), radius
-    if local is not None:
-        cast = np.concatenate([p[5] for p in parts])
-        wider = local_radii(local, cast, logits, labels, errors, radius)
-        sentences.append(
-            "Slopes on the ball around each input enlarged the radius of "
-            f"{np.mean(wider > radius):.1%} of them."
-        )
-        radius = wider
+    size = math.prod(network.graph.inputs[0].shape[1:])
+    overall = widening.converted(radius, size)
+
+    def allowance(i, extra):
+        reached = norms[i : i + 1] + extra
+        return float(rounding_errors(network, reached, network.logits, logits_model.precision)[0])
+
+    cast = np.concatenate([p[5] for p in parts]) if widening.reads_inputs else None
+    radius, found = widening.radii(cast, logits, labels, errors, radius, allowance)
+    sentences = [*bound.sentences, *found]
     # Radii are about the cast input; the given one lies `moved` away from it.
+    moved = widening.moved(moved, size)
     radius, overall = (
         np.where(moved > 0, np.maximum(rounding.down(r - moved), 0.0), r) for r in (radius, overall)
     )
     tried = np.concatenate([p[5] for p in parts if p[5] is not None])[:_SAMPLE]
-    check_balls(network, tried, labels, radius, own_logits)
+    check_balls(network, tried, labels, widening.l2(radius, size), own_logits, bounds)
     certificate = Certificate(
         radius=radius,
         predictions=predictions,
@@ -170,7 +183,9 @@ def certify(
         gain_upper_bound=gain,
         contributions=contributions(network, constants, network.logits),
         assumptions=tuple(
-            _assumptions(network, logits.shape[1], norms, head, logits_model.precision)
+            widening.sentences(
+                _assumptions(network, logits.shape[1], norms, head, logits_model.precision)
+            )
             + sentences
             + [validation.sentence()]
         ),
@@ -178,6 +193,7 @@ def certify(
         verdict="PROVED" if np.any(radius > 0) else "NOT_PROVED",
         float_allowance=float(np.max(errors)),
         model_digest=digest,
+        norm=norm,
     )
     if network.digest() != digest:
         raise ValueError(

@@ -30,9 +30,11 @@ _GROWTHS = (1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 _LARGEST_LOSS = 1e-4
 _ARRAYS = ("radius", "predictions", "labels", "margins")
 _LOCAL = (
-    "The radii are those of the global gains. Those from slopes on the ball around each input "
-    "(method='local') cannot be re-checked from a proof file and were left out of it."
+    "The radii are those of the global gains. Those from bounds on the ball around each input "
+    "(method='local', 'linear', 'auto') cannot be re-checked from a proof file and were left out "
+    "of it."
 )
+_AROUND = ("Slopes on the ball", "Bounds around each input", "Time was up after", "Steps that pass")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +78,11 @@ def save_proof(certificate, path):
             f"A proof file holds the inputs, up to {LARGEST_INPUTS // 2**20} MB of them. Received: "
             "a certificate of more. Certify them in parts, or save as .json."
         )
+    if certificate.norm != "l2":
+        raise ValueError(
+            "A proof file holds radii in l2. Received: a certificate with "
+            f"norm={certificate.norm!r}. Save it as .json."
+        )
     if proof.network.digest() != certificate.model_digest:
         raise ValueError(
             "The model's weights have changed since it was certified. "
@@ -115,9 +122,9 @@ def save_proof(certificate, path):
         verdict="PROVED" if np.any(np.minimum(proof.radius, derived_radius) > 0) else "NOT_PROVED",
     )
     notes = ()
-    if certificate.method == "local":
+    if certificate.method in ("local", "linear") or np.any(certificate.radius > proof.radius):
         notes = (_LOCAL,)
-        kept = [s for s in certificate.assumptions if not s.startswith("Slopes on the ball")]
+        kept = [s for s in certificate.assumptions if not s.startswith(_AROUND)]
         weaker = dataclasses.replace(weaker, assumptions=(*kept, _LOCAL))
     claim = _claim(weaker, proof.inputs)
     found, _ = objections(network, derived, claim)
@@ -138,7 +145,7 @@ def save_proof(certificate, path):
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
     fields = json.loads(weaker.to_json())
-    fields = {key: value for key, value in fields.items() if key not in _ARRAYS}
+    fields = {key: value for key, value in fields.items() if key not in (*_ARRAYS, "norm")}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
 

@@ -1,0 +1,200 @@
+"""The largest radius at which linear functions of the output stay positive, by repeated bounds."""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.local.ascent import ascend, tried
+from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.flow import trace
+from tf_lyapunov.local.regions import Region, check_norm
+from tf_lyapunov.local.searching import SearchFlow
+
+# Relative distance between a proved radius and one that is not, at which the search ends.
+_TOLERANCE = 4e-3
+_EVALUATIONS = 9
+_RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
+FULL = Effort()
+AGAIN = dataclasses.replace(Effort(), box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
+
+
+@dataclasses.dataclass
+class Answer:
+    """A proved radius.
+
+    Attributes:
+        radius: float, 0 where nothing is proved.
+        multipliers: of the rows, by position, at that radius; None without a proof.
+        boxes: dict from positions to lists of `Found`.
+        evaluations: radii that were tried.
+    """
+
+    radius: float
+    multipliers: dict | None = None
+    boxes: dict | None = None
+    evaluations: int = 0
+
+
+class Prover:
+    """Bounds of one flow around many inputs.
+
+    Args:
+        flow: `Flow`.
+        norm: `"l2"`, `"linf"` or `"l1"`.
+        bounds: `(low, high)` of valid inputs, or None.
+        efforts: `(first, later)` `Effort`s of a search.
+    """
+
+    def __init__(self, flow, norm="l2", bounds=None, efforts=(FULL, AGAIN)):
+        check_norm(norm)
+        self.flow, self.norm, self.bounds, self.efforts = flow, norm, bounds, efforts
+        self.search = SearchFlow(flow, norm == "l2" and bounds is None)
+
+    def region(self, x, radius):
+        """The region of one input."""
+        return Region.ball(x, radius, self.norm, self.bounds)
+
+    def evaluate(self, traced, radius, rows, effort, memory, held=None, deadline=np.inf):
+        """Searches multipliers at one radius: `(bounds, multipliers)`, nothing proved.
+
+        Args:
+            traced: `(trace, search trace)`.
+            radius: float.
+            rows: float64 (rows, outputs).
+            effort: `Effort`.
+            memory: of boxes, renewed.
+            held: multipliers of the rows at a similar radius, or None.
+            deadline: see `Around`.
+        """
+        region = self.search.region(self.region(traced[0].values[0][0], radius))
+        around = surround(
+            self.search.flow,
+            traced[1],
+            region,
+            effort,
+            memory,
+            dtype=np.float32,
+            deadline=deadline,
+        )
+        c = rows.astype(np.float32).reshape(len(rows), *around.trace.shape(self.flow.output))
+        target = self.flow.output
+        multipliers, found = tried(around, c, target, trials=effort.margin_trials)
+        if held is not None:
+            units = np.arange(len(rows))
+            adopt(multipliers, held, units)
+        if multipliers and effort.margin_steps:
+            found = ascend(around, c, target, multipliers, effort.margin_steps)
+        return found.astype(np.float64), multipliers
+
+    def prove(self, traced, radius, rows, memory, held, balls=True):
+        """Proved lower bounds of `rows` over the region, float64 (rows,).
+
+        Args:
+            memory, held: multipliers of boxes and rows; any are valid.
+        """
+        region = self.region(traced.values[0][0], radius)
+        effort = dataclasses.replace(FULL, balls=balls)
+        around = surround(self.flow, traced, region, effort, dict(memory), proof=True)
+        c = rows.reshape(len(rows), *traced.shape(self.flow.output))
+        multipliers = {}
+        around.backward(c, self.flow.output, multipliers)
+        adopt(multipliers, held, np.arange(len(rows)))
+        return around.lower(c, self.flow.output, multipliers)
+
+    def radius(self, x, rows, need, start=0.0, deadline=np.inf):
+        """`Answer` with the largest radius found at which every row exceeds its need.
+
+        Args:
+            x: one input, as the model receives it, in float64.
+            rows: float64 (rows, outputs).
+            need: function of a radius, float: what every row must exceed there.
+            start: a radius that is known already; nothing below it is looked for.
+            deadline: `time.monotonic()` at which the search stops.
+        """
+        traced = trace(self.flow, x)
+        pair = traced, self.search.trace(traced)
+        center = rows @ traced.values[-1].reshape(-1) - need(0.0)
+        if not np.all(center > 0) or not np.isfinite(start):
+            return Answer(0.0)
+        guess = self._guess(pair, rows, center)
+        low, at_low = 0.0, float(center.min())
+        high = at_high = None
+        radius = max(0.6 * guess, start * 1.02)
+        memory, held, best = {}, None, None
+        count = 0
+        previous = (0.0, at_low)
+        while count < _EVALUATIONS and time.monotonic() < deadline:
+            effort = self.efforts[0 if count == 0 else 1]
+            try:
+                found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
+            except OutOfTime:
+                break
+            value = float(np.min(found)) - need(radius)
+            count += 1
+            if not np.isfinite(value):
+                value = -10 * at_low
+            if value > 0:
+                best = radius, held, dict(memory)
+                low, at_low, latest = radius, value, "low"
+            else:
+                high, at_high, latest = radius, value, "high"
+            if high is not None and high <= low * (1 + _TOLERANCE):
+                break
+            if low > 0 and value > 0 and high is not None and value < 1e-3 * center.min():
+                break
+            if high is not None and high <= start:
+                break
+            if high is None:
+                # Bounds fall ever faster: a secant overshoots.
+                slope = (previous[1] - value) / max(radius - previous[0], 1e-300)
+                step = value / slope if slope > 0 else radius
+                previous = (radius, value)
+                radius = radius + min(0.9 * step, 0.7 * radius)
+            else:
+                share = at_low / (at_low - at_high)
+                # Towards the middle where one side stands still.
+                share = min(max(share, 0.1), 0.95)
+                radius = low + share * (high - low)
+                if latest == "low":
+                    at_high *= 0.7
+            if radius <= start and low < start:
+                radius = start * 1.001
+        return self._proved(traced, rows, need, best, start, count)
+
+    def _guess(self, pair, rows, center):
+        """Where the linearisation at the input reaches zero."""
+        scale = max(float(np.max(np.abs(pair[0].values[0]))), 1.0) * 1e-5
+        found, _ = self.evaluate(pair, scale, rows, CROWN, {})
+        c = rows @ pair[0].values[-1].reshape(-1)
+        slopes = np.maximum((c - found) / scale, 1e-30)
+        return float(np.min(center / slopes))
+
+    def _proved(self, traced, rows, need, best, start, count):
+        if best is None:
+            return Answer(0.0, evaluations=count)
+        radius, held, memory = best
+        for retreat in _RETREATS:
+            smaller = radius * (1 - retreat)
+            if smaller <= start:
+                break
+            if np.all(self.prove(traced, smaller, rows, memory, held) > need(smaller)):
+                return Answer(smaller, held, memory, count)
+        return Answer(0.0, evaluations=count)
+
+
+def adopt(multipliers, held, rows):
+    """Takes over the multipliers of the same rows from another search, where steps are shared."""
+    for k, own in multipliers.items():
+        if k in held:
+            own.adopt(held[k], rows, rows)
+
+
+def margin_rows(classes, label):
+    """Rows of f_label - f_j for all j ≠ label, or ±f of a single output."""
+    if classes == 1:
+        return np.array([[1.0 if label == 1 else -1.0]])
+    rows = -np.eye(classes)[np.arange(classes) != label]
+    rows[:, label] = 1.0
+    return rows
