@@ -155,7 +155,7 @@ class Around:
 
     # Backwards --------------------------------------------------------------------------------
 
-    def backward(self, c, target, multipliers, record=False, split=None):
+    def backward(self, c, target, multipliers, record=False, measure=False, split=None):
         """One pass from `target` to the input.
 
         Args:
@@ -163,12 +163,13 @@ class Around:
             target: position.
             multipliers: dict from positions of elementwise outputs to `Multipliers`; missing
                 ones are made by `Elementwise.start` and kept in it.
-            record: whether to keep what `ascent` needs.
+            record: whether to keep what `derivatives` needs.
+            measure: whether to sum up sizes.
             split: dict of other `Elementwise` steps per position, of smaller boxes, or None.
 
         Returns:
             `(bound, size, memory)`: float64 (rows,) lower bounds of cᵀz before rounding, the
-            sizes that were summed up, and the memory for `derivatives` (None without `record`).
+            sizes that were summed up (with `measure`), and the memory for `derivatives`.
         """
         if time.monotonic() > self.deadline:
             raise OutOfTime
@@ -188,16 +189,16 @@ class Around:
                 if shift is not None:
                     shift = np.broadcast_to(shift, c.shape[1:])
                     constant = constant + np.tensordot(c, shift, c.ndim - 1)
-                if not record:
+                if measure:
                     size = size + 2 * _dot(np.abs(c), self.sizes[k])
                 found = maps.adjoint(operation, c, self._shapes(link))
                 own = None
             elif step is not None:
                 if k not in multipliers:
                     multipliers[k] = step.start(c)
-                g, h, own = step.backward(c, multipliers[k])
+                g, h, own = step.backward(c, multipliers[k], record)
                 constant = constant + h
-                if not record:
+                if measure:
                     size = size + step.slack(c, g, multipliers[k])
                 found = [g]
             else:
@@ -206,7 +207,7 @@ class Around:
                 flat = c.reshape(rows, -1)
                 norm = np.sqrt(np.einsum("ij,ij->i", flat, flat))
                 constant = constant + _dot(c, value) - norm * self.radii[k]
-                if not record:
+                if measure:
                     size = size + 2 * _dot(np.abs(c), np.abs(value)) + 4 * norm * self.radii[k]
                 found, own = [], (c, norm)
             if record:
@@ -217,7 +218,7 @@ class Around:
             c, center = held[0], self.values[0]
             value, step = self.region.minimum(c)
             constant = constant + _dot(c, center) + value
-            if not record:
+            if measure:
                 size = size + 2 * _dot(np.abs(c), np.abs(center)) + self.region.slack(c)
             if record:
                 memory.append((0, center + step))
@@ -225,7 +226,7 @@ class Around:
 
     def lower(self, c, target, multipliers, split=None):
         """Proved lower bounds of cᵀz at `target`, float64 (rows,); see the module's docstring."""
-        bound, size, _ = self.backward(c, target, multipliers, split=split)
+        bound, size, _ = self.backward(c, target, multipliers, measure=True, split=split)
         lost = rounding.gamma(self.sum_length, UNIT) * size * _MARGIN + 1e-290
         found = rounding.down(bound - lost)
         return np.where(np.isfinite(found), found, -np.inf)

@@ -10,6 +10,8 @@ from tf_lyapunov.local.relaxation import Multipliers
 TRIALS = (0.0, 0.01, 0.05, 0.2, 0.6, 2.0)
 _RATE = 0.25
 _BETA = (0.8, 0.95)
+_PATIENCE = 6
+_SMALL = 0.005
 
 
 def tried(around, c, target, *, split=None, trials=TRIALS):
@@ -43,7 +45,7 @@ def tried(around, c, target, *, split=None, trials=TRIALS):
             k: dataclasses.replace(m, log_lam=np.log(trial * scales[k])) if k in scales else m
             for k, m in multipliers.items()
         }
-        bound, _, _ = around.backward(c, target, other, record=True, split=split)
+        bound, _, _ = around.backward(c, target, other, split=split)
         better = bound > best
         best = np.where(better, bound, best)
         for k in scales:
@@ -70,6 +72,8 @@ def ascend(around, c, target, multipliers, steps, *, rate=_RATE, split=None, sto
     moments = {}
     for i in range(steps + 1):
         bound, _, memory = around.backward(c, target, multipliers, record=True, split=split)
+        if i == 0:
+            first_bound = before = bound
         better = bound > best
         best = np.where(better, bound, best)
         for k, m in multipliers.items():
@@ -79,6 +83,12 @@ def ascend(around, c, target, multipliers, steps, *, rate=_RATE, split=None, sto
                 kept[k].take(m, better)
         if i == steps or (stop is not None and np.all(best > stop)):
             break
+        if i % _PATIENCE == _PATIENCE - 1:
+            # Gains below a part in 200 of what the bounds have gained so far are not worth a step.
+            gained = np.abs(best - before)
+            if np.all(gained <= _SMALL * np.abs(best - first_bound) + 1e-6 * np.abs(best)):
+                break
+            before = best
         found = around.derivatives(target, memory, multipliers, split=split)
         # The steps shrink towards the end.
         size = float(rate * (1 - i / (steps + 1)) ** 0.5)

@@ -1,6 +1,7 @@
 """Boxes, balls and relaxations of every step around one point, in the order of the flow."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from tf_lyapunov.local.ascent import TRIALS, ascend, tried
 from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.windows import Windows, window_around
 
 # Entries of one block of rows, at the widest step.
 _BLOCK = 2**21
@@ -96,20 +98,28 @@ def _tighten(around, k, effort, memory, proof):
     """Improves the box of what link k reads, where it is not linear on the box at hand."""
     source = around.flow.links[k - 1].inputs[0]
     units = around.relax(k).columns
+    windows = Windows(around.flow, around.trace, source)
     shape = around.trace.shape(source)
     size = int(np.prod(shape))
     widest = max(v.size for v in around.values[: source + 1])
+    if windows.applies:
+        widest = max(math.prod(n for n, _, _ in windows.plans[i]) * around.trace.shape(i)[-1]
+                     for i in range(source))  # fmt: skip
     block = max(_BLOCK // widest // 2, 8)
     low, high = (v.copy().reshape(-1) for v in around.box(source))
     known, renewed = memory.get(source, []), []
     for start in range(0, len(units), block):
         some = units[start : start + block]
         count = len(some)
-        c = np.zeros((2 * count, size), around.dtype)
-        c[np.arange(count), some] = 1.0
-        c[count + np.arange(count), some] = -1.0
-        c = c.reshape(-1, *shape)
-        found, multipliers = _bounds(around, c, source, effort, known, some, proof)
+        if windows.applies:
+            inner, c = window_around(around, windows, some, effort.balls)
+        else:
+            inner = around
+            c = np.zeros((2 * count, size), around.dtype)
+            c[np.arange(count), some] = 1.0
+            c[count + np.arange(count), some] = -1.0
+            c = c.reshape(-1, *shape)
+        found, multipliers = _bounds(inner, c, source, effort, known, some, proof)
         renewed.append(Found(some, multipliers))
         low[some] = np.maximum(low[some], found[:count])
         high[some] = np.minimum(high[some], -found[count:])
@@ -133,8 +143,7 @@ def _bounds(around, c, source, effort, known, units, proof):
 def remembered(around, c, source, known, units, multipliers=None):
     """Multipliers of earlier searches, row by row, where there are any."""
     if multipliers is None:
-        multipliers = {}
-        around.backward(c, source, multipliers)
+        multipliers = {k: step.blank(c) for k, step in around.steps.items() if k <= source}
     count = len(units)
     for old in known:
         _, mine, theirs = np.intersect1d(units, old.units, return_indices=True)

@@ -22,6 +22,9 @@ from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import convolution_axes
 
 
+_FEW = 4
+
+
 def is_linear(operation):
     """Whether an operation is affine and has an adjoint here."""
     if isinstance(operation, Pooled):
@@ -39,6 +42,12 @@ def applied(operation, values):
                             operation.kernel, operation.linear_map)  # fmt: skip
         y = np.moveaxis(y, -1, 1) if operation.channels_first else y
         return y if operation.bias is None else y + offset(operation)
+    return forwards(operation, values)
+
+
+@functools.singledispatch
+def forwards(operation, values):
+    """An operation that is not a program's own on arrays."""
     return operation.forward([Signal(v) for v in values], EXACT).value
 
 
@@ -187,9 +196,18 @@ def convolved_back(c, kernel, linear_map, sizes):
     linear_map = dataclasses.replace(linear_map, input_shape=tuple(sizes))
     turned = linear_map.kind == "conv_transpose"
     out = np.zeros((len(c), *sizes), c.dtype)
+    count = math.prod(kernel.shape[:-2])
+    parts = None
+    if linear_map.kind == "conv" and linear_map.groups == 1 and kernel.shape[-2] <= _FEW:
+        # All taps in one product: with few channels those of single taps are too narrow.
+        parts = c @ kernel.reshape(-1, kernel.shape[-1]).T
+        parts = parts.reshape(*c.shape[:-1], count, kernel.shape[-2])
     for tap, narrow, wide in taps(kernel.shape, linear_map):
         read, write = (wide, narrow) if turned else (narrow, wide)
-        out[write] += _tap_back(c[read], kernel[tap], linear_map)
+        if parts is None:
+            out[write] += _tap_back(c[read], kernel[tap], linear_map)
+        else:
+            out[write] += parts[(*read, int(np.ravel_multi_index(tap, kernel.shape[:-2])))]
     return out
 
 
@@ -212,8 +230,13 @@ def convolved_forth(x, kernel, linear_map):
     return value.reshape(*value.shape[:-2], -1)
 
 
+@functools.lru_cache(maxsize=512)
 def taps(kernel_shape, linear_map):
     """Every tap of a convolution with the slices that it joins, `(tap, narrow, wide)`."""
+    return tuple(_taps(kernel_shape, linear_map))
+
+
+def _taps(kernel_shape, linear_map):
     axes = convolution_axes(kernel_shape, linear_map)
     for tap in np.ndindex(*(a.taps for a in axes)):
         narrow, wide = [slice(None)], [slice(None)]

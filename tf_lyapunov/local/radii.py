@@ -118,7 +118,7 @@ class Prover:
         center = rows @ traced.values[-1].reshape(-1) - need(0.0)
         if not np.all(center > 0) or not np.isfinite(start):
             return Answer(0.0)
-        guess = self._guess(pair, rows, center)
+        guess = self._guess(traced, rows, center)
         low, at_low = 0.0, float(center.min())
         high = at_high = None
         radius = max(0.6 * guess, start * 1.02)
@@ -163,12 +163,13 @@ class Prover:
                 radius = start * 1.001
         return self._proved(traced, rows, need, best, start, count)
 
-    def _guess(self, pair, rows, center):
+    def _guess(self, traced, rows, center):
         """Where the linearisation at the input reaches zero."""
-        scale = max(float(np.max(np.abs(pair[0].values[0]))), 1.0) * 1e-5
-        found, _ = self.evaluate(pair, scale, rows, CROWN, {})
-        c = rows @ pair[0].values[-1].reshape(-1)
-        slopes = np.maximum((c - found) / scale, 1e-30)
+        scale = max(float(np.max(np.abs(traced.values[0]))), 1.0) * 1e-6
+        around = surround(self.flow, traced, self.region(traced.values[0][0], scale), CROWN)
+        c = rows.reshape(len(rows), *traced.shape(self.flow.output))
+        found, _, _ = around.backward(c, self.flow.output, {})
+        slopes = np.maximum((rows @ traced.values[-1].reshape(-1) - found) / scale, 1e-30)
         return float(np.min(center / slopes))
 
     def _proved(self, traced, rows, need, best, start, count):

@@ -1,6 +1,7 @@
 """Sets of inputs around a point: balls, boxes, and a ball cut with a box."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class Region:
         held = float(rounding.euclidean_norms_up(self.reach()[None])[0])
         return min(self.radius, self.radius_l1, held)
 
-    @property
+    @functools.cached_property
     def is_cut(self):
         """Whether the box takes part at all."""
         reach = min(self.radius, self.radius_l1)
@@ -127,14 +128,19 @@ class Region:
         Returns:
             `(value, d)`: float64 (rows,), and (rows, *shape) where it is attained, nearly.
         """
+        low, high = self.low - self.center, self.high - self.center
+        return self.minimum_between(c, low[None], high[None])
+
+    def minimum_between(self, c, low, high):
+        """`minimum` with another box of x - center, one for all rows or one per row."""
         flat = c.reshape(len(c), -1)
         if np.isfinite(self.radius) and not self.is_cut:
             size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
             step = flat * (-self.radius / np.maximum(size, 1e-300))[:, None]
             return -self.radius * size, step.reshape(c.shape)
-        # Rounded inwards they would leave points out; `slack` holds what this may add.
-        low = (self.low - self.center).reshape(1, -1).astype(c.dtype)
-        high = (self.high - self.center).reshape(1, -1).astype(c.dtype)
+        # Rounded inwards they leave points out, as far as `slack` holds.
+        low = low.reshape(len(low), -1).astype(c.dtype, copy=False)
+        high = high.reshape(len(high), -1).astype(c.dtype, copy=False)
         if np.isfinite(self.radius):
             value, step = _ball_and_box(flat, low, high, self.radius)
         elif np.isfinite(self.radius_l1):

@@ -29,6 +29,9 @@ from tf_lyapunov.local.pieces import Columns, pieces
 
 _TINY = 1e-30
 _CANDIDATES = 5
+_PLUS, _MINUS = 1.0, -1.0
+# Far beyond what helps, far from what overflows.
+_LOG_LAM = (-40.0, 30.0)
 
 
 @dataclasses.dataclass(eq=False)
@@ -63,7 +66,7 @@ class Multipliers:
     def move(self, directions, size):
         """Moves by a step in the directions of `share` and `log_lam`."""
         self.share = self.share + 0.3 * size * directions[0]
-        self.log_lam = self.log_lam + size * directions[1]
+        self.log_lam = np.clip(self.log_lam + size * directions[1], *_LOG_LAM)
 
 
 class Elementwise:
@@ -105,9 +108,12 @@ class Elementwise:
                 for f in dataclasses.fields(whole)
             },
         )
+        self.kinds = [_kind(slope) for slope in self.pieces.slope]
+        self.shifted = [bool(np.any(v)) for v in self.pieces.intercept]
+        self.inexact = [bool(np.any(v)) for v in self.pieces.error]
         self.z = self.center[:, index]
         self.weights = 1.0 if weights is None else np.asarray(weights).ravel()[index][None]
-        self._starts()
+        self.starts = None
         # For the slack: largest values over the box.
         size = np.maximum(np.abs(self.low), np.abs(self.high)).max(axis=0)
         steepest = np.abs(whole.slope).max(axis=(0, 1))
@@ -127,36 +133,40 @@ class Elementwise:
         low, high = pieces(self.operation, self.low, self.high, everything).range()
         return low.min(axis=0).reshape(self.shape), high.max(axis=0).reshape(self.shape)
 
-    def _starts(self):
-        """CROWN's slopes per unit and sign of c: of lines through the pieces, best at z⁰."""
+    def _starts(self, sign):
+        """CROWN's slopes per unit for a sign of c: of lines through the pieces, best at z⁰."""
         p, z = self.pieces, np.clip(self.z, self.low[:, self.columns], self.high[:, self.columns])
         first, last = p.start.min(axis=0), p.stop.max(axis=0)
         at = [p.slope * t + p.intercept for t in (p.start, p.stop)]
-        ends = (
-            np.where(p.start == first, at[0], -np.inf).max(axis=0),
-            np.where(p.stop == last, at[1], -np.inf).max(axis=0),
-        )
-        chord = (ends[1] - ends[0]) / np.maximum(last - first, _TINY)
+        begin = np.where(p.start == first, at[0], -np.inf).max(axis=0)
+        end = np.where(p.stop == last, at[1], -np.inf).max(axis=0)
+        chord = (end - begin) / np.maximum(last - first, _TINY)
         stops = np.unique(np.linspace(0, len(p.slope) - 1, _CANDIDATES).astype(int))
-        candidates = np.stack([chord, *(p.slope[k] + 0.0 * chord for k in stops)])
-        found = []
-        for sign in (1.0, -1.0):
+        best = held = None
+        for slope in (chord, *(p.slope[k] for k in stops)):
             # min over the pieces of sign·φ(t) - g t, plus g z⁰: the bound's value at z⁰.
             inner = np.minimum(
-                *(
-                    sign * a[None] - sign * candidates[:, None] * t[None] - p.error[None]
-                    for a, t in zip(at, (p.start, p.stop), strict=True)
-                )
-            ).min(axis=1)
-            value = inner + sign * candidates * z[None]
-            best = np.argmax(value, axis=0)
-            found.append(np.take_along_axis(candidates, best[None], axis=0)[0])
-        self.start_positive, self.start_negative = found
+                *(a - slope * t for a, t in zip(at, (p.start, p.stop), strict=True))
+            ) if sign is _PLUS else np.minimum(
+                *(slope * t - a for a, t in zip(at, (p.start, p.stop), strict=True))
+            )  # fmt: skip
+            value = (inner - p.error).min(axis=0) + sign * slope * z
+            better = None if best is None else value > best
+            best = value if best is None else np.where(better, value, best)
+            held = slope + 0.0 * chord if held is None else np.where(better, slope, held)
+        return held
 
     def start(self, c):
         """`Multipliers` with CROWN's slopes and λ = 0."""
         units = c.reshape(len(c), -1)[:, self.columns]
-        share = np.where(units > 0, self.start_positive, self.start_negative)
+        if self.starts is None:
+            self.starts = self._starts(_PLUS), self._starts(_MINUS)
+        share = np.where(units > 0, *self.starts)
+        return Multipliers(share, np.full(len(c), -np.inf, c.dtype), self.columns)
+
+    def blank(self, c):
+        """`Multipliers` of zeros, to be filled from others."""
+        share = np.zeros((len(c), len(self.columns)), c.dtype)
         return Multipliers(share, np.full(len(c), -np.inf, c.dtype), self.columns)
 
     def scale(self, c):
@@ -164,8 +174,8 @@ class Elementwise:
         units = c.reshape(len(c), -1)[:, self.columns]
         return np.sqrt(np.einsum("ij,ij->i", units, units)) / max(self.radius, 1e-30)
 
-    def backward(self, c, multipliers):
-        """`(g, h, memory)` of (L); `memory` is for `forward`."""
+    def backward(self, c, multipliers, record=True):
+        """`(g, h, memory)` of (L); `memory` is for `forward`, None without `record`."""
         flat = c.reshape(len(c), -1)
         g = flat * self.slope
         h = flat @ self.shift if self.has_shift else np.zeros(len(c), c.dtype)
@@ -180,29 +190,57 @@ class Elementwise:
         best = None
         p = self.pieces
         for k in range(len(p.slope)):
-            slope = units * p.slope[k] - own
-            t = np.clip(self.z - slope / curve, p.start[k], p.stop[k])
-            away = t - self.z
-            value = slope * t + units * p.intercept[k] + half * away * away
-            has_error = bool(np.any(p.error[k]))
-            if has_error:
-                value = value - np.abs(units) * p.error[k]
-            reads = p.slope[k] * t + p.intercept[k]
-            if has_error:
-                reads = reads - np.sign(units) * p.error[k]
-            if best is None:
-                best, point, read = value, t, reads
+            if self.kinds[k] == 0:
+                slope = -own
             else:
-                better = value < best
-                best = np.where(better, value, best)
-                point = np.where(better, t, point)
-                read = np.where(better, reads, read)
-        if best is None:
+                slope = units - own if self.kinds[k] == 1 else units * p.slope[k] - own
+            t = slope / curve
+            np.subtract(self.z, t, out=t)
+            np.maximum(t, p.start[k], out=t)
+            np.minimum(t, p.stop[k], out=t)
+            value = t - self.z
+            value *= value
+            value *= half
+            value += slope * t
+            if self.shifted[k]:
+                value += units * p.intercept[k]
+            if self.inexact[k]:
+                value -= np.abs(units) * p.error[k]
+            if best is None:
+                best, point = value, t
+                read = self._line(k, units, t) if record else None
+            elif not record:
+                np.minimum(best, value, out=best)
+            else:
+                # Products with zeros and ones are several times faster than selections.
+                better = (value < best).astype(value.dtype)
+                np.minimum(best, value, out=best)
+                line = self._line(k, units, t)
+                t -= point
+                t *= better
+                point += t
+                read = read + better * (line - read)
+        if best is None or not best.shape[1]:
             return g.reshape(c.shape), h, None
         h = h + best.sum(axis=1)
         if np.isfinite(self.radius):
             h = h - lam * (self.radius**2 / 2)
+        if not record:
+            return g.reshape(c.shape), h, None
         return g.reshape(c.shape), h, (units, point, read, lam, multipliers.share)
+
+    def _line(self, k, units, point):
+        """Piece k at a point: φ, or the line below or above it that stands for it."""
+        p = self.pieces
+        if self.kinds[k] == 0:
+            found = np.zeros((1, 1), point.dtype)
+        else:
+            found = point.copy() if self.kinds[k] == 1 else p.slope[k] * point
+        if self.shifted[k]:
+            found = found + p.intercept[k]
+        if self.inexact[k]:
+            found = found - np.sign(units) * p.error[k]
+        return found
 
     def slack(self, c, g, multipliers):
         """What `backward` summed up, in size, per row: its rounding is below γ_n of it."""
@@ -235,3 +273,10 @@ class Elementwise:
         if self.free is not None:
             by_share = np.where(self.free, by_share, 0.0)
         return found.reshape(y.shape), by_share, by_lam
+
+
+def _kind(slope):
+    """0 or 1 where a piece has this slope for all units, else 2."""
+    if not slope.size:
+        return 2
+    return 0 if np.all(slope == 0) else 1 if np.all(slope == 1) else 2
