@@ -11,7 +11,7 @@ from tf_lyapunov.local.boxes import CROWN, Effort, surround
 from tf_lyapunov.local.flow import flow_of, trace
 from tf_lyapunov.local.regions import Region
 
-EFFORT = Effort(box_steps=3, margin_steps=10)
+EFFORT = Effort(box_steps=2, margin_steps=6)
 
 
 def dense(activation="relu"):
@@ -160,14 +160,14 @@ def test_every_signal_stays_in_its_box_and_its_ball(build):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
-@pytest.mark.parametrize("build", [dense, convolutional, residual, extremes])
+@pytest.mark.parametrize("build", [dense, residual])
 def test_radii_hold_against_samples_and_exceed_those_of_gains(build, norm):
     model = scrambled(build(), seed=3)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(6, *model.inputs[0].shape[1:])).astype("float32")
+    x = rng.normal(size=(2, *model.inputs[0].shape[1:])).astype("float32")
     plain = certify(model, x, norm=norm)
     proof = certify(model, x, method="linear", norm=norm)
-    assert np.all(proof.radius >= plain.radius) and np.any(proof.radius > 1.2 * plain.radius)
+    assert np.all(proof.radius >= plain.radius) and np.all(proof.radius > 1.1 * plain.radius)
     program = read_network(model, bounded=False).program
     for point, label, radius in zip(x, proof.labels, proof.radius, strict=True):
         region = Region.ball(point.astype(np.float64), radius, norm)
@@ -185,7 +185,7 @@ def test_the_norm_is_kept_and_said():
 
 def test_bounds_of_valid_inputs_enlarge_radii():
     model = scrambled(dense(), seed=5)
-    x = np.random.default_rng(0).uniform(size=(8, 4)).astype("float32")
+    x = np.random.default_rng(0).uniform(size=(3, 4)).astype("float32")
     free = certify(model, x, method="linear").radius
     cut = certify(model, x, method="linear", bounds=(0, 1)).radius
     assert np.all(cut >= free * 0.98) and np.any(cut > free * 1.05)

@@ -56,7 +56,7 @@ class Around:
         self.values = [v.astype(dtype, copy=False) for v in traced.values]
         self.reach = [region.reach()[None].astype(dtype)]
         self.radii = [region.l2_radius()]
-        self.boxes = {}
+        self.boxes, self.tightened = {}, set()
         self.steps = {}
         self.sizes = [None]
         longest = max(
@@ -93,6 +93,7 @@ class Around:
         elif k in self.steps:
             low, high = self.steps[k].range()
             value = self.values[k]
+            self.boxes[k] = np.minimum(low, value), np.maximum(high, value)
             reach = np.maximum(high - value, value - low)
             steepest = max(float(np.max(np.abs(s), initial=0.0)) for s in self.steps[k].slopes)
             radius = rounding.product_up(steepest, radii[0])
@@ -141,6 +142,7 @@ class Around:
         value = self.values[k]
         low, high = np.minimum(low, value), np.maximum(high, value)
         self.boxes[k] = low, high
+        self.tightened.add(k)
         self.reach[k] = np.minimum(
             self.reach[k], rounding.up(np.maximum(np.maximum(high - value, value - low), 0.0))
         )

@@ -76,7 +76,7 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
         operation = link.operation
         if not isinstance(operation, Whole) and has_pieces(operation):
             source = link.inputs[0]
-            if source not in around.boxes and source > 0:
+            if source not in around.tightened and source > 0:
                 _tighten(around, k, effort, memory, proof)
             _relax(around, k, gains)
         around.advance(k)

@@ -105,13 +105,23 @@ class LocalGains:
         if not len(used):
             return 0.0
         roots = np.sqrt(weights[used])
-        reach = around.reach[source].ravel()[used]
-        largest = float(roots.max()) * around.radii[source]
-        whole = min(largest, float(rounding.euclidean_norms_up((roots * reach)[None])[0]))
+        largest = float(roots.max()) * self._radius_at(source)
+        entries = roots * np.broadcast_to(self._entries_at(source), weights.shape)[used]
+        whole = min(largest, float(rounding.euclidean_norms_up(entries[None])[0]))
         if len(used) > self.largest or around.trace.values[0].size > 4 * self.largest:
             return whole * (1 + _TINY)
         found = self._through(source, used, roots)
         return min(whole, found) * (1 + _TINY)
+
+    def _radius_at(self, k):
+        return self.around.radii[k]
+
+    def _entries_at(self, k):
+        return self.around.reach[k].ravel()
+
+    def _noise_at(self, k):
+        noise = self.around.trace.noise[k]
+        return noise if np.ndim(noise) == 0 else float(np.linalg.norm(noise))
 
     def _through(self, source, used, roots):
         around = self.around
@@ -127,8 +137,7 @@ class LocalGains:
                 continue
             c, size = held.pop(k), sizes.pop(k)
             link = around.flow.links[k - 1]
-            noise = around.trace.noise[k]
-            total += size * (noise if np.ndim(noise) == 0 else float(np.linalg.norm(noise)))
+            total += size * self._noise_at(k)
             if k in self.middles:
                 flat = c.reshape(len(c), -1)
                 total += self._norm(flat * self.roots[k], size) * self.signals[k]
@@ -140,13 +149,13 @@ class LocalGains:
                 found = maps.adjoint(link.operation, c, shapes)
                 grown = [size * n for n in absolute_norms(link.operation, shapes)]
             else:
-                total += self._norm(c.reshape(len(c), -1), size) * around.radii[k]
+                total += self._norm(c.reshape(len(c), -1), size) * self._radius_at(k)
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):
                 held[i] = held[i] + part if i in held else part
                 sizes[i] = sizes.get(i, 0.0) + g
         if 0 in held:
-            total += self._norm(held[0].reshape(len(used), -1), sizes[0]) * around.radii[0]
+            total += self._norm(held[0].reshape(len(used), -1), sizes[0]) * self._radius_at(0)
         return total * (1 + 1e-9)
 
     def _norm(self, matrix, size):

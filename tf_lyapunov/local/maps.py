@@ -21,7 +21,6 @@ from tf_lyapunov.program.operation import EXACT, Signal
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import convolution_axes
 
-
 _FEW = 4
 
 

@@ -13,11 +13,15 @@ from tf_lyapunov.local.regions import Region, check_norm
 from tf_lyapunov.local.searching import SearchFlow
 
 # Relative distance between a proved radius and one that is not, at which the search ends.
-_TOLERANCE = 4e-3
+_TOLERANCE = 8e-3
 _EVALUATIONS = 9
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
 FULL = Effort()
-AGAIN = dataclasses.replace(Effort(), box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
+# The first search around an input, and later ones, which begin where it ended.
+_SMALL = FULL, Effort(box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
+_LARGE = Effort(box_steps=4, margin_steps=30), Effort(2, (0.0,), 12, (0.0,))
+# Entries of all signals together from which on searches are short.
+_ENTRIES = 4000
 
 
 @dataclasses.dataclass
@@ -44,10 +48,10 @@ class Prover:
         flow: `Flow`.
         norm: `"l2"`, `"linf"` or `"l1"`.
         bounds: `(low, high)` of valid inputs, or None.
-        efforts: `(first, later)` `Effort`s of a search.
+        efforts: `(first, later)` `Effort`s of a search; by default by the size of the flow.
     """
 
-    def __init__(self, flow, norm="l2", bounds=None, efforts=(FULL, AGAIN)):
+    def __init__(self, flow, norm="l2", bounds=None, efforts=None):
         check_norm(norm)
         self.flow, self.norm, self.bounds, self.efforts = flow, norm, bounds, efforts
         self.search = SearchFlow(flow, norm == "l2" and bounds is None)
@@ -115,18 +119,19 @@ class Prover:
         """
         traced = trace(self.flow, x)
         pair = traced, self.search.trace(traced)
+        large = sum(v.size for v in traced.values) > _ENTRIES
+        efforts = self.efforts or (_LARGE if large else _SMALL)
         center = rows @ traced.values[-1].reshape(-1) - need(0.0)
         if not np.all(center > 0) or not np.isfinite(start):
             return Answer(0.0)
         guess = self._guess(traced, rows, center)
-        low, at_low = 0.0, float(center.min())
-        high = at_high = None
+        height = float(center.min())
+        low, high = 0.0, np.inf
         radius = max(0.6 * guess, start * 1.02)
         memory, held, best = {}, None, None
         count = 0
-        previous = (0.0, at_low)
         while count < _EVALUATIONS and time.monotonic() < deadline:
-            effort = self.efforts[0 if count == 0 else 1]
+            effort = efforts[0 if count == 0 else 1]
             try:
                 found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
             except OutOfTime:
@@ -134,33 +139,22 @@ class Prover:
             value = float(np.min(found)) - need(radius)
             count += 1
             if not np.isfinite(value):
-                value = -10 * at_low
+                value = -10 * height
             if value > 0:
                 best = radius, held, dict(memory)
-                low, at_low, latest = radius, value, "low"
+                low = radius
             else:
-                high, at_high, latest = radius, value, "high"
-            if high is not None and high <= low * (1 + _TOLERANCE):
+                high = radius
+            if high <= max(low * (1 + _TOLERANCE), start):
                 break
-            if low > 0 and value > 0 and high is not None and value < 1e-3 * center.min():
+            # Bounds fall like height·(1 - r/guess) - curvature·r², the curvature growing slowly.
+            curvature = (height * (1 - radius / guess) - value) / radius**2
+            root = _root(height, height / guess, curvature) * (1 - _TOLERANCE / 2)
+            if value > 0 and root <= radius * (1 + _TOLERANCE):
                 break
-            if high is not None and high <= start:
-                break
-            if high is None:
-                # Bounds fall ever faster: a secant overshoots.
-                slope = (previous[1] - value) / max(radius - previous[0], 1e-300)
-                step = value / slope if slope > 0 else radius
-                previous = (radius, value)
-                radius = radius + min(0.9 * step, 0.7 * radius)
-            else:
-                share = at_low / (at_low - at_high)
-                # Towards the middle where one side stands still.
-                share = min(max(share, 0.1), 0.95)
-                radius = low + share * (high - low)
-                if latest == "low":
-                    at_high *= 0.7
-            if radius <= start and low < start:
-                radius = start * 1.001
+            if high < np.inf and not low < root < high:
+                root = (low + high) / 2
+            radius = max(min(root, 2 * radius), start * 1.001)
         return self._proved(traced, rows, need, best, start, count)
 
     def _guess(self, traced, rows, center):
@@ -183,6 +177,13 @@ class Prover:
             if np.all(self.prove(traced, smaller, rows, memory, held) > need(smaller)):
                 return Answer(smaller, held, memory, count)
         return Answer(0.0, evaluations=count)
+
+
+def _root(height, slope, curvature):
+    """Positive root of height - slope·r - curvature·r², or a large number."""
+    square = slope**2 + 4 * curvature * height
+    below = slope + np.sqrt(max(square, 0.0))
+    return 2 * height / below if below > 0 and square > 0 else 1e30
 
 
 def adopt(multipliers, held, rows):

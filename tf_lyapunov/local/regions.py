@@ -161,7 +161,7 @@ def _ball_and_box(c, low, high, radius):
     stopped = np.zeros(c.shape, bool)
     lam = np.sqrt(np.einsum("ij,ij->i", c, c)) / radius
     for _ in range(_ROUNDS):
-        lam = np.maximum(lam, 1e-300)
+        lam = np.maximum(lam, 1e-30)
         step = np.clip(-c / lam[:, None], low, high)
         stopped = (step == low) | (step == high)
         free = np.where(stopped, 0.0, c)
@@ -170,7 +170,7 @@ def _ball_and_box(c, low, high, radius):
         size = np.einsum("ij,ij->i", free, free)
         # Too much is stopped: a larger λ lets go of some.
         lam = np.where(rest > 0, np.sqrt(size / np.maximum(rest, 1e-300)), 2 * lam)
-    lam = np.maximum(lam, 1e-300)
+    lam = np.maximum(lam, 1e-30)
     step = np.clip(-c / lam[:, None], low, high)
     value = np.einsum("ij,ij->i", c, step)
     square = np.einsum("ij,ij->i", step, step)

@@ -93,7 +93,6 @@ class Windows:
         self.applies = source > 0 and self._plan(traced)
 
     def _plan(self, traced):
-        reads = self.flow.consumers()
         shape = traced.shape(self.source)
         if len(shape) < 2:
             return False
@@ -104,8 +103,6 @@ class Windows:
             operation, before = link.operation, traced.shape(k - 1)
             if link.inputs != (k - 1,) or len(before) != len(shape):
                 return False
-            if k < self.source and reads[k] != 1 and k - 1 != 0:
-                pass  # others may read it: this unit's path alone counts
             if isinstance(operation, Whole):
                 return False
             if isinstance(operation, Linear):
@@ -183,7 +180,7 @@ def window_around(around, windows, units, balls):
     count, channel = len(units), places[-1]
     places = [np.concatenate([p, p]) for p in places[:-1]]
     rows = 2 * count
-    values, boxes, links, sizes = [], [], [], [None]
+    values, boxes, links, sizes, before = [], [], [], [None], None
     for k in range(source + 1):
         whole = around.trace.shape(k)
         index, inside = windows.indices(k, places, whole)
