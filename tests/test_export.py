@@ -249,3 +249,10 @@ def test_what_refers_to_the_library_otherwise_is_refused():
     model = keras.Sequential([keras.Input((3,)), Custom(2)])
     with pytest.raises(UnsupportedLayerError, match="Custom"):
         export_plain(model)
+
+
+def test_a_layer_that_keras_cannot_write_is_refused():
+    scaled = functools.partial(lambda x, factor: factor * x, factor=7.0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(scaled, name="mine")])
+    with pytest.raises(UnsupportedLayerError, match="Received: layer 'mine'"):
+        export_plain(model)

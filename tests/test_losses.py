@@ -293,3 +293,105 @@ def test_impossible_arguments_of_the_other_losses_are_refused():
             make()
     with pytest.raises(TypeError, match="`loss`"):
         CertificateRegularization(loss=lambda y, f: f)
+
+
+# Labels that are none ----------------------------------------------------------------------------
+
+WRONG = {
+    "minus one": [0, -1],
+    "one too many": [3, 1],
+    "no whole number": [0.5, 1],
+    "not a number": [float("nan"), 1],
+    "two": [[0, 1, 2], [1, 0, 0]],
+    "rows of a single minus one": [[-1, 0, 0], [1, 0, 0]],
+    "a row with NaN": [[float("nan"), 0, 1], [1, 0, 0]],
+}
+# A sample may be in several classes, or in none, where each output is a label of its own.
+OF_ONE_CLASS = {
+    "no class": [[0, 0, 0], [1, 0, 0]],
+    "minus one alone": [[-1, -1, -1], [1, -1, -1]],
+    "two classes": [[1, 1, 0], [1, 0, 0]],
+    "two of plus one": [[1, 1, -1], [1, -1, -1]],
+}
+SEVERAL = (KR, HKR, HingeMargin)
+THREE = np.array([[-5.0, -5.1, -5.2], [0.3, 0.2, 0.1]], "float32")
+
+
+def in_a_graph(loss):
+    """The loss as compiled code computes it, or a skip where the backend compiles nothing."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        compiled = tf.function(loss)
+        return lambda labels, logits: float(compiled(tf.constant(labels), tf.constant(logits)))
+    if backend == "jax":
+        import jax
+
+        compiled = jax.jit(loss)
+        return lambda labels, logits: float(compiled(labels, logits))
+    pytest.skip("this backend compiles nothing")
+
+
+def wrong_for(loss):
+    cases = dict(WRONG)
+    if not isinstance(loss, SEVERAL):
+        cases |= OF_ONE_CLASS
+    else:
+        cases.pop("rows of a single minus one")
+    return {name: np.array(labels, "float32") for name, labels in cases.items()}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_labels_that_name_no_class_are_refused(loss):
+    for name, labels in wrong_for(loss).items():
+        with pytest.raises(ValueError, match=r"abels .*must.* Received: .*, in [12] samples"):
+            pytest.fail(f"{name}: {value(loss, labels, THREE)}")
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_labels_that_name_no_class_make_a_compiled_loss_nan(loss):
+    compiled = in_a_graph(loss)
+    assert np.isfinite(compiled(np.array([0.0, 1.0], "float32"), THREE))
+    for name, labels in wrong_for(loss).items():
+        assert np.isnan(compiled(labels, THREE)), name
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_rows_of_minus_one_and_one_mean_what_one_hot_rows_mean(loss):
+    rows = np.eye(3, dtype="float32")[[2, 0]]
+    assert value(loss, 2 * rows - 1, THREE) == value(loss, rows, THREE)
+
+
+@pytest.mark.parametrize(
+    "loss", [TemperatureCrossEntropy(0.5), HingeMargin(), KR(), HKR()], ids=lambda loss: loss.name
+)
+def test_a_single_output_takes_zero_and_one_or_minus_one_and_one_alone(loss):
+    logits = np.array([[0.3], [-0.4]], "float32")
+    expected = value(loss, np.array([1, 0]), logits)
+    assert value(loss, np.array([[1], [-1]]), logits) == expected
+    for wrong in ([2, 0], [0.3, 1.0], [-2, 1], [float("nan"), 1]):
+        with pytest.raises(ValueError, match="single output must be 0 and 1, or -1 and 1"):
+            loss(np.array(wrong), logits)
+
+
+def test_rows_of_probabilities_are_weights_and_hinges_refuse_them():
+    soft = np.array([[0.9, 0.05, 0.05], [0.2, 0.3, 0.5]], "float32")
+    loss = TemperatureCrossEntropy()
+    # With p = softmax(f) the equation gives log Σ exp(f) - Σ y f for rows that sum to one.
+    expected = np.log(np.exp(THREE.astype(float)).sum(axis=1)) - (soft * THREE).sum(axis=1)
+    assert abs(value(loss, soft, THREE) - expected.mean()) <= TOL
+    for several in (KR(), HKR(), HingeMargin()):
+        with pytest.raises(ValueError, match="Rows of labels must hold 0 and 1, or -1 and 1"):
+            several(soft, THREE)
+
+
+def test_a_model_trains_on_no_label_that_is_none():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    model.compile("sgd", TemperatureCrossEntropy(), run_eagerly=True)
+    before = model.get_weights()
+    if keras.backend.backend() == "jax":
+        return  # it always compiles
+    with pytest.raises(ValueError, match=r"class numbers from 0 to 2.* Received: -1.0"):
+        model.train_on_batch(THREE, np.array([0, -1]))
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))

@@ -51,6 +51,18 @@ class ProofFileError(ValueError):
     """A proof file is missing, truncated, corrupt, of another version, or no proof file."""
 
 
+class OutputFileError(OSError):
+    """A result cannot be written where it was asked for; what was there before is untouched.
+
+    Attributes:
+        errno: the system's error number, or None.
+    """
+
+    def __init__(self, message: str, errno: int | None = None):
+        super().__init__(message)
+        self.errno = errno
+
+
 class RunDirectoryError(ValueError):
     """A run directory cannot be written, or holds another run that must not be overwritten."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.bounds.composition import lipschitz_constants
-from tf_lyapunov.losses.labels import margins, names_one_class, one_hot
+from tf_lyapunov.losses.labels import margins, names_one_class, unchecked_one_hot, value
 from tf_lyapunov.program.network import read_network
 
 # Rounding of the margin and of its comparison in float32, with room to spare.
@@ -112,7 +112,7 @@ class _CertifiedMetric(keras.metrics.Metric):
         A function is traced then, always anew after `compile`. A thread has no graph, so that
         values are there even while this one traces.
         """
-        is_traced = _value(y_pred) is None
+        is_traced = value(y_pred) is None
         if self._is_measured and not is_traced:
             return
         if is_traced and keras.backend.backend() == "jax":
@@ -139,7 +139,7 @@ class _CertifiedMetric(keras.metrics.Metric):
             if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
                 known = ops.reshape(is_label, ops.shape(y_true))
                 y_true = ops.where(known, y_true, ops.zeros_like(y_true))
-            margin, factor = margins(one_hot(y_true, y_pred), y_pred), math.sqrt(2.0)
+            margin, factor = margins(unchecked_one_hot(y_true, y_pred), y_pred), math.sqrt(2.0)
         scale = ops.cast(self.gain, margin.dtype) * (factor * _SLACK)
         # An overflow certifies nothing.
         margin = ops.where(ops.isfinite(margin), margin, ops.zeros_like(margin))
@@ -173,7 +173,8 @@ class CertifiedAccuracy(_CertifiedMetric):
     output; others make the result NaN. L is a Lipschitz constant of the model's outputs in l2.
     Measured at `reset_state`, it belongs to the weights of that moment: right for `evaluate` and
     the validation of `fit`, but in the training part of an epoch the weights move on, and the
-    number is an estimate. Rounding within the model is not taken off: `certify` does that.
+    number is an estimate. Rounding and overflow within the model are not taken off: `certify`
+    does that.
 
     Args:
         radius: non-negative float, in the l2 norm of the model's input.
@@ -273,13 +274,3 @@ def _float32_up(value):
     with np.errstate(over="ignore"):
         single = np.float32(value)
     return float(single if float(single) >= value else np.nextafter(single, np.float32(np.inf)))
-
-
-def _value(tensor):
-    """The tensor's values, or None while a function is traced."""
-    if getattr(getattr(tensor, "device", None), "type", None) == "meta":
-        return None  # PyTorch's stand-in for a tensor, which reads as zeros
-    try:
-        return np.asarray(ops.convert_to_numpy(tensor))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError):
-        return None

@@ -13,11 +13,15 @@ import numpy as np
 from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.interruption import Undo
 from tf_lyapunov.layers.base import refresh
+from tf_lyapunov.program.restoring import note_caches, without_nodes
+from tf_lyapunov.progress import reports_progress, steps
 from tf_lyapunov.spectral.reading import is_linear
 
 
-def constrain(model, design, layers=None, *, guarantee="step", every=100):
+@reports_progress
+def constrain(model, design, layers=None, *, guarantee="step", every=100, progress=None):
     """Sets the budgets of a design as constraints of a built model, and projects it.
 
     A stage is a layer with a kernel and what follows it up to the next one. Its budget bounds the
@@ -35,13 +39,16 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100):
         guarantee: `"step"` holds the guaranteed bound after every optimizer step; `"monitor"`
             steers by an estimate at each step, and only `LyapunovMonitor` and `project` guarantee.
         every: with `guarantee="monitor"`, steps between the monitor's guaranteed projections.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook.
 
     Returns:
         The same model, with constraints set, weights projected, and compiled functions reset.
 
     Raises:
         ValueError: if the number of budgets differs from the number of stages, a layer is not
-            there, or its activation leaves the sector that the design assumed.
+            there, or its activation leaves the sector that the design assumed. The model is as
+            before then, as it is after Ctrl-C.
 
     Example:
 
@@ -51,32 +58,38 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100):
     >>> model.layers[0].kernel_constraint.max_gain
     0.5
     """
-    found = read_stages(model)
-    budgets = _budgets_by_stage(found, design, layers)
     given = {}
-    for position, (stage, budget) in enumerate(budgets):
-        if budget is None:
-            continue
-        _check_sector(stage, getattr(design, "sectors", None), position)
-        ball = (getattr(design, "balls", None) or [None] * len(budgets))[position]
-        _constrain_stage(stage, float(budget), ball, given, guarantee=guarantee, every=every)
-    _reset_compiled_functions(model)
-    return project(model)
+    with Undo() as undo, without_nodes(model):
+        note_caches(model, undo)
+        budgets = _budgets_by_stage(read_stages(model), design, layers)
+        for position, (stage, budget) in enumerate(budgets):
+            if budget is None:
+                continue
+            _check_sector(stage, getattr(design, "sectors", None), position)
+            ball = (getattr(design, "balls", None) or [None] * len(budgets))[position]
+            options = {"guarantee": guarantee, "every": every}
+            _constrain_stage(stage, float(budget), ball, given, undo, **options)
+        _reset_compiled_functions(model, undo)
+        _enforce(model, undo)
+    return model
 
 
-def project(model):
+@reports_progress
+def project(model, *, progress=None):
     """Enforces every spectral constraint of a model on its present weights.
 
     It also refreshes the caches of the model's Lipschitz layers (`layers.base.refresh`).
 
     Args:
         model: built Keras model.
+        progress: as for `constrain`.
 
     Returns:
         The same model; kernels already inside their bounds keep every bit.
 
     Raises:
-        ValueError: if a constrained kernel holds NaN or infinity. No weight is changed then.
+        ValueError: if a constrained kernel holds NaN or infinity. No weight is changed then, nor
+            by Ctrl-C.
         UnsupportedLayerError: if a kernel under `SpectralBound` has a map that it does not bound
             (`EinsumDense` and attention, kernels of rank 3 or more outside convolutions).
 
@@ -91,8 +104,16 @@ def project(model):
     >>> bool(np.linalg.norm(layer.kernel, 2) <= 1.0)
     True
     """
+    with Undo() as undo:
+        note_caches(model, undo)
+        _enforce(model, undo)
+    return model
+
+
+def _enforce(model, undo):
+    """Projects all kernels, then assigns them, and says how that is undone."""
     projected = []
-    for layer, variable in constrained_variables(model):
+    for layer, variable in steps(list(constrained_variables(model)), "kernels"):
         _check_map(layer, variable)
         if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable.value))):
             raise ValueError(
@@ -107,9 +128,8 @@ def project(model):
             value = constraint.project(keras.ops.stop_gradient(variable.value))
         projected.append((variable, value))
     for variable, value in projected:
-        variable.assign(value)
+        undo.assign(variable, value)
     refresh(model)
-    return model
 
 
 def constrained_variables(model):
@@ -190,14 +210,14 @@ def _check_sector(stage, sectors, position):
         )
 
 
-def _constrain_stage(stage, budget, ball, given, *, guarantee, every):
+def _constrain_stage(stage, budget, ball, given, undo, *, guarantee, every):
     """Sets a stage's constraints; `given` holds those of kernels that earlier stages share."""
     fixed_gain = stage.pre_gain * stage.post_gain
     norms = (*stage.pre_batch_norms, *stage.batch_norms, *stage.post_batch_norms)
     for normalization in norms:
-        _constrain_normalization(normalization)
+        _constrain_normalization(normalization, undo)
     if ball is not None:
-        _set_conic(stage, ball, given)
+        _set_conic(stage, ball, given, undo)
         return
     share = (budget / fixed_gain) ** (1 / len(stage.maps))
     for kernel, linear_map in stage.maps:
@@ -207,10 +227,10 @@ def _constrain_stage(stage, budget, ball, given, *, guarantee, every):
         least = min(least, share)
         given[id(kernel)] = least, linear_map
         constraint = SpectralBound.for_map(linear_map, least, guarantee=guarantee, every=every)
-        _attach(stage.layer, kernel, constraint)
+        _attach(stage.layer, kernel, constraint, undo)
 
 
-def _set_conic(stage, ball, given):
+def _set_conic(stage, ball, given, undo):
     kernel, linear_map = stage.maps[0]
     square = linear_map.kind == "dense" and kernel.shape[0] == kernel.shape[1]
     if not (square and stage.is_bare):
@@ -225,16 +245,16 @@ def _set_conic(stage, ball, given):
             f"{given[id(kernel)]} and {ball}."
         )
     center, radius = ball
-    _attach(stage.layer, kernel, ConicBound(center, radius))
+    _attach(stage.layer, kernel, ConicBound(center, radius), undo)
 
 
-def _constrain_normalization(layer):
+def _constrain_normalization(layer, undo):
     if not layer.scale:
         raise ValueError(
             f"A BatchNormalization under a budget must have a scale to be bounded by. Received: "
             f"layer {layer.name!r} with scale=False. Build it with `scale=True`."
         )
-    _attach(layer, layer.gamma, NormalizationBound(1.0))
+    _attach(layer, layer.gamma, NormalizationBound(1.0), undo)
 
 
 # Where a layer's config saves the constraint of a variable.
@@ -246,17 +266,17 @@ _GUARDED = {
 }
 
 
-def _attach(layer, variable, constraint):
+def _attach(layer, variable, constraint, undo):
     """Sets the constraint on the variable and in the attribute that the layer's config saves."""
     for attribute, names in _GUARDED.items():
         guarded = any(getattr(layer, name, None) is variable for name in names)
         if guarded and hasattr(layer, attribute):
-            setattr(layer, attribute, constraint)
-    variable.constraint = constraint
+            undo.set(layer, attribute, constraint)
+    undo.set(variable, "constraint", constraint)
 
 
-def _reset_compiled_functions(model):
+def _reset_compiled_functions(model, undo):
     """A compiled training step has the old constraints traced into it."""
     for function in ("train_function", "test_function", "predict_function"):
         if getattr(model, function, None) is not None:
-            setattr(model, function, None)
+            undo.set(model, function, None)

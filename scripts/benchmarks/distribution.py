@@ -136,14 +136,15 @@ def _serve(network, way, path, steps):
     import tf_lyapunov as tfl
     from tf_lyapunov import datasets, models
     from tf_lyapunov.bounds.stages import stages
-    from tf_lyapunov.experiments.distribution import _Replicated, open_distribution
+    from tf_lyapunov.experiments.distribution import Replicated
+    from tf_lyapunov.experiments.opening import open_distribution
 
     if way in ("mirrored", "fit"):
         distribution = open_distribution("mirrored", devices=2)
     else:
         distribution = open_distribution(way, timeout=300)
     if way == "fit":
-        distribution = _Replicated("mirrored", distribution.strategy, distribution.replicas)
+        distribution = Replicated("mirrored", distribution.strategy, distribution.replicas)
     rng = np.random.default_rng(0)
     shape = (28, 28, 1 if network == "2C2F" else 3)
     x = rng.normal(size=(BATCH * steps, *shape)).astype("float32")

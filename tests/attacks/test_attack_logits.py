@@ -110,10 +110,21 @@ def shares(x):
     return keras.ops.square(x) / keras.ops.sum(keras.ops.square(x), axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("head", ["softmax", shares])
-def test_probabilities_that_cannot_be_looked_through_are_refused(head):
+def test_the_softmax_of_a_subclassed_model_is_looked_through():
+    model, x = Subclassed("softmax"), points(40, 6)
+    result = PGD(L2(1.0))(model, x)
+    assert result.success_rate > 0
+    view = logits_view(model)
+    assert view.heads == ("softmax",)
+    logits = np.asarray(keras.ops.convert_to_numpy(view.function(keras.ops.convert_to_tensor(x))))
+    outputs = np.asarray(keras.ops.convert_to_numpy(model(x, training=False)))
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), outputs, atol=1e-5)
+
+
+def test_probabilities_that_cannot_be_looked_through_are_refused():
     with pytest.raises(ValueError, match="probabilities"):
-        PGD(L2(1.0))(Subclassed(head), points(40, 6))
+        PGD(L2(1.0))(Subclassed(shares), points(40, 6))
     with pytest.raises(ValueError, match="probabilities"):
         PGD(L2(1.0))(on_top(layers.Dense(3), layers.Softmax(), layers.Reshape((3,))), points(40, 6))
 

@@ -48,6 +48,24 @@ for q, s, n in [(3, 2, 6), (2, 1, 5), (3, 2, 7), (4, 3, 8)]:
     matrix = keras.ops.convert_to_numpy(pool(np.eye(n, dtype="float32")[..., None]))[..., 0]
     bound = lipschitz_upper_bound(pool).gain_upper_bound
     assert np.linalg.norm(matrix, 2) <= bound * (1 + 1e-6), (q, s, n)
+# Two inputs, one of them held fixed: a linear model's exact radius, and an attack that meets it.
+from tf_lyapunov.attacks import DeepFool
+p, q = keras.Input((3,), name="p"), keras.Input((4,), name="q")
+last = layers.Dense(3)
+two = keras.Model({"p": p, "q": q}, last(layers.Concatenate()([p, q])))
+given = {"p": z[:, :3], "q": z[:, 3:7]}
+kernel = np.asarray(keras.ops.convert_to_numpy(last.kernel), dtype=float)
+logits = z[:, :7].astype(float) @ kernel
+best = logits.argmax(axis=1)
+for perturbed, rows in ((None, slice(0, 7)), ("p", slice(0, 3)), (1, slice(3, 7))):
+    apart = np.linalg.norm(kernel[rows][:, best].T[:, :, None] - kernel[rows][None], axis=1)
+    gap = logits[np.arange(12), best][:, None] - logits
+    exact = np.min(np.where(apart > 0, gap / np.where(apart > 0, apart, 1), np.inf), axis=1)
+    radius = certify(two, given, perturbed=perturbed, precision="float64").radius
+    assert np.all(radius <= exact * (1 + 1e-12)) and np.all(radius >= exact * (1 - 1e-6) - 1e-9)
+    found = DeepFool()(two, given, perturbed=perturbed)
+    assert found.success.all() and np.allclose(found.distance, exact, rtol=1e-3, atol=1e-5)
+    assert np.all(found.distance > radius * (1 - 1e-5) - 1e-6)
 print("agrees on", keras.backend.backend())
 """
 
@@ -62,3 +80,33 @@ def test_certificates_work_on_every_backend(backend):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"agrees on {backend}" in result.stdout
+
+
+LAYERS = """
+import keras, numpy as np
+keras.utils.set_random_seed(0)
+from tf_lyapunov import layers as ours
+from tf_lyapunov.certification import read_network
+from tf_lyapunov.program.validation import validate_on_probes
+image = keras.Input((6, 5, 4))
+h = ours.ConvexCombination()([image, ours.Householder()(image)])
+h = ours.LocalResponseNormalization(1, 1.0, 0.5, 0.75)(ours.ConvexPotentialConv2D(3, 2)(h))
+h = ours.SkewOrthogonalConv2D(4, 3, activation=ours.MaxMin())(h)
+h = ours.CayleyConv2D(4, 3)(ours.LpPooling2D(2, 1, p=3.5)(h))
+h = ours.SandwichConv2D(4, 2)(ours.ScaledAveragePooling2D(2, 1)(ours.TwoSidedReLU()(h)))
+h = ours.SandwichDense(5)(ours.GlobalL2NormPooling2D()(h))
+network = read_network(keras.Model(image, ours.SDPLipschitzDense(6)(ours.FullSort()(h))))
+assert not network.program.unread
+validation = validate_on_probes(network, rng=np.random.default_rng(0))
+assert len(validation.blind) <= 2, validation.blind
+"""
+
+
+def test_every_family_of_the_librarys_layers_is_evaluated_as_torch_computes_it():
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, "-c", LAYERS], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]

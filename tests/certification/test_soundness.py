@@ -7,7 +7,7 @@ from keras import layers
 
 from tf_lyapunov.bounds.composition import rounding_errors
 from tf_lyapunov.certification import certify, read_network
-from tf_lyapunov.program.logits import LogitsModel
+from tf_lyapunov.program.logits import Float64Logits
 
 
 def scramble(model, seed=0):
@@ -162,7 +162,7 @@ def test_float64_logits_are_those_of_the_weights_in_use(build, double_precision)
     shape = model.inputs[0].shape[1:]
     x = np.random.default_rng(2).normal(size=(20, *shape)).astype("float32")
     network = read_network(model)
-    computed = LogitsModel(network, "float64").predict(x, 32)
+    computed = Float64Logits(network).predict(x, 32)
     norms = np.linalg.norm(x.reshape(20, -1).astype(np.float64), axis=1)
     allowance = rounding_errors(network, norms, network.logits, "float64")
     assert np.all(allowance < 1e-8)

@@ -7,7 +7,7 @@ import pytest
 from worker_processes import free_ports, start
 
 from tf_lyapunov.experiments import files
-from tf_lyapunov.experiments.modelfile import load_model
+from tf_lyapunov.modelfile import load_model
 
 BUDGETS = (0.9, 1.1)
 CONFIG = f"""

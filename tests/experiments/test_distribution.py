@@ -12,7 +12,7 @@ from worker_processes import Processes, until
 
 from tf_lyapunov.cli import BAD_INPUT, DONE
 from tf_lyapunov.experiments import files
-from tf_lyapunov.experiments.modelfile import load_model
+from tf_lyapunov.modelfile import load_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 

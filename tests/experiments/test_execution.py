@@ -12,11 +12,12 @@ from tf_lyapunov import datasets, losses
 from tf_lyapunov.data.arrays import Batches
 from tf_lyapunov.errors import ConfigError, DistributionError, RunDirectoryError
 from tf_lyapunov.experiments import distribution, execution, files, shares, training
-from tf_lyapunov.experiments.distribution import Padded, open_distribution, scaled
+from tf_lyapunov.experiments.distribution import Padded, scaled
 from tf_lyapunov.experiments.execution import Execution
-from tf_lyapunov.experiments.modelfile import load_model
+from tf_lyapunov.experiments.opening import open_distribution
 from tf_lyapunov.experiments.reading import parse_config
 from tf_lyapunov.experiments.shares import InOrder, read_ahead
+from tf_lyapunov.modelfile import load_model
 
 CONFIG = """
 name: small
@@ -135,7 +136,7 @@ def test_torch_trains_on_one_device_and_says_what_does_more(monkeypatch):
 
 
 def test_xla_under_a_strategy_is_refused():
-    replicated = distribution._Replicated("mirrored", None, 2)
+    replicated = distribution.Replicated("mirrored", None, 2)
     assert replicated.jit_compile(False) is False
     with pytest.raises(ConfigError, match="--jit with --strategy mirrored"):
         replicated.jit_compile(True)

@@ -159,11 +159,32 @@ def test_an_unwritable_directory_is_refused(tmp_path, monkeypatch):
 
 def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     path = a_run(tmp_path / "run")
-    left = [path / ".model.123.tmp.keras", path / files.CHECKPOINTS / ".epoch-000008.123.tmp.npz"]
-    for file in left:
-        file.write_text("half")
+    left = []
+    for target in (path / files.MODEL, path / files.CHECKPOINTS / "epoch-000008.npz"):
+        left.append(killed_write(target))
+    foreign = [path / ".notes.tmp", path / files.CHECKPOINTS / ".model.123.tmp.keras"]
+    for file in foreign:
+        file.write_text("of the user")
+    (path / ".cache.tmp").mkdir()
+    (path / "own").mkdir()
+    foreign.append(killed_write(path / "own" / "model.keras"))  # not where a run writes
     with files.RunDirectory(path).open(resume=True):
         assert not any(file.exists() for file in left)
+        assert all(file.exists() for file in foreign) and (path / ".cache.tmp").is_dir()
+
+
+def killed_write(target):
+    """The temporary file of a process that was killed while it wrote `target`."""
+    script = IMPORT + (
+        "import os\n"
+        "with files.atomic_path(sys.argv[1]) as t:\n"
+        "    t.write_text('half'); print(t, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE)
+    assert done.returncode == -9
+    left = target.parent / os.path.basename(done.stdout.decode().strip())
+    assert left.exists()
+    return left
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="no file locks on this platform")
@@ -182,6 +203,30 @@ def test_a_run_in_use_is_refused_and_free_again_when_its_process_is_killed(tmp_p
     process.wait()
     process.stdout.close()
     with files.RunDirectory(tmp_path / "run").open():
+        pass
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no file locks on this platform")
+@pytest.mark.parametrize("trick", ["the lock is deleted", "moved", "another path"])
+def test_a_run_has_one_writer_whatever_happens_to_its_directory(tmp_path, trick):
+    path, other = tmp_path / "run", tmp_path / "other"
+    with files.RunDirectory(path).open() as run:
+        if trick == "the lock is deleted":
+            (path / ".lock").unlink()
+            other = path
+        elif trick == "moved":
+            path.rename(other)
+        else:
+            other.symlink_to(path)
+        with pytest.raises(RunDirectoryError, match="Another process"):
+            files.RunDirectory(other).open(resume=True)
+        if trick == "moved":
+            path.mkdir()  # another run may be here by now
+            with pytest.raises(RunDirectoryError, match="moved, deleted or replaced"):
+                run.file(files.MODEL)
+        else:
+            assert run.file(files.MODEL) == path / files.MODEL
+    with files.RunDirectory(other).open(resume=True):
         pass
 
 

@@ -11,8 +11,8 @@ from tf_lyapunov.bounds.stages import stages
 from tf_lyapunov.errors import ConfigError
 from tf_lyapunov.experiments import files, training
 from tf_lyapunov.experiments.config import LayersConfig
-from tf_lyapunov.experiments.modelfile import load_model
 from tf_lyapunov.experiments.reading import parse_config
+from tf_lyapunov.modelfile import load_model
 from tf_lyapunov.projection import constrain
 from tf_lyapunov.training import AdversarialModel
 

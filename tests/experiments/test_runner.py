@@ -152,7 +152,7 @@ def test_a_damaged_design_is_reported(finished, tmp_path):
     path = tmp_path / "copy"
     shutil.copytree(finished[0], path)
     (path / files.DESIGN).write_text('{"format"')
-    with pytest.raises(RunDirectoryError, match="design of the run is damaged"):
+    with pytest.raises(RunDirectoryError, match="file of the run is damaged"):
         with runner.open_target(path):
             pass
 
@@ -195,3 +195,44 @@ def test_names_of_attacks_tell_them_apart():
 def test_run_json_is_valid_json(finished):
     record = json.loads((finished[0] / files.RECORD).read_text())
     assert record["command"] == "tf-lyapunov run x" and record["date"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        files.RECORD,
+        files.ATTACK_JSON,
+        files.VERSIONS,
+        files.DESIGN,
+        files.METRICS_JSON,
+        files.CERTIFICATE,
+    ],
+)
+def test_damage_is_refused_with_the_files_name_and_the_rest_stays(finished, tmp_path, name):
+    """Flipped bits, cuts, and other JSON: never another exception, never a changed number."""
+    path = tmp_path / "run"
+    shutil.copytree(finished[0], path)
+    original = (path / name).read_bytes()
+    with files.RunDirectory(path).open(resume=True) as run:
+        truth = runner.compose_results(run)
+    rng = np.random.default_rng(len(name))
+    damaged = [b"", b"null", b"7", b"{}", b"[[1]]", b'[{"a": []}]', original[:-9], b"[" * 9000]
+    for _ in range(40):
+        flipped = bytearray(original)
+        flipped[rng.integers(len(flipped))] ^= 1 << rng.integers(8)
+        damaged.append(bytes(flipped))
+    refused = 0
+    for content in damaged:
+        (path / name).write_bytes(content)
+        with files.RunDirectory(path).open(resume=True) as run:
+            try:
+                found = runner.compose_results(run)
+            except RunDirectoryError as error:
+                assert name in str(error)
+                refused += 1
+            else:  # white space, or a file without entries; numbers of metrics.json are not sealed
+                assert name == files.METRICS_JSON or content == b"{}" or found == truth
+    assert refused > len(damaged) // 2
+    (path / name).write_bytes(original)
+    with files.RunDirectory(path).open(resume=True) as run:
+        assert runner.compose_results(run) == truth

@@ -17,8 +17,8 @@ import pytest
 from tf_lyapunov import datasets
 from tf_lyapunov.errors import ConfigError, RunDirectoryError
 from tf_lyapunov.experiments import files, objectives, training
-from tf_lyapunov.experiments.modelfile import load_model
 from tf_lyapunov.experiments.reading import parse_config
+from tf_lyapunov.modelfile import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

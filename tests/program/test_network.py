@@ -176,8 +176,8 @@ def test_scaling_any_layer_scales_the_bound(index):
 def test_two_inputs_are_measured_by_their_concatenation():
     a, b = keras.Input((3,)), keras.Input((3,))
     model = keras.Model([a, b], layers.Concatenate()([a, b]))
-    assert lipschitz_upper_bound(model).gain_upper_bound >= 1.0
-    with pytest.raises(ValueError, match="one input"):
+    assert 1.0 <= lipschitz_upper_bound(model).gain_upper_bound <= 1 + 1e-12
+    with pytest.raises(TypeError, match="one array per input of the model"):
         certify(model, np.zeros((2, 3)))
 
 
@@ -241,7 +241,7 @@ def test_layers_made_inside_call_are_refused():
 
 def test_operations_that_mix_samples_are_refused():
     x = keras.Input((4,))
-    for y in (ops.reshape(x, (-1, 2)), ops.flip(x), ops.mean(x, axis=1), x * x, 1.0 / x):
+    for y in (ops.reshape(x, (-1, 2)), ops.flip(x), ops.mean(x, axis=0), x * x, 1.0 / x):
         with pytest.raises(UnsupportedLayerError):
             read_network(keras.Model(x, y))
 

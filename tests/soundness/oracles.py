@@ -38,9 +38,17 @@ class Flip:
 
 def evaluate(model, x):
     """Outputs of the model as its user calls it, float64 (n, classes)."""
-    outputs = model(keras.ops.convert_to_tensor(x), training=False)
-    outputs = keras.ops.convert_to_numpy(outputs)
-    return np.asarray(outputs).astype(np.float64).reshape(len(x), -1)
+    count = len(keras.tree.flatten(x)[0])
+    # JAX compiles every operation for every shape: a few sizes of batches suffice.
+    rows = count if keras.backend.backend() != "jax" else 2 ** int(np.ceil(np.log2(count + 7)))
+
+    def tensor(part):
+        repeated = np.concatenate([part, np.repeat(part[-1:], rows - count, axis=0)])
+        return keras.ops.convert_to_tensor(repeated)
+
+    outputs = model(keras.tree.map_structure(tensor, x), training=False)
+    outputs = keras.ops.convert_to_numpy(outputs)[:count]
+    return np.asarray(outputs).astype(np.float64).reshape(count, -1)
 
 
 def margin(outputs, label, threshold=0.0):
@@ -48,11 +56,16 @@ def margin(outputs, label, threshold=0.0):
 
     A single output decides by its side of `threshold` (1/2 for a probability).
     """
-    outputs = np.nan_to_num(outputs, nan=0.0, posinf=1e300, neginf=-1e300)
+    broken = ~np.isfinite(outputs).all(axis=1)
+    known = np.nan_to_num(outputs, nan=0.0, posinf=1e300, neginf=-1e300)
     if outputs.shape[1] == 1:
-        return (outputs[:, 0] - threshold) * (1.0 if label == 1 else -1.0)
-    others = np.delete(outputs, label, axis=1)
-    return outputs[:, label] - others.max(axis=1)
+        found = (known[:, 0] - threshold) * (1.0 if label == 1 else -1.0)
+    else:
+        others = np.delete(known, label, axis=1)
+        found = known[:, label] - others.max(axis=1)
+    for row in np.flatnonzero(broken):  # infinite or no numbers: whatever the user's argmax says
+        found[row] = 1e300 if decision(outputs[row], threshold) == label else -1e300
+    return found
 
 
 def decision(outputs, threshold=0.0):
@@ -111,6 +124,45 @@ def find_flip(function, x, label, radius, *, twin=None, threshold=0.0, dtype=Non
         dtype: type of the model's inputs.
         seed: of the directions.
     """
+    (found,) = _in_step(
+        [_search(function, x, label, radius, threshold, dtype, seed)], function, twin
+    )
+    return found
+
+
+def _in_step(searches, function, twin):
+    """Results of searches whose questions are asked together: one call answers all of a round.
+
+    A search is a generator that yields `(of the twin, points)` and receives outputs.
+    """
+    results, asked = [None] * len(searches), {}
+    answers = dict.fromkeys(range(len(searches)))
+    while answers:
+        asked = {}
+        for i, answer in answers.items():
+            try:
+                asked[i] = searches[i].send(answer)
+            except StopIteration as end:
+                results[i] = end.value
+        answers = {}
+        for of_twin in (False, True):
+            mine = {i: points for i, (which, points) in asked.items() if which == of_twin}
+            if not mine:
+                continue
+            if of_twin and twin is None:
+                answers |= dict.fromkeys(mine)
+                continue
+            joined = np.concatenate(list(mine.values()))
+            found = (twin if of_twin else function)(joined)
+            if found is None:
+                answers |= dict.fromkeys(mine)
+                continue
+            ends = np.cumsum([len(p) for p in mine.values()])[:-1]
+            answers |= dict(zip(mine, np.split(found, ends), strict=True))
+    return results
+
+
+def _search(function, x, label, radius, threshold, dtype, seed):
     rng = np.random.default_rng(seed)
     dtype = dtype or x.dtype
     if not np.isfinite(radius):
@@ -127,15 +179,15 @@ def find_flip(function, x, label, radius, *, twin=None, threshold=0.0, dtype=Non
         if not inside.any():
             return None
         points, distances = points[inside], distances[inside]
-        outputs = function(points)
+        outputs = yield False, points
         margins = margin(outputs, label, threshold)
         worst = int(np.argmin(margins))
         if margins[worst] < 0:
             scale = np.max(np.abs(outputs[np.isfinite(outputs)]), initial=1e-300)
             loud = -margins[worst] > noise_of(function, precision) * scale
-            if twin is not None and not loud:
-                replayed = twin(points[worst : worst + 1])
-                loud = margin(replayed, label, threshold)[0] < 0
+            if not loud:
+                replayed = yield True, points[worst : worst + 1]
+                loud = replayed is not None and margin(replayed, label, threshold)[0] < 0
             if loud:
                 found = decision(outputs[worst], threshold)
                 return Flip(
@@ -144,7 +196,7 @@ def find_flip(function, x, label, radius, *, twin=None, threshold=0.0, dtype=Non
         if round_ == 2 or np.dtype(dtype).kind in "iu":
             break
         base = points[worst] if round_ else x.astype(dtype)
-        slope = _gradient(function, base, label, threshold, 0.05 * radius)
+        slope = yield from _gradient(base, label, threshold, 0.05 * radius)
         if not np.any(slope):
             break
         spread = np.array([0.0, 0.1, 0.3, 0.6]).reshape(-1, *([1] * x.ndim))
@@ -159,7 +211,7 @@ def noise_of(function, default):
     return NOISE[getattr(function, "precision", default)]
 
 
-def _gradient(function, x, label, threshold, step):
+def _gradient(x, label, threshold, step):
     """Central differences of the margin, over at most 64 coordinates."""
     size = x.size
     chosen = np.arange(size)[:64]
@@ -167,8 +219,9 @@ def _gradient(function, x, label, threshold, step):
     moves[np.arange(len(chosen)), chosen] = step
     base = x.astype(np.float64).reshape(1, -1)
     points = np.concatenate([base + moves, base - moves]).reshape(-1, *x.shape).astype(x.dtype)
+    outputs = yield False, points
     with np.errstate(all="ignore"):
-        values = margin(function(points), label, threshold)
+        values = margin(outputs, label, threshold)
         slope = values[: len(chosen)] - values[len(chosen) :]
     gradient = np.zeros(size)
     gradient[chosen] = np.nan_to_num(slope)
@@ -178,21 +231,21 @@ def _gradient(function, x, label, threshold, step):
 
 def false_radii(function, x, certificate, *, twin=None, threshold=0.0, dtype=None, seed=0):
     """Every input's `Flip` inside its certified radius, as a list."""
-    found = []
-    for index in np.flatnonzero(certificate.radius > 0):
-        flip = find_flip(
+    proved = np.flatnonzero(certificate.radius > 0)
+    searches = [
+        _search(
             function,
-            np.asarray(x[index]),
-            int(certificate.labels[index]),
-            float(certificate.radius[index]),
-            twin=twin,
-            threshold=threshold,
-            dtype=dtype,
-            seed=seed + int(index),
+            np.asarray(x[i]),
+            int(certificate.labels[i]),
+            float(certificate.radius[i]),
+            threshold,
+            dtype,
+            seed + int(i),
         )
-        if flip is not None:
-            found.append(dataclasses.replace(flip, index=int(index)))
-    return found
+        for i in proved
+    ]
+    found = zip(proved, _in_step(searches, function, twin), strict=True)
+    return [dataclasses.replace(f, index=int(i)) for i, f in found if f is not None]
 
 
 def measured_gain(function, shape, *, scales=(0.01, 1.0, 30.0), seed=0, dtype="float64"):

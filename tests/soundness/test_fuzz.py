@@ -11,12 +11,16 @@ import pytest
 from soundness import fuzz, generator, oracles
 
 FUZZ = Path(fuzz.__file__)
-# 0.3 to 0.7 s a model, most of it Keras' tracing inside `certify`: two to three minutes of a core.
-MODELS = 300
+# About 0.2 s of a core a model: six to seven minutes in all, in parts that workers share.
+MODELS, PART = 2000, 50
 
 
-def test_no_claim_about_a_random_model_is_false():
-    assert fuzz.fuzz(MODELS)["violations"] == []
+@pytest.mark.parametrize("first", range(0, MODELS, PART))
+def test_no_claim_about_a_random_model_is_false(first):
+    state = fuzz.fuzz(PART, first)
+    assert state["violations"] == []
+    assert state["models"] == PART
+    assert state["claims"]
 
 
 def test_a_case_is_a_function_of_its_seed():
@@ -24,7 +28,7 @@ def test_a_case_is_a_function_of_its_seed():
         first, second = generator.build(seed), generator.build(seed)
         assert first.described == second.described
         assert np.array_equal(first.x, second.x)
-        ours, theirs = (oracles.evaluate(c.model, c.x) for c in (first, second))
+        ours, theirs = (oracles.evaluate(c.model, c.argument(c.x)) for c in (first, second))
         assert np.array_equal(ours, theirs)
 
 
@@ -32,8 +36,10 @@ def test_the_twin_computes_the_models_function():
     for seed in range(40):
         case = generator.build(seed)
         if case.policy != "float32" or any(
-            w in case.described for w in ("cast", "round", "nested")
+            w in case.described for w in ("cast", "round", "nested", "dtype", "replaced", "inputs")
         ):
+            continue
+        if case.twin is None:
             continue
         own, twin = oracles.evaluate(case.model, case.x), oracles.evaluate(case.twin, case.x)
         assert np.allclose(own, twin, rtol=1e-3, atol=1e-3 * np.max(np.abs(twin))), case.described

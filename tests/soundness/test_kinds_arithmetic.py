@@ -142,3 +142,47 @@ def test_kept_weights_of_lipschitz_layers_scaled_with_their_copies_are_not_belie
         variable.assign(factor * variable.value)
     assert_sound_or_refused(model, inputs_near_boundaries((3,)), layer.name)
     assert_gain_sound_or_refused(model, layer.name)
+
+
+@pytest.mark.parametrize("precision", ["auto", "model", "float64"])
+def test_no_ball_reaches_where_float16_ends(precision):
+    """Both logits become infinite at 65504, where the class of the larger one is lost."""
+    layer = dense([[0.9, 1.0], [0.9, 1.0]], dtype="mixed_float16")
+    model = keras.Sequential([keras.Input((2,)), layer])
+    x = np.array([[3e4, 2e4], [2e3, 3e3]], dtype="float32")
+    certificate = tfl.certify(model, x, precision=precision)
+    distance = (65504 - x.sum(axis=1, dtype=np.float64)) / np.sqrt(2)
+    assert np.all(certificate.radius <= distance)
+    assert certificate.radius[1] > 2000  # of 3535 to the boundary at zero
+
+
+def test_an_input_that_overflows_in_a_cast_to_float16_is_outside_of_every_ball():
+    head = dense([[1e-7, 0.0], [0.0, 1e-7]], [1.0, 0.0])
+    layers = [L.Activation("softplus", dtype="mixed_float16"), head]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    x = np.ones((1, 2), dtype="float32")
+    assert 0 < tfl.certify(model, x).radius[0] < 65504
+
+
+def test_a_function_that_squares_its_input_ends_at_the_root_of_the_largest_number():
+    layers = [dense(np.eye(2)), L.Activation("squareplus"), dense(np.eye(2), [1e30, 0.0])]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    x = np.ones((1, 2), dtype="float32")
+    assert tfl.certify(model, x, precision="model").radius[0] <= 1.85e19
+
+
+def test_normalization_in_bfloat16_is_read_on_torch():
+    run_on(
+        "torch",
+        """
+        import keras, numpy as np, tf_lyapunov as tfl
+        layers = keras.layers
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        model = keras.Sequential(
+            [keras.Input((3,)), layers.Normalization(mean=0.5, variance=4.0), layers.Dense(2)]
+        )
+        bound = tfl.lipschitz_upper_bound(model)
+        assert 0 < bound.gain_upper_bound < 10
+        print("OK")
+        """,
+    )

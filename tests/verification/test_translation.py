@@ -272,3 +272,17 @@ def test_float64_inputs_of_a_float32_model_are_moved_by_their_rounding(tmp_path)
 
     found = forged(tmp_path / "p.npz", change, model)
     assert not found.holds and found.radius[0] == 0.0
+
+
+def test_what_the_verifier_would_refuse_is_said_when_the_proof_is_saved(tmp_path, monkeypatch):
+    """The certificate was true of the model; what computes has changed underneath it since."""
+    module = sys.modules[layers.Dense.__module__]
+    own = module.ops
+    proof = certify(dense_model(), inputs_of(dense_model()))
+    proof.save(tmp_path / "proof.npz")
+    matmul = lambda a, b: 1.01 * own.matmul(a, b)  # noqa: E731
+    monkeypatch.setattr(module, "ops", types.SimpleNamespace(matmul=matmul, add=own.add))
+    with pytest.raises(ValueError, match=r"contradicts what was read of it, .*Save it as \.json"):
+        proof.save(tmp_path / "second.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["proof.npz"]
+    proof.save(tmp_path / "second.json")  # a record, which claims no proof

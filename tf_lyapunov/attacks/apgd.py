@@ -141,16 +141,16 @@ class APGD(Attack):
         return np.concatenate(parts)
 
     def _start(self, problem, rows, run):
-        start = np.empty((len(rows), problem.x.shape[1]), np.float32)
+        start, free = problem.x[rows], problem.free
         for i, row in enumerate(rows):
             random = generator(self.seed, problem.index[row], run)
             if self.norm is Linf:
-                direction = random.uniform(-1, 1, start.shape[1])
+                direction = random.uniform(-1, 1, free)
                 direction /= np.abs(direction).max()
             else:
-                direction = random.standard_normal(start.shape[1])
+                direction = random.standard_normal(free)
                 direction /= np.linalg.norm(direction)
-            start[i] = problem.x[row] + problem.radius[row] * direction
+            start[i, :free] += problem.radius[row] * direction
         return start if problem.bounds is None else np.clip(start, *problem.bounds)
 
     def _ascend(self, problem, rows, targets, run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from keras import ops
 from tf_lyapunov.attacks import backend
 from tf_lyapunov.attacks.inputs import (
     checked_bounds,
-    checked_inputs,
     checked_labels,
+    packed_inputs,
     positive_int,
 )
-from tf_lyapunov.attacks.logits import LogitsView, logits_view
+from tf_lyapunov.attacks.logits import LogitsView, cross_entropy, logits_view, margin
 from tf_lyapunov.theory.balls import Ball
 
 
@@ -25,8 +26,9 @@ class AttackResult:
     """What an attack found, verified on the model itself; failures are reported as failures.
 
     Attributes:
-        x_adv: float32 array like the input. The clean input where it is misclassified already,
-            the adversarial input where the attack succeeded, else the attack's best iterate.
+        x_adv: float32 array like the input; for several a list, tuple or dict like theirs. The
+            clean input where it is misclassified already, the adversarial input where the attack
+            succeeded, else the attack's best iterate.
         success: bool array `(n,)`: outputs finite, ‖x_adv - x‖ ≤ radius in float64, and the
             model's prediction at `x_adv` wrong (or the target, for targeted attacks).
         distance: float64 array `(n,)`, the ball's norm of `x_adv - x`; NaN without success.
@@ -110,6 +112,8 @@ class Problem:
         reached: maps rows `(n, d)` to whether the model itself decides wrongly there (or for the
             target), bool `(n,)`.
         report: called with a text and a number of rows done, for progress.
+        free: number of leading entries of a row that may change; the others are held fixed.
+        image: shape of those that may.
     """
 
     view: LogitsView
@@ -123,6 +127,8 @@ class Problem:
     classes: int
     reached: Callable[[np.ndarray], np.ndarray]
     report: Callable[..., None]
+    free: int
+    image: tuple
 
     @property
     def box(self) -> tuple:
@@ -170,7 +176,7 @@ class Attack:
     Args:
         radius: `L2(...)` or `Linf(...)`, with one radius or one per sample.
         bounds: None (no clipping, as certificates over all of ℝⁿ demand), or `(low, high)`: numbers
-            or arrays that broadcast to one sample.
+            or arrays that broadcast to one sample, or dicts of them by input name.
         targeted: whether labels are targets to reach instead of labels to leave.
         batch_size: inputs per evaluation.
     """
@@ -186,15 +192,18 @@ class Attack:
         self.targeted = bool(targeted)
         self.batch_size = positive_int("batch_size", batch_size)
 
-    def __call__(self, model, x, y=None, *, progress=None) -> AttackResult:
+    def __call__(self, model, x, y=None, *, perturbed=None, progress=None) -> AttackResult:
         """Attack a classifier.
 
         Args:
-            model: Keras model with one input and one output of logits, `(batch, classes)`, or
-                `(batch, 1)` for two classes. Softmax and sigmoid heads are looked through.
-            x: array `(n, ...)` of inputs, converted to float32.
+            model: Keras model with one output of logits, `(batch, classes)`, or `(batch, 1)` for
+                two classes. Softmax and sigmoid heads are looked through.
+            x: array `(n, ...)` of inputs, converted to float32; for a model with several inputs a
+                list, tuple or dict of arrays, as Keras takes them.
             y: labels as ints `(n,)` or one-hot `(n, classes)`; targets if the attack is targeted.
                 Default: the model's own predictions.
+            perturbed: which input of several is changed: its name or position, or a list of them,
+                while the others are held fixed. Default: all, in the norm of their concatenation.
             progress: called with a line of text after each batch.
 
         Returns:
@@ -205,10 +214,11 @@ class Attack:
             ValueError: for NaN or infinite inputs or outputs, wrong shapes, labels out of range,
                 inputs outside `bounds`, or a model whose probabilities cannot be looked through.
         """
-        x = checked_inputs(model, x)
-        return self.on_rows(model, x, y, np.arange(len(x)), len(x), progress)
+        given, (x, packing) = x, packed_inputs(model, x, perturbed)
+        result = self.on_rows(model, x, y, np.arange(len(x)), len(x), progress, packing)
+        return unpacked(result, packing, given)
 
-    def on_rows(self, model, x, y, rows, total, progress=None) -> AttackResult:
+    def on_rows(self, model, x, y, rows, total, progress=None, packing=None) -> AttackResult:
         """Attack some of the caller's inputs, with the radii and random numbers of their positions.
 
         Args:
@@ -218,14 +228,17 @@ class Attack:
             rows: int array `(n,)`, their positions in the caller's data.
             total: number of inputs in the caller's data.
             progress: as for a call.
+            packing: `Packing` if `x` holds rows of several inputs.
 
         Returns:
-            An `AttackResult` of these inputs.
+            An `AttackResult` of these inputs, `x_adv` being rows.
         """
         if y is None and self.targeted:
             raise ValueError("A targeted attack needs its targets. Received: y=None.")
         radius = self._radii(total)[rows]
-        bounds = self._bounds_of(x)
+        bounds = self._bounds_of(x, packing)
+        free = None if packing is None else packing.free
+        keras_model, model = model, model if packing is None else _Packed(model, packing)
         outputs = self._own_outputs(model, x)
         if outputs.ndim != 2:
             raise ValueError(
@@ -237,13 +250,14 @@ class Attack:
                 "The model's outputs at `x` must be finite. Received: "
                 f"{np.sum(~np.isfinite(outputs).all(axis=1))} rows with NaN or infinity."
             )
-        view = logits_view(model)
+        view = logits_view(keras_model, packing)
         view.check_outputs(
             model,
             outputs,
             x,
             lambda z: self._own_outputs(model, z),
             lambda z: self._logits(view, z),
+            free,
         )
         predictions = _predictions(outputs, view.head)
         classes = max(2, outputs.shape[1])
@@ -258,6 +272,8 @@ class Attack:
             def reached(points):
                 everywhere = x.copy()
                 everywhere[todo] = points.reshape((-1, *shape))
+                if free is not None:
+                    everywhere[:, free:] = x[:, free:]
                 outputs = self._own_outputs(model, everywhere)
                 decided = self._reached(_predictions(outputs, view.head), labels)
                 return (decided & np.isfinite(outputs).all(axis=1))[todo]
@@ -278,8 +294,12 @@ class Attack:
                 classes=classes,
                 reached=reached,
                 report=report,
+                free=flat.shape[1] if free is None else free,
+                image=shape if packing is None else packing.image,
             )
             found, stuck[todo] = self._perturb(problem)
+            if free is not None:
+                found[:, free:] = flat[:, free:]
             x_adv[todo] = self._inside(flat, found, radius[todo]).reshape((-1, *x.shape[1:]))
         return self._verified(model, view, x, x_adv, labels, radius, stuck)
 
@@ -378,9 +398,18 @@ class Attack:
     def _batches(self, n):
         return [slice(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
 
-    def _bounds_of(self, x):
+    def _bounds_of(self, x, packing=None):
         if self.bounds is None:
             return None
+        if packing is None and isinstance(self.bounds[0], dict):
+            raise ValueError(
+                "`bounds` by input are for models with several inputs. Received: names "
+                f"{', '.join(map(repr, self.bounds[0]))} for one input. Pass numbers or arrays."
+            )
+        if packing is not None:
+            low, high = packing.box(self.bounds, x)
+            _check_box(x[:, : packing.free], low[:, : packing.free], high[:, : packing.free])
+            return low, high
         try:
             low, high = (
                 np.broadcast_to(bound, x.shape[1:]).astype(np.float32) for bound in self.bounds
@@ -390,46 +419,37 @@ class Attack:
                 f"`bounds` must broadcast to one sample, of shape {x.shape[1:]}. Received: bounds "
                 f"of shapes {self.bounds[0].shape} and {self.bounds[1].shape}."
             ) from None
-        if np.any(x < low) or np.any(x > high):
-            raise ValueError(
-                "`x` must lie within `bounds`. Received: values from "
-                f"{x.min():g} to {x.max():g}. Pass `bounds=None` to attack without a box."
-            )
+        _check_box(x, low, high)
         return low.reshape(1, -1), high.reshape(1, -1)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.ball!r})"
 
 
-def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Margin f_y - max_j≠y f_j in float64, negative where the class y is not the largest.
-
-    Args:
-        logits: array `(n, classes)`, at least two classes.
-        labels: int array `(n,)`.
-
-    Returns:
-        float64 array `(n,)`.
-    """
-    logits = np.array(logits, np.float64)
-    own, rows = logits[np.arange(len(logits)), labels], np.arange(len(logits))
-    logits[rows, labels] = -math.inf
-    return own - logits.max(axis=1)
+def unpacked(result, packing, given):
+    """A result whose `x_adv` has the structure of the inputs as they were given."""
+    if packing is None:
+        return result
+    arrays = packing.arrays(result.x_adv)
+    return dataclasses.replace(result, x_adv=packing.inputs.like(given, arrays))
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross-entropy -log softmax(f)_y per sample, in float64.
+class _Packed:
+    """A model with several inputs, asked with rows."""
 
-    Args:
-        logits: array `(n, classes)`.
-        labels: int array `(n,)`.
+    def __init__(self, model, packing):
+        self.model, self.packing, self.name = model, packing, model.name
 
-    Returns:
-        float64 array `(n,)`.
-    """
-    logits = np.asarray(logits, np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), labels]
+    def predict_on_batch(self, rows):
+        return self.model.predict_on_batch(self.packing.called(rows))
+
+
+def _check_box(x, low, high):
+    if np.any(x < low) or np.any(x > high):
+        raise ValueError(
+            "`x` must lie within `bounds`. Received: values from "
+            f"{x.min():g} to {x.max():g}. Pass `bounds=None` to attack without a box."
+        )
 
 
 def _predictions(outputs, head):

@@ -119,7 +119,7 @@ class CarliniWagner(MinimalAttack):
     def _weights(self, problem, x, labels, classes, distance, slope, best, least):
         """The search over weights, for one class per sample."""
         boxed = problem.bounds is not None
-        loop = functools.partial(_Adam, targeted=self.targeted, boxed=boxed)
+        loop = functools.partial(_Adam, targeted=self.targeted, boxed=boxed, free=problem.free)
         loop = problem.compiled(("cw", self.targeted, boxed), loop, "xllffxfsww")
         known = np.isfinite(distance) & (slope > 0)
         distance = np.where(known, distance, 1.0).astype(np.float64)
@@ -161,8 +161,8 @@ class _First:
 class _Adam:
     """All steps for one weight per sample; compiled as one graph."""
 
-    def __init__(self, function, shape, targeted, boxed):
-        self.gap, self.boxed = Gap(function, shape, targeted), boxed
+    def __init__(self, function, shape, targeted, boxed, free):
+        self.gap, self.boxed, self.free = Gap(function, shape, targeted), boxed, free
 
     def __call__(self, x, labels, classes, weight, step, best, least, decay, low, high):
         count = ops.shape(decay)[0]
@@ -172,7 +172,10 @@ class _Adam:
         def point_of(variable):
             if not self.boxed:
                 return x + variable
-            return middle + half * ops.tanh(origin + variable)
+            point = middle + half * ops.tanh(origin + variable)
+            if x.shape[1] == self.free:
+                return point
+            return ops.concatenate([point[:, : self.free], x[:, self.free :]], axis=1)
 
         def objective(variable):
             point = point_of(variable)

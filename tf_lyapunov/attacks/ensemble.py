@@ -6,18 +6,19 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tf_lyapunov.archives import read_arrays
 from tf_lyapunov.attacks.apgd import APGD
-from tf_lyapunov.attacks.base import Attack, AttackResult
+from tf_lyapunov.attacks.base import Attack, AttackResult, unpacked
 from tf_lyapunov.attacks.fab import FAB
 from tf_lyapunov.attacks.identity import described, inference_state
-from tf_lyapunov.attacks.inputs import checked_inputs, checked_seed, positive_int
+from tf_lyapunov.attacks.inputs import checked_seed, packed_inputs, positive_int
 from tf_lyapunov.attacks.square import Square
+from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.balls import Ball
 from tf_lyapunov.writing import write_bytes
 
@@ -109,6 +110,7 @@ class Ensemble:
         x,
         y=None,
         *,
+        perturbed=None,
         state: str | Path | None = None,
         chunk_size: int = 1000,
         progress: Callable[[str], None] | None = None,
@@ -117,8 +119,9 @@ class Ensemble:
 
         Args:
             model: as for every attack.
-            x: array `(n, ...)`.
+            x: array `(n, ...)`, or arrays for several inputs, as for every attack.
             y: labels or targets; default: the model's predictions.
+            perturbed: which input of several is changed, as for every attack.
             state: file in which every finished attack on every chunk of inputs is kept, replaced
                 whole each time, so that a killed run continues where it was. The result does
                 not depend on how often it was killed.
@@ -132,7 +135,7 @@ class Ensemble:
             TypeError, ValueError: as for every attack.
             ValueError: if `state` is damaged, or belongs to another model, data or ensemble.
         """
-        x = checked_inputs(model, x)
+        given, (x, packing) = x, packed_inputs(model, x, perturbed)
         if y is None and self.targeted:
             raise ValueError("A targeted attack needs its targets. Received: y=None.")
         if y is not None and len(y) != len(x):
@@ -141,32 +144,32 @@ class Ensemble:
             )
         size = positive_int("chunk_size", chunk_size)
         chunks = [np.arange(i, min(i + size, len(x))) for i in range(0, len(x), size)]
-        key = "" if state is None else self._fingerprint(model, x, y, size)
+        key = "" if state is None else self._fingerprint(model, x, y, size, packing)
         found = _Found.load(state, key, len(chunks) * len(self.attacks))
-        for number, chunk in enumerate(chunks):
-            for place, (name, attack) in enumerate(self.attacks.items()):
-                if found is not None and found.done[number * len(self.attacks) + place]:
-                    continue
-                rows = chunk
-                if place and self.survivors_only:
-                    rows = chunk[~found.arrays["success"][chunk]]
-                if len(rows):
-                    if progress is not None:
-                        progress(f"{name}: {len(rows)} inputs, chunk {number + 1} of {len(chunks)}")
-                    labels = (
-                        found.arrays["labels"][rows]
-                        if place
-                        else None
-                        if y is None
-                        else (np.asarray(y)[rows])
-                    )
-                    result = attack.on_rows(model, x[rows], labels, rows, len(x), progress)
-                    if found is None:
-                        found = _Found.empty(x, len(chunks) * len(self.attacks))
-                    found.merge(rows, result, name, first=place == 0)
-                found.done[number * len(self.attacks) + place] = True
-                found.save(state, key)
-        return EnsembleResult(
+        tasks = [(n, c, *a) for n, c in enumerate(chunks) for a in enumerate(self.attacks.items())]
+        for number, chunk, place, (name, attack) in steps(tasks, "attacks"):
+            if found is not None and found.done[number * len(self.attacks) + place]:
+                continue
+            rows = chunk
+            if place and self.survivors_only:
+                rows = chunk[~found.arrays["success"][chunk]]
+            if len(rows):
+                if progress is not None:
+                    progress(f"{name}: {len(rows)} inputs, chunk {number + 1} of {len(chunks)}")
+                labels = (
+                    found.arrays["labels"][rows]
+                    if place
+                    else None
+                    if y is None
+                    else (np.asarray(y)[rows])
+                )
+                result = attack.on_rows(model, x[rows], labels, rows, len(x), progress, packing)
+                if found is None:
+                    found = _Found.empty(x, len(chunks) * len(self.attacks))
+                found.merge(rows, result, name, first=place == 0)
+            found.done[number * len(self.attacks) + place] = True
+            found.save(state, key)
+        result = EnsembleResult(
             **found.arrays,
             norm=self.norm,
             ball=self.ball,
@@ -175,11 +178,14 @@ class Ensemble:
             notes=tuple(found.notes),
             found_by=found.found_by,
         )
+        return unpacked(result, packing, given)
 
-    def _fingerprint(self, model, x, y, size):
+    def _fingerprint(self, model, x, y, size, packing=None):
         digest = hashlib.sha256(_FORMAT.encode())
         for part in (self.survivors_only, size, x.shape, None if y is None else np.asarray(y)):
             digest.update(_identity(part))
+        if packing is not None:
+            digest.update(_identity((packing.inputs.names, packing.chosen)))
         for name, attack in self.attacks.items():
             digest.update(_identity((name, type(attack).__name__, sorted(vars(attack).items()))))
         digest.update(repr(described(model)).encode())
@@ -312,16 +318,19 @@ class _Found:
         """What `path` holds; None without a file."""
         if path is None or not Path(path).exists():
             return None
+
+        def refuse(reason, error):
+            raise ValueError(reason) from error
+
         try:
-            with np.load(path, allow_pickle=False) as file:
-                content = {name: file[name] for name in file.files}
+            content = {name: np.array(a) for name, a in read_arrays(Path(path), refuse).items()}
             header = json.loads(content.pop("header").tobytes())
             numbers, done = content.pop("found_by"), content.pop("done")
             names = np.array(header["names"], object)[numbers]
             fits = header["format"] == _FORMAT and set(content) == set(_ARRAYS)
             fits = fits and done.shape == (stages,)
             same = header["key"] == key
-        except (OSError, EOFError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, LookupError, ValueError, TypeError) as error:
             raise ValueError(f"`state` is no attack state. Received: {path} ({error}).") from None
         if not same or not fits:
             raise ValueError(

@@ -133,14 +133,14 @@ class FAB(MinimalAttack):
         x = problem.x[batch][rows]
         size = np.minimum(least[rows], problem.radius[batch][rows])
         size = np.where(np.isfinite(size), size, 0.0)
-        start = x.copy()
+        start, free = x.copy(), problem.free
         for i, row in enumerate(rows):
             random = generator(self.seed, problem.index[batch][row], run)
-            direction = random.uniform(-1, 1, x.shape[1])
+            direction = random.uniform(-1, 1, free)
             if self.norm is L2:
-                direction = random.standard_normal(x.shape[1])
+                direction = random.standard_normal(free)
             length = np.linalg.norm(direction, np.inf if self.norm is Linf else 2)
-            start[i] += 0.5 * size[i] * direction / length
+            start[i, :free] += 0.5 * size[i] * direction / length
         return start if problem.bounds is None else np.clip(start, *problem.bounds)
 
 

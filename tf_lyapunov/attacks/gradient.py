@@ -133,8 +133,8 @@ class PGD(Attack):
 
     def _start(self, problem, rows, restart):
         """Uniformly random points of the ball, one generator per sample, inside the box."""
-        dimension = problem.x.shape[1]
-        start = np.empty((len(rows), dimension), np.float32)
+        dimension = problem.free
+        start = problem.x[rows]
         for i, row in enumerate(rows):
             random = generator(self.seed, problem.index[row], restart)
             if isinstance(self.ball, Linf):
@@ -142,7 +142,7 @@ class PGD(Attack):
             else:
                 direction = random.standard_normal(dimension)
                 direction *= random.uniform() ** (1 / dimension) / np.linalg.norm(direction)
-            start[i] = problem.x[row] + problem.radius[row] * direction
+            start[i, :dimension] += problem.radius[row] * direction
         return start if problem.bounds is None else np.clip(start, *problem.bounds)
 
     def _ascend(self, problem, rows, run, random):

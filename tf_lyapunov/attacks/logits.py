@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +11,10 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 from keras import ops
+
+from tf_lyapunov.program.logits import LogitsModel
+from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.replay import without_activation
 
 # Outputs of low-precision (bfloat16) softmax heads sum to one only to this accuracy.
 _PROBABILITY_TOL = 1e-2
@@ -35,12 +41,26 @@ class LogitsView:
     compiled: dict = field(default_factory=dict)
     checked: bool = False
 
+    def packed(self, packing) -> LogitsView:
+        """The same logits, of rows that hold several inputs."""
+        key = ("packed", packing.chosen, packing.shapes, packing.dtypes)
+        if key not in self.compiled:
+            function = self.function
+            self.compiled[key] = LogitsView(
+                lambda rows: function(packing.tensors(rows)),
+                self.heads,
+                self.affine,
+                self.fingerprint,
+                self.variables,
+            )
+        return self.compiled[key]
+
     @property
     def head(self) -> str | None:
         """The last head that was looked through, or None: the outputs are the logits."""
         return self.heads[0] if self.heads else None
 
-    def check_outputs(self, model, outputs: np.ndarray, x: np.ndarray, predict, logits) -> None:
+    def check_outputs(self, model, outputs, x, predict, logits, free=None) -> None:
         """Refuse models whose outputs are probabilities that cannot be looked through.
 
         Args:
@@ -49,6 +69,7 @@ class LogitsView:
             x: array `(n, ...)`.
             predict: function from inputs to the model's own outputs.
             logits: function from inputs to this view's logits.
+            free: number of leading entries of rows that may change, None for all.
 
         Raises:
             ValueError: if `outputs` are probabilities although no head was found, or a head was
@@ -70,6 +91,8 @@ class LogitsView:
         elif not self.affine and _look_like_probabilities(outputs):
             # Logits may lie in [0, 1] by chance, but not also far away from the data.
             probes = np.concatenate([100.0 * x[few], -100.0 * x[few]]).astype(np.float32)
+            if free is not None:
+                probes[:, free:] = np.concatenate([x[few], x[few]])[:, free:]
             if _look_like_probabilities(predict(probes)):
                 raise ValueError(
                     f"Model {model.name!r} returns probabilities, and its head could not be looked "
@@ -84,7 +107,7 @@ class LogitsView:
 _VIEWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def logits_view(model) -> LogitsView:
+def logits_view(model, packing=None) -> LogitsView:
     """The logits of a built Keras classifier.
 
     Looks through a final `Softmax` layer, `Activation("softmax")`, `activation="softmax"` of the
@@ -92,29 +115,38 @@ def logits_view(model) -> LogitsView:
     renewed when its layers change.
 
     Args:
-        model: built Keras model with one input and one output.
+        model: built Keras model with one output.
+        packing: `Packing` of its inputs, if it has several.
 
     Returns:
         A `LogitsView`.
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it has several inputs or outputs.
+        ValueError: if it has several outputs, or several inputs without a `packing`.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras model. Received: {type(model).__name__}.")
+    view = _view(model, packing is not None)
+    return view if packing is None else view.packed(packing)
+
+
+def _view(model, several):
+    if _is_graph(model) and (len(model.outputs) != 1 or (len(model.inputs) != 1 and not several)):
+        raise ValueError(
+            "Attacks need a model with one output, and arrays for each of its inputs. Received: "
+            f"model {model.name!r} with {len(model.inputs)} inputs and {len(model.outputs)} "
+            "outputs."
+        )
     fingerprint = tuple(_fingerprint(model))
     view = _VIEWS.get(model)
     if view is not None and view.fingerprint == fingerprint:
         return view
     function, heads, affine = None, (), False
     if _is_graph(model):
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise ValueError(
-                "Attacks need a model with one input and one output. Received: model "
-                f"{model.name!r} with {len(model.inputs)} inputs and {len(model.outputs)} outputs."
-            )
         function, heads, affine = _peel(model)
+    if function is None and not affine:
+        function, heads = _read_to_logits(model)
     if function is None:
         reference = weakref.ref(model)
 
@@ -124,6 +156,27 @@ def logits_view(model) -> LogitsView:
     view = LogitsView(function, heads, affine, fingerprint, list(model.variables))
     _VIEWS[model] = view
     return view
+
+
+def _read_to_logits(model):
+    """Logits function and heads of a model whose end only its reading shows, or `(None, ())`.
+
+    Such are a head within a layer of the user's own, or in a subclassed model.
+    """
+    if _is_graph(model):
+        operation = model.outputs[0]._keras_history.operation
+        if type(operation).__module__.startswith(("keras.", "tf_lyapunov.")):
+            return None, ()
+    try:
+        network = read_network(model, bounded=False)
+    except ValueError:  # what cannot be read is attacked as it is
+        return None, ()
+    single = network.graph.output.shape[-1] == 1
+    if network.decision != "sigmoid" and (network.decision != "softmax" or single):
+        return None, ()
+    head = network.decision
+    graph = dataclasses.replace(network.graph, model=None)
+    return LogitsModel(dataclasses.replace(network, model=None, graph=graph)), (head,)
 
 
 def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
@@ -141,6 +194,37 @@ def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
         return 0.5 * (1.0 + np.tanh(0.5 * logits))
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Margin f_y - max_j≠y f_j in float64, negative where the class y is not the largest.
+
+    Args:
+        logits: array `(n, classes)`, at least two classes.
+        labels: int array `(n,)`.
+
+    Returns:
+        float64 array `(n,)`.
+    """
+    logits = np.array(logits, np.float64)
+    own, rows = logits[np.arange(len(logits)), labels], np.arange(len(logits))
+    logits[rows, labels] = -math.inf
+    return own - logits.max(axis=1)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy -log softmax(f)_y per sample, in float64.
+
+    Args:
+        logits: array `(n, classes)`.
+        labels: int array `(n,)`.
+
+    Returns:
+        float64 array `(n,)`.
+    """
+    logits = np.asarray(logits, np.float64)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), labels]
 
 
 def _look_like_probabilities(outputs) -> bool:
@@ -194,12 +278,14 @@ def _peel(model):
         heads, tensor = (*heads, name), sources[0]
         owns_map = not isinstance(operation, keras.layers.Activation)
         if owns_map and getattr(operation, "activation", None) is not None:
-            tail = _without_activation(operation)
+            tail = without_activation(operation)
             break
     if not heads:
         return None, (), affine
     features = None
-    if not _is_input(tensor, model):
+    if len(model.inputs) > 1:
+        features = keras.Model(model._inputs_struct, tensor, name="attacked_features")
+    elif not _is_input(tensor, model):
         # Named, so that Keras's counter for automatic names does not move.
         features = keras.Model(model.inputs, tensor, name="attacked_features")
 
@@ -229,19 +315,6 @@ def _head_name(operation) -> str | None:
         return _head_name(activation)
     name = getattr(activation, "__name__", "")
     return "softmax" if name in ("softmax_v2", "softmax") else name
-
-
-def _without_activation(layer):
-    """The same layer, with the same variables, that stops before its activation."""
-    # `copy.copy` would serialise the layer and so copy the weights.
-    shadow = object.__new__(type(layer))
-    shadow.__dict__.update(layer.__dict__)
-    object.__setattr__(shadow, "activation", keras.activations.linear)
-
-    def pre_activation(x):
-        return shadow(x)
-
-    return pre_activation
 
 
 def two_columns(logits):

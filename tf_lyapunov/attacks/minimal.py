@@ -319,14 +319,14 @@ class IterativePerturbation:
             raise TypeError(f"`attack` must be an attack. Received: attack={attack!r}.")
         self.steps = positive_int("steps", steps)
 
-    def __call__(self, model, x, *, progress=None) -> tuple[AttackResult, ...]:
+    def __call__(self, model, x, *, perturbed=None, progress=None) -> tuple[AttackResult, ...]:
         """One `AttackResult` per step; step i attacks `x_adv` of step i - 1.
 
         An input whose step failed stays where that attack left it.
         """
-        path = []
+        path, options = [], {"perturbed": perturbed, "progress": progress}
         for _ in range(self.steps):
-            path.append(self.attack(model, path[-1].x_adv if path else x, progress=progress))
+            path.append(self.attack(model, path[-1].x_adv if path else x, **options))
         return tuple(path)
 
     def __repr__(self):

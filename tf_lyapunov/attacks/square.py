@@ -93,7 +93,7 @@ class Square(Attack):
 
     def _run(self, problem, rows, run):
         """One run on one batch; samples that are broken leave it between chunks."""
-        image = _image(problem.shape)
+        image, free = _image(problem.image), problem.free
         options = dict(
             norm=self.norm, targeted=self.targeted, boxed=problem.bounds is not None, image=image
         )
@@ -103,6 +103,8 @@ class Square(Attack):
         size = problem.radius[rows]
         change = np.stack([self._start(random, image) for random in randoms])
         change = (change * size[:, None]).astype(np.float32)
+        held = problem.x.shape[1] - free
+        change = np.pad(change, [(0, 0), (0, held)]) if held else change
         if problem.bounds is not None:
             x = problem.x[rows]
             change = np.clip(x + change, *problem.bounds) - x
@@ -205,6 +207,7 @@ class _Loop:
         tall, wide = ops.cast(side[0], "int32"), ops.cast(side[1], "int32")
         size = radius[:, None, None, None]
         height, width, channels = self.image
+        free = height * width * channels
         rows, columns = ops.arange(height)[None, :], ops.arange(width)[None, :]
         count = ops.shape(numbers)[1]
 
@@ -247,8 +250,10 @@ class _Loop:
             return ops.logical_and(i < count, ops.logical_not(ops.all(found)))
 
         def body(i, change, most, found):
-            image = ops.reshape(change, (-1, *self.image))
-            new = ops.reshape(proposal(image, ops.take(numbers, i, axis=1)), ops.shape(x))
+            image = ops.reshape(change[:, :free], (-1, *self.image))
+            new = ops.reshape(proposal(image, ops.take(numbers, i, axis=1)), (-1, free))
+            if x.shape[1] > free:  # what is held fixed stays behind
+                new = ops.concatenate([new, change[:, free:]], axis=1)
             new = clip(x + new, low, high, self.boxed) - x
             if self.norm is L2:
                 length = extent(new, L2)

@@ -29,6 +29,7 @@ from tf_lyapunov.bounds.multipliers import ChainBound, as_chain
 from tf_lyapunov.bounds.programs import first_order
 from tf_lyapunov.bounds.programs.sdp import verified_point
 from tf_lyapunov.program import rounding
+from tf_lyapunov.progress import steps
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _LINEAR = ("linear", "batch normalization")
@@ -294,14 +295,14 @@ def with_blocks(network, *, seconds=30.0):
         except ValueError:  # too large: composed as before
             return None
 
-    for block in residual_blocks(network):
+    for block in steps(residual_blocks(network), "residual blocks"):
         node, branch = nodes[block.name], block.chain
         gain = gain_of(residual_gain, branch, shortcut=block.shortcut)
         if gain is not None:
             method = f"residual block of {branch.depth} linear layers, one matrix inequality"
             replaced[node.name] = _merged_node(node, block.start, gain, method)
     inner = {name for node in network.nodes for name in _inside(node, nodes, readable)}
-    for node in network.nodes:
+    for node in steps(network.nodes, "runs of layers"):
         if node.kind not in _LINEAR or node.name in inner:
             continue
         run = [nodes[name] for name in _path(node.name, nodes, readable)[:-1]][::-1]
@@ -334,5 +335,6 @@ def _chain_gain(chain, seconds):
 
 def _merged_node(node, start, gain, method):
     return dataclasses.replace(
-        node, inputs=(start,), gain_upper_bound=gain, method=method, rule="single", weights=(1.0,)
-    )
+        node, inputs=(start,), gain_upper_bound=gain, method=method, rule="single", weights=(1.0,),
+        matrix=None,
+    )  # fmt: skip

@@ -8,7 +8,8 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import innermost
-from tf_lyapunov.program.linear import BatchNormScale, inference_value, kernel_maps
+from tf_lyapunov.program.families.scaling import BatchNormScale
+from tf_lyapunov.program.weights import inference_value, kernel_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.sectors import Sector
@@ -271,10 +272,12 @@ class Tail:
     Attributes:
         chain: `Chain`.
         start: name of the node that the chain reads; everything up to it is composed.
+        after: gain of what follows the chain.
     """
 
     chain: Chain
     start: str
+    after: float = 1.0
 
 
 def dense_tail(network):
@@ -290,8 +293,50 @@ def dense_tail(network):
         UnsupportedLayerError: if the logits are not made by a dense or convolution layer.
     """
     nodes = {node.name: node for node in network.nodes}
+    run = _run_before(network, nodes, network.logits)
+    ends = [node for node in run if node.kind in (*_LINEAR, "activation")]
+    if not run or ends[-1].kind == "activation":
+        raise UnsupportedLayerError(
+            "This method needs logits made by a dense layer, without a function after it. "
+            f"Received: node {network.logits!r}. Use method='composition'."
+        )
+    return Tail(chain_of(run, nodes), run[0].inputs[0])
+
+
+def tail_before(network, name):
+    """Longest such chain before any node, whose outputs may have any shape.
+
+    Functions at its end belong to it; what else follows, one node after the other, is composed.
+
+    Args:
+        network: `Network`.
+        name: of the node.
+
+    Returns:
+        `Tail`.
+
+    Raises:
+        UnsupportedLayerError: naming the node behind which no such chain ends.
+    """
+    nodes = {node.name: node for node in network.nodes}
+    node, after = nodes[name], 1.0
+    while node.kind != "input" and len(node.inputs) == 1 and not is_readable(node, nodes):
+        after = rounding.product_up(after, node.gain_upper_bound, *node.weights)
+        node = nodes[node.inputs[0]]
+    run = _run_before(network, nodes, node.name)
+    if not run:
+        raise UnsupportedLayerError(
+            "This method needs outputs that a dense layer or a small convolution makes, with "
+            "functions of one input after it. "
+            f"Received: node {node.name!r} of kind {node.kind!r}. Use method='composition'."
+        )
+    return Tail(chain_of(run, nodes), run[0].inputs[0], after)
+
+
+def _run_before(network, nodes, name):
+    """Nodes of the longest chain that ends at a node, from its first linear one on."""
     consumers = network.consumers()
-    run, node = [], nodes[network.logits]
+    run, node = [], nodes[name]
     while is_readable(node, nodes):
         if run and len(consumers[node.name]) > 1:
             break
@@ -300,13 +345,7 @@ def dense_tail(network):
     run.reverse()
     while run and run[0].kind not in _LINEAR:
         run.pop(0)
-    ends = [node for node in run if node.kind in (*_LINEAR, "activation")]
-    if not run or ends[-1].kind == "activation":
-        raise UnsupportedLayerError(
-            "This method needs logits made by a dense layer, without a function after it. "
-            f"Received: node {network.logits!r}. Use method='composition'."
-        )
-    return Tail(chain_of(run, nodes), run[0].inputs[0])
+    return run
 
 
 def chain_of(run, nodes, size=None):

@@ -7,8 +7,8 @@ import time
 import numpy as np
 
 from tf_lyapunov.bounds.blocks import with_blocks
-from tf_lyapunov.bounds.chains import dense_tail, product_gain
-from tf_lyapunov.bounds.composition import lipschitz_constants
+from tf_lyapunov.bounds.chains import dense_tail, product_gain, tail_before
+from tf_lyapunov.bounds.composition import lipschitz_constants, moving_entries
 from tf_lyapunov.bounds.dissipativity import network_indices
 from tf_lyapunov.bounds.eclipse import closed_form, eclipse
 from tf_lyapunov.bounds.liplt import liplt
@@ -16,6 +16,7 @@ from tf_lyapunov.bounds.lipsdp import check_size, estimated_cost, lipsdp
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.progress import steps
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "local",
            "linear", "auto")  # fmt: skip
@@ -44,18 +45,30 @@ class NetworkGain:
     proof: ChainProof | None = None
 
 
-def network_gain(network, constants, method, *, time_budget=60.0, solver="structured"):
+def network_gain(
+    network,
+    constants,
+    method,
+    *,
+    time_budget=60.0,
+    solver="structured",
+    sources=None,
+    target=None,
+):
     """Gains of the logits by one of `METHODS`, never above those of the composition rule.
 
     The longest dense chain that ends at the logits (small convolutions included) is bounded by the
-    method; what comes before it is composed.
+    method; what comes before it is composed. Of another target, what comes after it too.
 
     Args:
         network: `Network`.
-        constants: `lipschitz_constants(network)`.
+        constants: `lipschitz_constants(network, sources)`.
         method: one of `METHODS`. `"auto"` takes the tightest that `time_budget` allows.
         time_budget: seconds for the search, about.
         solver: see `sdp.solve`.
+        sources: names of the inputs that change, None for all.
+        target: name of a node, whose outputs may have any shape, instead of the logits; then no
+            pairs are bounded.
 
     Returns:
         `NetworkGain`.
@@ -65,27 +78,30 @@ def network_gain(network, constants, method, *, time_budget=60.0, solver="struct
         ValueError: if it is too large for the method.
     """
     begin = time.monotonic()
+    end = network.logits if target is None else target
     if method in ("composition", "linear"):  # the latter bounds inputs one by one
-        return NetworkGain(constants[network.logits], None, method, (), 0.0)
+        return NetworkGain(constants[end], None, method, (), 0.0)
     composed, text = constants, ""
     if not network.is_chain:  # residual blocks, and what precedes the chain, as wholes
-        composed = lipschitz_constants(with_blocks(network, seconds=time_budget / 4))
-        if composed[network.logits] < constants[network.logits]:
+        composed = lipschitz_constants(with_blocks(network, seconds=time_budget / 4), sources)
+        if composed[end] < constants[end]:
             text = (
                 f"{RESIDUAL}, by one matrix inequality each: gain "
-                f"{composed[network.logits]:.6g} of the composition against "
-                f"{constants[network.logits]:.6g}."
+                f"{composed[end]:.6g} of the composition against "
+                f"{constants[end]:.6g}."
             )
     try:
-        tail = dense_tail(network)
+        tail = dense_tail(network) if target is None else tail_before(network, target)
     except UnsupportedLayerError:
         if method != "auto":
             raise
         sentences = ("Method: auto chose composition, since no dense layer makes the logits.", text)
         elapsed = time.monotonic() - begin
         kept = tuple(filter(None, sentences))
-        return NetworkGain(composed[network.logits], None, method, kept, elapsed)
-    chain, before = tail.chain, composed[tail.start]
+        return NetworkGain(min(composed[end], constants[end]), None, method, kept, elapsed)
+    chain, before = _moving_chain(network, constants, tail, sources), composed[tail.start]
+    if chain is None:
+        return NetworkGain(0.0, None, method, ("No perturbed input reaches it.",), 0.0)
     chosen = choose(chain, time_budget) if method in ("auto", "local") else method
     if chosen == "lipsdp":
         check_size(chain.widths)
@@ -100,11 +116,13 @@ def network_gain(network, constants, method, *, time_budget=60.0, solver="struct
         failed = whole.verdict == "SOLVER_FAILED"
         pair_method = chosen
         bound = whole.gain_upper_bound
-    pairs, pair_text, found = _pairs(
-        chain, pair_method, max(time_budget - (time.monotonic() - begin), 0.0), solver, bound
-    )
+    pairs, pair_text, found = None, "", {}
+    if target is None:
+        left = max(time_budget - (time.monotonic() - begin), 0.0)
+        pairs, pair_text, found = _pairs(chain, pair_method, left, solver, bound)
     proof = ChainProof(tail.start, whole, found, indices, chain.sectors, chain.widths)
-    total = min(composed[network.logits], rounding.product_up(before, bound))
+    total = rounding.product_up(before, bound, tail.after)
+    total = min(composed[end], constants[end], total)
     if pairs is not None:
         pairs = np.where(pairs == 0, 0.0, rounding.up(before * pairs))
     name = chosen.replace("_", " ")
@@ -118,6 +136,23 @@ def network_gain(network, constants, method, *, time_budget=60.0, solver="struct
         + (" The solver failed (SOLVER_FAILED); the closed form's bound stands." if failed else ""),
     )
     return NetworkGain(total, pairs, method, tuple(sentences), elapsed, proof)
+
+
+def _moving_chain(network, constants, tail, sources):
+    """The chain on those entries of its input that may change; None if there are none."""
+    entries = moving_entries(network, tail.start, constants, sources or network.inputs)
+    chain = tail.chain
+    if entries is None or len(entries) != chain.widths[0] or np.all(entries):
+        return None if constants[tail.start] == 0 else chain
+    if not np.any(entries):
+        return None
+    error = chain.errors[0]
+    return dataclasses.replace(
+        chain,
+        weights=(chain.weights[0][:, entries], *chain.weights[1:]),
+        errors=(error[:, entries] if np.ndim(error) else error, *chain.errors[1:]),
+        biases=None,  # they differ from input to input
+    )
 
 
 def choose(chain, time_budget):
@@ -163,15 +198,14 @@ def _pairs(chain, method, seconds, solver, whole):
     deadline = time.monotonic() + max(seconds, 5.0)
     cap = rounding.product_up(float(rounding.up(math.sqrt(2.0))), whole)
     pairs, bounds = np.zeros((classes, classes)), {}
-    for i in range(classes):
-        for j in range(i):
-            row = np.zeros((1, classes))
-            row[0, i], row[0, j] = 1.0, -1.0
-            late = time.monotonic() > deadline
-            part = chain.with_output(row)
-            found = _bound(part, "closed_form" if late else used, seconds, solver)
-            bounds[i, j] = found
-            pairs[i, j] = pairs[j, i] = min(cap, found.gain_upper_bound)
+    for i, j in steps(list(zip(*np.tril_indices(classes, -1), strict=True)), "pairs of classes"):
+        row = np.zeros((1, classes))
+        row[0, i], row[0, j] = 1.0, -1.0
+        late = time.monotonic() > deadline
+        part = chain.with_output(row)
+        found = _bound(part, "closed_form" if late else used, seconds, solver)
+        bounds[i, j] = found
+        pairs[i, j] = pairs[j, i] = min(cap, found.gain_upper_bound)
     return pairs, f", and each of {count} pairs of logits by {used.replace('_', ' ')}", bounds
 
 

@@ -1,14 +1,15 @@
 """Composition of node gains into a Lipschitz bound, and of rounding errors into an allowance."""
 
 import dataclasses
-import json
+import hashlib
 import math
 
 import numpy as np
 
+from tf_lyapunov.bounds.chains import norm_up
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.network import read_network
-from tf_lyapunov.program.validation import validate_on_probes
+
+UNIT = rounding.UNIT_ROUNDOFF["float64"]
 
 # The recursions below take a few float64 operations per node; far fewer than 10¹¹ in all.
 _RECURSION_SLACK = 1 + 1e-5
@@ -38,101 +39,120 @@ class Contribution:
     inputs: tuple = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class GainBound:
-    """An upper bound on a model's l2 gain, with every layer's contribution.
-
-    Attributes:
-        gain_upper_bound: float; ‖f(u) - f(v)‖ ≤ gain·‖u - v‖ for all inputs u, v.
-        contributions: tuple of `Contribution`, in the order of the graph.
-        assumptions: tuple of sentences under which the bound holds.
-        model_digest: SHA-256 of the model's layers and weights.
-    """
-
-    gain_upper_bound: float
-    contributions: tuple
-    assumptions: tuple
-    model_digest: str
-
-    def explain(self):
-        """Plain-text table of every layer's contribution, and the assumptions."""
-        title = f"No change of the input is amplified by more than {self.gain_upper_bound:.6g} (l2)"
-        return "\n".join([title, "", *table(self.contributions), "", *numbered(self.assumptions)])
-
-    def __str__(self):
-        return self.explain()
-
-    def to_json(self):
-        """JSON text with all fields."""
-        return json.dumps(encode(dataclasses.asdict(self)), allow_nan=False)
-
-
-def lipschitz_upper_bound(model, *, outputs="logits", input_shapes=None):
-    """Upper bound on the l2 Lipschitz constant of a Keras model at inference.
-
-    Over the graph, L(input) = 1 and, for a layer of gain g that reads the nodes k,
-
-        L = g·L_k,   L = Σ w_k L_k (Add, Subtract),   L = √Σ L_k² (Concatenate, Maximum, Minimum),
-
-    so that a residual block x + f(x) has 1 + L_f. Sufficient, and valid for all inputs; not the
-    smallest such constant. With several inputs the distance is that of their concatenation.
-
-    Args:
-        model: a built Keras model of supported layers (see `read_network`).
-        outputs: `"logits"` stops before a final softmax or sigmoid, `"model"` includes it.
-        input_shapes: list of shapes with the batch axis, to fix sizes that the model leaves open.
-
-    Returns:
-        `GainBound`.
-
-    Raises:
-        UnsupportedLayerError: naming a layer without a proven gain.
-        UnfaithfulReading: naming the first step at which the model contradicts its reading.
-        ValueError: if the model is not built, or `outputs` is unknown.
-
-    Example:
-
-    >>> import keras
-    >>> dense = keras.layers.Dense(1, kernel_initializer="ones")
-    >>> model = keras.Sequential([keras.Input((4,)), dense])
-    >>> round(lipschitz_upper_bound(model).gain_upper_bound, 9)
-    2.0
-
-    Reference: composition rules, sound form (theory of the product bound: Szegedy et al., 2014).
-    """
-    if outputs not in ("logits", "model"):
-        raise ValueError(f"`outputs` must be 'logits' or 'model'. Received: outputs={outputs!r}.")
-    network = read_network(model, input_shapes)
-    name = network.logits if outputs == "logits" else network.output
-    validation = validate_on_probes(network)
-    constants = lipschitz_constants(network)
-    return GainBound(
-        constants[name],
-        contributions(network, constants, name),
-        (*model_assumptions(network), validation.sentence()),
-        network.digest(),
-    )
-
-
 def lipschitz_constants(network, source=None):
     """Upper bound on the gain from the model's input to every node, by name, rounded up.
 
-    With the name of a `source`, the gain from that node's output, all other inputs held fixed.
+    With ℓ_i the gain from input i alone, the others held fixed, and L that from all together,
+
+        L ≤ √Σ ℓ_i²,        L ≤ ‖M‖₂ for a concatenation, M_ki = ℓ_i of the k-th part,
+
+    besides the composition rules: disjoint signals of norms d_i reach no more than ‖M d‖. A dense
+    layer is bounded by the columns of those entries that may change.
+
+    Args:
+        network: `Network`.
+        source: names of the nodes whose outputs change, all other inputs held fixed (a name or a
+            tuple); None for all inputs.
+
+    Returns:
+        Dict from names to floats.
     """
+    if source is None:
+        source = network.inputs
+    sources = (source,) if isinstance(source, str) else tuple(source)
+    alone = [_composed(network, (one,)) for one in sources] if len(sources) > 1 else []
+    return _composed(network, sources, alone)
+
+
+def _composed(network, sources, alone=()):
+    """Constants of `sources` together, given those of each of them alone."""
     constants = {}
     for node in network.nodes:
-        if node.name == source or node.kind == "input":
-            constants[node.name] = 1.0 if source in (None, node.name) else 0.0
+        if node.name in sources or node.kind == "input":
+            constants[node.name] = 1.0 if node.name in sources else 0.0
             continue
         read = [
             rounding.product_up(w, constants[name])
             for w, name in zip(node.weights, node.inputs, strict=True)
         ]
-        combine = (
-            rounding.root_sum_squares_up if node.rule == "root_sum_squares" else (rounding.sum_up)
-        )
-        constants[node.name] = rounding.product_up(node.gain_upper_bound, combine(*read))
+        if node.rule == "root_sum_squares":
+            reach = rounding.root_sum_squares_up(*read)
+            if alone:
+                parts = list(zip(node.weights, node.inputs, strict=True))
+                table = [[rounding.product_up(w, each[k]) for each in alone] for w, k in parts]
+                reach = min(reach, _table_norm(table))
+        else:
+            reach = rounding.sum_up(*read)
+        gain = node.gain_upper_bound
+        if reach > 0 and node.matrix is not None and math.isfinite(gain):
+            gain = min(gain, _gain_of_moving(network, node, constants, sources))
+        constants[node.name] = rounding.product_up(gain, reach)
+        if alone:
+            apart = rounding.root_sum_squares_up(*(each[node.name] for each in alone))
+            constants[node.name] = min(constants[node.name], apart)
     return constants
+
+
+def _table_norm(table):
+    """Upper bound on the norm of a small matrix of numbers ≥ 0, by Schur's test."""
+    rows = max(rounding.sum_up(*row) for row in table)
+    columns = max(rounding.sum_up(*column) for column in zip(*table, strict=True))
+    product = rounding.product_up(rows, columns)
+    return rows if rows == columns else rounding.sqrt_up(product)
+
+
+def moving_entries(network, name, constants, sources):
+    """Which features of a node can change, bool (features,), or None where all may.
+
+    Features are held fixed where they come, through concatenations along the last axis and through
+    functions that act entry by entry, from nodes that no source reaches.
+
+    Args:
+        network: `Network`.
+        name: of the node.
+        constants: of `lipschitz_constants`; what has gain 0 does not change.
+        sources: names of the nodes that change, whatever they read.
+    """
+    node = network[name]
+    size = node.output_shape[-1]
+    if size is None or name in sources:
+        return None
+    if constants[name] == 0:
+        return np.zeros(size, bool)
+    kind = type(node.layer).__name__
+    by_entry = node.kind in ("identity", "batch normalization") or node.sector is not None
+    if by_entry and len(node.inputs) == 1:
+        if network[node.inputs[0]].output_shape == node.output_shape:
+            return moving_entries(network, node.inputs[0], constants, sources)
+    rank = len(node.output_shape)
+    joins = node.kind == "merge" and kind == "Concatenate" and node.rule == "root_sum_squares"
+    if joins and node.layer.axis % rank == rank - 1:
+        parts = [moving_entries(network, k, constants, sources) for k in node.inputs]
+        sizes = [network[k].output_shape[-1] for k in node.inputs]
+        parts = [np.ones(n, bool) if p is None else p for p, n in zip(parts, sizes, strict=True)]
+        found = np.concatenate(parts)
+        return found if len(found) == size and not np.all(found) else None
+    return None
+
+
+def _gain_of_moving(network, node, constants, sources):
+    """Gain of a dense layer on those entries of its input that may change."""
+    entries = moving_entries(network, node.inputs[0], constants, sources)
+    if entries is None or len(entries) != len(node.matrix):
+        return math.inf
+    return norm_of_rows(node, entries)
+
+
+def norm_of_rows(node, entries):
+    """Upper bound on the norm of a node's matrix restricted to some of its inputs."""
+    rows = node.matrix[entries]
+    if not rows.size or not np.any(rows):
+        return 0.0
+    bound = norm_up(rows)
+    if node.batch_norms:
+        # Three roundings per folded entry, as for the whole matrix.
+        bound = rounding.sum_up(bound, 4 * UNIT * float(np.linalg.norm(rows)) * (1 + 1e-9))
+    return bound
 
 
 def contributions(network, constants, output):
@@ -156,14 +176,40 @@ def contributions(network, constants, output):
     )
 
 
-def model_assumptions(network):
-    """Sentences under which the gain bound of a network holds."""
+def claim_digest(network, chosen):
+    """Digest of what a claim is about: the network, and which inputs may change if not all.
+
+    Args:
+        network: `Network`.
+        chosen: bool per input.
+    """
+    digest = network.digest()
+    if all(chosen):
+        return digest
+    text = f"{digest} perturbed {[i for i, moves in enumerate(chosen) if moves]}"
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_assumptions(network, perturbed=None):
+    """Sentences under which the gain bound of a network holds.
+
+    Args:
+        network: `Network`.
+        perturbed: names of the inputs that change, or None for all.
+    """
+    what = "the tensor that the model receives"
+    if perturbed is not None:
+        names = ", ".join(map(repr, perturbed))
+        plural = "inputs" if len(perturbed) > 1 else "input"
+        what = f"the {plural} {names} as the model receives it, the other inputs held fixed"
+        what = what.replace(" it,", " them together,") if len(perturbed) > 1 else what
+    elif len(network.inputs) > 1:
+        what = f"the concatenation of all {len(network.inputs)} inputs as the model receives them"
     sentences = [
         "The model is the exact real-valued function of its settings and of its stored weights, "
         "cast as layers cast them at inference (no dropout or noise, moving statistics in batch "
         "normalization).",
-        "Changes of the input are measured in the l2 norm of the tensor that the model receives, "
-        "over all of real space.",
+        f"Changes of the input are measured in the l2 norm of {what}, over all of real space.",
     ]
     if network.graph.traced:
         sentences.append(
@@ -187,7 +233,8 @@ def rounding_errors(network, input_norms, name, precision="model"):
 
     Args:
         network: `Network` with known sizes.
-        input_norms: float64 (n,), l2 norms of the inputs.
+        input_norms: float64 (n,), l2 norms of the inputs; a dict with those of every input, by
+            the names of their nodes, where there are several.
         name: node name.
         precision: `"model"`, or `"float64"` for an evaluation of the same weights in float64.
 
@@ -197,11 +244,13 @@ def rounding_errors(network, input_norms, name, precision="model"):
     Reference: Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.5.
     """
     norms, errors = {}, {}
-    input_norms = np.asarray(input_norms, dtype=np.float64)
+    if not isinstance(input_norms, dict):
+        input_norms = dict.fromkeys(network.inputs, input_norms)
     formats = _formats(network, precision)
     for node in network.nodes:
         if node.kind == "input":
-            norms[node.name], errors[node.name] = input_norms, np.zeros_like(input_norms)
+            norms[node.name] = np.asarray(input_norms[node.name], dtype=np.float64)
+            errors[node.name] = np.zeros_like(norms[node.name])
             continue
         weighted_norms = [w * norms[k] for w, k in zip(node.weights, node.inputs, strict=True)]
         weighted_errors = [w * errors[k] for w, k in zip(node.weights, node.inputs, strict=True)]
@@ -215,6 +264,48 @@ def rounding_errors(network, input_norms, name, precision="model"):
         if node.name == name:
             break
     return errors[name] * _RECURSION_SLACK
+
+
+def stays_finite(network, input_norms, name):
+    """Whether no value on the way to node `name` can overflow in the model's own formats.
+
+    Every entry and every partial sum is bounded by the gains, ‖f(u)‖ ≤ gain·‖u‖ + ‖f(0)‖, and a
+    factor of 2 is left for rounding.
+
+    Args:
+        network: `Network` with known sizes.
+        input_norms: float64 (n,), bounds on the l2 norms of the inputs; a dict with those of every
+            input, by the names of their nodes, where there are several.
+        name: node name.
+
+    Returns:
+        bool (n,).
+    """
+    if not isinstance(input_norms, dict):
+        input_norms = dict.fromkeys(network.inputs, input_norms)
+    norms = {}
+    fits = np.ones(np.shape(input_norms[network.inputs[0]]), dtype=bool)
+    formats = {t.producer: t.dtype for t in network.graph.inputs} | _formats(network, "model")
+    for node in network.nodes:
+        if node.kind == "input":
+            norms[node.name] = np.asarray(input_norms[node.name], dtype=np.float64)
+            continue
+        weighted = [w * norms[k] for w, k in zip(node.weights, node.inputs, strict=True)]
+        reading = sum(weighted)
+        size = _times(node.gain_upper_bound, reading) + node.affine.offset
+        form = formats.get(node.call)
+        largest = rounding.LARGEST.get(form, math.inf)
+        if any(formats.get(network[k].call) != form for k in node.inputs):
+            fits &= reading <= largest  # what is cast to this format
+        # The only function here that squares its input.
+        squared = size * size if node.method.startswith("squareplus") else size
+        fits &= np.maximum(size, squared) <= largest / 2
+        norms[node.name] = (
+            _times(node.gain_upper_bound, _combine(node.rule, weighted)) + node.affine.offset
+        )
+        if node.name == name:
+            break
+    return fits
 
 
 def _formats(network, precision):
@@ -239,7 +330,7 @@ def _lost(network, node, formats, size):
     reads = sum(_entries(network[name].output_shape) for name in node.inputs)
     if node.kind != "linear":
         reads = 4
-    writes = math.sqrt(_entries(node.output_shape))
+    writes = math.sqrt(_entries(node.output_shape) * node.copies)
     each = rounding.underflow(dtype) * (reads + 4)
     with np.errstate(over="ignore", invalid="ignore"):
         lost = each * writes * (1 + node.gain_upper_bound + size)

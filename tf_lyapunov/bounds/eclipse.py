@@ -23,6 +23,7 @@ from tf_lyapunov.bounds.programs.interior import MultiplierProblem, estimated_in
 from tf_lyapunov.bounds.programs.sdp import check_solver, solve
 from tf_lyapunov.errors import SolverFailure
 from tf_lyapunov.program import rounding
+from tf_lyapunov.progress import steps
 
 # Gap of a layer's first-order search above which the interior-point method is tried, within so many
 # seconds.
@@ -150,7 +151,7 @@ def _layer_by_layer(scaled, choose):
     x = np.eye(weights[0].shape[1])
     found = []
     try:
-        for index in range(len(weights) - 1):
+        for index in steps(range(len(weights) - 1), "hidden layers"):
             alpha, beta = scaled.alphas[index], scaled.betas[index]
             lam = choose(x, weights[index], weights[index + 1], alpha, beta)
             found.append(lam)

@@ -23,7 +23,8 @@ from tf_lyapunov.bounds.shift_invariant import (
 )
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.linear import inference_value
+from tf_lyapunov.program.weights import inference_value
+from tf_lyapunov.progress import reports_progress, stage
 from tf_lyapunov.spectral.reading import linear_maps
 from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.norms import norm_upper_bound
@@ -120,8 +121,16 @@ class SupplyVerdict:
         )
 
 
+@reports_progress
 def layer_indices(
-    layer, sector=None, *, delta=None, linear_map=None, multiplier="auto", solver="structured"
+    layer,
+    sector=None,
+    *,
+    delta=None,
+    linear_map=None,
+    multiplier="auto",
+    solver="structured",
+    progress=None,
 ):
     """Largest ν for which Theorem 1 proves a layer IIFOFP(δ, ν), from its weights.
 
@@ -146,6 +155,8 @@ def layer_indices(
         multiplier: `"diagonal"`, `"scalar"` (convolutions that keep their shape), `"norm"` (rule
             (2.1), from σ alone), or `"auto"`.
         solver: see `sdp.solve`.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook.
 
     Returns:
         `LayerIndices`.
@@ -213,10 +224,13 @@ def _delta_of_smallest_cone(read, multiplier, solver):
     size = read.norm or 1.0
 
     def squared_radius(c):
-        return c * c - 2 * c * _largest_nu(read, 1 / (2 * c), multiplier, solver, 1e-4)[0]
+        squared = c * c - 2 * c * _largest_nu(read, 1 / (2 * c), multiplier, solver, 1e-4)[0]
+        cones.advance()
+        return squared
 
-    # c beyond the gain only widens the cone; c = 0 is the limit of δ to infinity.
-    best = concave_argmax(lambda c: -squared_radius(c), 1e-3 * size, size, _CONES)
+    with stage("cones", _CONES + 2) as cones:
+        # c beyond the gain only widens the cone; c = 0 is the limit of δ to infinity.
+        best = concave_argmax(lambda c: -squared_radius(c), 1e-3 * size, size, _CONES)
     return 1 / (2 * best)
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.linear import absolute_norm_upper_bound
+from tf_lyapunov.program.families.linear import absolute_norm_upper_bound
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import convolution_axes
 from tf_lyapunov.theory.rounding import round_down

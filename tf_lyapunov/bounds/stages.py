@@ -6,11 +6,14 @@ before them, so that every stage's gain is (linear gain)·(largest slope)·(post
 
 import dataclasses
 
+import keras
+
 from tf_lyapunov.bounds.chains import keeps_order
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.linear import BatchNormScale, kernel_maps
+from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.network import Network, read_network
+from tf_lyapunov.program.weights import kernel_maps
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -100,8 +103,32 @@ def stages(model, input_shapes=None):
         before = []
         if not found and network.is_chain:
             before = network.nodes[1 : network.nodes.index(first)]
+        _check_fixed(network, (*before, *after))
         found.append(_stage(first, node, after, before, nodes))
     return tuple(found)
+
+
+# Kinds whose gain is read anew, is promised, or does not depend on weights.
+_KEPT = ("linear", "batch normalization", "lipschitz", "activation")
+
+
+def _check_fixed(network, nodes):
+    """Refuses steps of a stage whose gain depends on weights that are trained."""
+    calls = {call.name: call for call in network.graph.calls}
+    for node in nodes:
+        call = calls.get(node.call)
+        if call is None or node.kind in _KEPT:
+            continue
+        held = [v for v in keras.tree.flatten((call.args, call.kwargs))
+                if isinstance(v, keras.Variable)]  # fmt: skip
+        if isinstance(call.operation, keras.Layer):
+            held += call.operation.trainable_variables
+        if any(v.trainable for v in held):
+            raise UnsupportedLayerError(
+                "A stage needs layers whose gain stays as it is in training. Received: step "
+                f"{node.name!r} of kind {node.kind!r}, whose gain depends on trained weights. Set "
+                "`trainable = False` on its layer, or certify the model as it is."
+            )
 
 
 def _ancestors(nodes, name):

@@ -21,8 +21,8 @@ from tf_lyapunov.callbacks.reading import (
 from tf_lyapunov.certification import lipschitz_upper_bound
 from tf_lyapunov.growth import growth_upper_bounds
 from tf_lyapunov.layers.base import refresh
-from tf_lyapunov.program.linear import inference_value
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.projection import project
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.spectral.compilation import one_thread
@@ -307,7 +307,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
 
     def _enforce(self):
         self._sync()
-        project(self.model)
+        project(self.model, progress=False)  # Keras draws its own
         self._warm_up()
         self._steps.enforced(self.model)
         self._enforced = enforcement.fingerprint(self.model)
@@ -339,7 +339,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
                 continue
             kernel, linear_map = stage.maps[0]
             kernel = inference_value(kernel, stage.layer.compute_dtype)
-            proof = layer_indices(kernel, stage.sector, delta=indices.delta, linear_map=linear_map)
+            options = {"delta": indices.delta, "linear_map": linear_map, "progress": False}
+            proof = layer_indices(kernel, stage.sector, **options)
             found[stage.name] = proof.indices
         return found
 
@@ -366,7 +367,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
 
     def _gain(self, bound):
         if not self._is_whole:
-            return lipschitz_upper_bound(self.model).gain_upper_bound
+            return lipschitz_upper_bound(self.model, progress=False).gain_upper_bound
         gains = [s.sector.magnitude * bound[s.name] for s in self._stages]
         return up(float(np.prod(gains)))
 

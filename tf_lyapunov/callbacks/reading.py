@@ -6,7 +6,8 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.constraints import NormalizationBound, SpectralBound
-from tf_lyapunov.program.linear import BatchNormScale, inference_value
+from tf_lyapunov.program.families.scaling import BatchNormScale
+from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.spectral.norms import norm_estimate
 from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
 

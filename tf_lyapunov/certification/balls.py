@@ -4,15 +4,62 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.bounds.composition import rounding_errors
+from tf_lyapunov.bounds.composition import rounding_errors, stays_finite
 from tf_lyapunov.errors import UnfaithfulReading
 from tf_lyapunov.program import rounding
 
 # Entries of points that are tried at once.
 _ENTRIES = 2**19
 
+# Halvings of a radius: what is left of it is then smaller than any number.
+_HALVINGS = 64
 
-def check_balls(network, x, labels, radius, own, bounds=None):
+
+def without_overflow(network, norms, radius, sources):
+    """Radii cut to balls on which no value of the model can overflow in its own formats.
+
+    The exact function may stay within its class where the model gives infinity or NaN: float16
+    ends at 65504.
+
+    Args:
+        network: `Network`.
+        norms: dict of float64 (n,), bounds on the norms of every input by its node's name.
+        radius: float64 (n,), proved of the exact function.
+        sources: names of the inputs that a perturbation may change.
+
+    Returns:
+        float64 (n,), at most `radius`.
+    """
+    # The model receives no entry beyond its type's largest number.
+    ends = {
+        t.producer: rounding.LARGEST.get(t.dtype, math.inf) * math.sqrt(t.size)
+        for t in network.graph.inputs
+    }
+    largest = max(ends[name] for name in sources)
+
+    def fits(rows, radius):
+        with np.errstate(over="ignore", invalid="ignore"):
+            moves = {name: radius if name in sources else 0.0 for name in norms}
+            reached = {
+                name: np.minimum(rounding.up(norms[name][rows] + moves[name]), ends[name])
+                for name in norms
+            }
+            return stays_finite(network, reached, network.logits)
+
+    cut = np.flatnonzero((radius > 0) & ~fits(slice(None), radius))
+    if not len(cut):
+        return radius
+    radius = radius.copy()
+    low, high = np.zeros(len(cut)), np.minimum(radius[cut], largest)
+    for _ in range(_HALVINGS):
+        middle = low + (high - low) / 2
+        fine = fits(cut, middle)
+        low, high = np.where(fine, middle, low), np.where(fine, high, middle)
+    radius[cut] = low
+    return radius
+
+
+def check_balls(network, x, labels, radius, own, chosen=None, bounds=None):
     """The model keeps its decision at points of the very balls that are claimed, or nothing is.
 
     At the claimed radius in random directions and towards inputs of other classes; a check that
@@ -20,49 +67,72 @@ def check_balls(network, x, labels, radius, own, bounds=None):
 
     Args:
         network: `Network`.
-        x: the first inputs, as the model receives them.
+        x: list with the first rows of every input, as the model receives them.
         labels: int64 (n,), at least as many.
         radius: float64 (n,), of l2 balls within what is claimed.
         own: `LogitsModel` of the network.
+        chosen: bool per input, those that may change; None for all.
         bounds: `(low, high)` of valid inputs, or None.
 
     Raises:
         UnfaithfulReading: naming an input whose decision changes within its radius.
     """
     rng = np.random.default_rng()
-    radius, labels = radius[: len(x)], labels[: len(x)]
-    chosen = np.flatnonzero((radius > 0) & np.isfinite(radius) & (radius < 1e30))
-    if not len(chosen) or x.dtype.kind in "iub":
+    count = len(x[0])
+    radius, labels = radius[:count], labels[:count]
+    rows = np.flatnonzero((radius > 0) & np.isfinite(radius) & (radius < 1e30))
+    moves = [True] * len(x) if chosen is None else list(chosen)
+    if not len(rows) or any(a.dtype.kind in "iub" for a, m in zip(x, moves, strict=True) if m):
         return
-    chosen = chosen[: max(_ENTRIES // max(x[0].size, 1), 1)]
-    towards = x[rng.permutation(len(x))][: len(chosen)].astype(np.float64) - x[chosen]
-    for direction in (rng.normal(size=(len(chosen), *x.shape[1:])), towards):
-        flat = direction.reshape(len(chosen), -1)
-        size = np.maximum(np.linalg.norm(flat, axis=1), 1e-300)
-        step = flat / size[:, None] * (radius[chosen] * (1 - 1e-6))[:, None]
-        points = x[chosen].astype(np.float64) + step.reshape(direction.shape)
-        if bounds is not None:  # valid inputs are no farther away after that
-            points = np.clip(points, *bounds)
-        points = points.astype(x.dtype)
+    rows = rows[: max(_ENTRIES // max(sum(a[0].size for a in x), 1), 1)]
+    here = [a[rows] for a in x]
+    other = rng.permutation(count)[: len(rows)]
+    towards = [a[other].astype(np.float64) - b for a, b in zip(x, here, strict=True)]
+    for drawn in ([rng.normal(size=a.shape) for a in here], towards):
+        directions = [d if m else np.zeros_like(d) for d, m in zip(drawn, moves, strict=True)]
+        size = np.maximum(_norms(directions), 1e-300)
+        reach = radius[rows] * (1 - 1e-6) / size
+        points = [
+            _moved(a, d * reach.reshape(-1, *[1] * (d.ndim - 1)), bounds) if m else a
+            for a, d, m in zip(here, directions, moves, strict=True)
+        ]
         # What the cast to the model's dtype moved must not leave the ball.
-        moved = (points.astype(np.float64) - x[chosen]).reshape(len(chosen), -1)
-        inside = np.linalg.norm(moved, axis=1) <= radius[chosen]
-        logits = own.predict(points, len(points))
-        norms = rounding.euclidean_norms_up(points)
+        inside = _norms(
+            [p.astype(np.float64) - a for p, a in zip(points, here, strict=True)]
+        ) <= radius[rows]  # fmt: skip
+        logits = own.predict(points, len(rows))
+        norms = {
+            name: rounding.euclidean_norms_up(p)
+            for name, p in zip(network.inputs, points, strict=True)
+        }
         noise = 2 * math.sqrt(2) * rounding_errors(network, norms, network.logits)
-        mine = labels[chosen]
+        mine = labels[rows]
         if logits.shape[1] == 1:
             lead = np.where(mine == 1, -logits[:, 0], logits[:, 0])
         else:
-            rows = np.arange(len(logits))
+            each = np.arange(len(logits))
             rivals = logits.copy()
-            rivals[rows, mine] = -np.inf
-            lead = rivals.max(axis=1) - logits[rows, mine]
+            rivals[each, mine] = -np.inf
+            with np.errstate(invalid="ignore"):
+                lead = rivals.max(axis=1) - logits[each, mine]
         broken = np.flatnonzero(inside & (lead > noise))
         if len(broken):
-            worst = chosen[broken[0]]
+            worst = rows[broken[0]]
             raise UnfaithfulReading(
                 "The model leaves its decision within a radius that its reading would prove. "
                 f"Received: input {worst}, radius {radius[worst]:.6g}. No claim about this model "
                 "is made; please report it with the model."
             )
+
+
+def _moved(x, step, bounds):
+    """x + step among the valid inputs, which are no farther from x, in the model's dtype."""
+    points = x.astype(np.float64) + step
+    return (points if bounds is None else np.clip(points, *bounds)).astype(x.dtype)
+
+
+def _norms(arrays):
+    """l2 norms of the rows of several arrays together."""
+    return np.linalg.norm(
+        np.stack([np.linalg.norm(a.reshape(len(a), -1), axis=1) for a in arrays]), axis=0
+    )

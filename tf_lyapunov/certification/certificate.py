@@ -8,6 +8,7 @@ import numpy as np
 from tf_lyapunov.bounds.composition import Contribution, encode, numbered, table
 from tf_lyapunov.certification.proofs import claimed_fields, incomplete, save_proof
 from tf_lyapunov.local.regions import NORMS
+from tf_lyapunov.sealing import seal, unseal
 from tf_lyapunov.writing import write_text
 
 FORMAT = "tf_lyapunov.certificate/1"
@@ -22,7 +23,9 @@ class Certificate:
     and the radius is 0 where the model does not choose `labels_i`, or nothing could be proved.
 
     Attributes:
-        radius: float64 (n,), in `norm` and in units of the model's input; rounded down.
+        radius: float64 (n,), in `norm`, in units of the model's input; rounded down. Of several
+            inputs
+            the norm is that of their concatenation, or of those in `perturbed`.
         predictions: int64 (n,), the model's own decisions.
         labels: int64 (n,), the classes that the radii refer to.
         margins: float64 (n,), logit of the label minus the largest other logit, as computed.
@@ -33,7 +36,10 @@ class Certificate:
         verdict: `"PROVED"` if some radius is positive, else `"NOT_PROVED"`.
         float_allowance: float, largest bound over the inputs on the l2 distance between computed
             and exact logits; √2 times each input's own bound is subtracted from its margins.
-        model_digest: SHA-256 of the model's layers and weights.
+        model_digest: SHA-256 of the model's layers and weights, and of what is perturbed if that
+            is not everything.
+        perturbed: names of the inputs that the radii are about, all others being held fixed at
+            the values given; None for all inputs.
         norm: `"l2"`, `"linf"` or `"l1"`.
 
     Example:
@@ -56,6 +62,7 @@ class Certificate:
     verdict: str
     float_allowance: float
     model_digest: str
+    perturbed: tuple | None = None
     norm: str = "l2"
 
     # Set by `certify`, for proof files; no field, so that an edited copy carries none.
@@ -79,6 +86,15 @@ class Certificate:
             )
         if np.any(np.isnan(self.radius)) or np.any(self.radius < 0):
             raise ValueError("Radii must be numbers ≥ 0. Received: a negative radius or NaN.")
+        if self.perturbed is not None:
+            names = self.perturbed
+            named = isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)
+            if not named or not names or len(set(names)) != len(names):
+                raise ValueError(
+                    "`perturbed` must hold names of inputs, each once, or be None for all inputs. "
+                    f"Received: perturbed={names!r}."
+                )
+            object.__setattr__(self, "perturbed", tuple(names))
         if self.norm not in NORMS:
             raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={self.norm!r}.")
         if self.verdict not in ("PROVED", "NOT_PROVED"):
@@ -122,7 +138,7 @@ class Certificate:
             "",
             f"{len(self)} inputs. The model chooses the label on {self.accuracy:.1%} of them, and "
             f"for {np.mean(proved):.1%} a positive radius is proved.",
-            f"A radius r means: no change of the input with {_WORDS[self.norm]} norm up to r "
+            f"A radius r means: no change of {self._what()} with {_WORDS[self.norm]} norm up to r "
             "alters the decision.",
             f"Median radius {median:.6g}, largest {largest:.6g}.",
         ]
@@ -135,7 +151,7 @@ class Certificate:
             lines += self._why_not()
         lines += [
             "",
-            f"Gain: no change of the input moves the logits by more than "
+            f"Gain: no change of {self._what()} moves the logits by more than "
             f"{self.gain_upper_bound:.6g} times its norm. Layer by layer:",
             "",
             *table(self.contributions),
@@ -146,6 +162,12 @@ class Certificate:
             f"Model {self.model_digest[:23]}…",
         ]
         return "\n".join(lines)
+
+    def _what(self):
+        if self.perturbed is None:
+            return "the input"
+        names = " and ".join(map(repr, self.perturbed))
+        return f"{names} alone, the other inputs held fixed,"
 
     def _why_not(self):
         if self.verdict == "PROVED":
@@ -172,17 +194,17 @@ class Certificate:
         """JSON text with all fields; floats keep every digit, infinities are strings."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["contributions"] = [dataclasses.asdict(c) for c in self.contributions]
-        return json.dumps({"format": FORMAT, **encode(fields)}, allow_nan=False)
+        return json.dumps(seal({"format": FORMAT, **encode(fields)}), allow_nan=False)
 
     @classmethod
     def from_json(cls, text):
         """Certificate from `to_json`'s text.
 
         Raises:
-            ValueError: if the text is not a complete certificate of this format.
+            ValueError: if the text is not a complete certificate of this format, or was damaged.
         """
         try:
-            fields = json.loads(text)
+            fields = unseal(json.loads(text))
             if fields.pop("format") != FORMAT:
                 raise KeyError("format")
             for name in ("radius", "margins"):
@@ -190,6 +212,7 @@ class Certificate:
             for name in ("gain_upper_bound", "float_allowance"):
                 fields[name] = float(fields[name])
             fields["assumptions"] = tuple(fields["assumptions"])
+            fields.setdefault("perturbed", None)  # not in files of before
             fields["contributions"] = tuple(
                 Contribution(
                     **{
@@ -215,15 +238,16 @@ class Certificate:
         digests of the weights, all of which `tf_lyapunov.verification.verify` (and
         `tf-lyapunov verify`) re-checks from the model's weights alone. Its gains and radii are
         rounded to the safe side by a part in 10⁶ at most, and radii that bounds around inputs
-        enlarged (`"local"`, `"linear"`, `"auto"`) are the global ones. Any other name makes JSON,
-        a record that proves nothing.
+        enlarged (`"local"`, `"linear"`, `"auto"`) are the global ones, in l2. It is about models
+        with one input. Any other name makes JSON, a record that proves nothing.
 
         Args:
             path: file name; an existing file is replaced.
 
         Raises:
-            ValueError: for a proof file, if the model has changed since, or the certificate was
-                loaded or edited.
+            ValueError: for a proof file, if the model has changed since or has several inputs, the
+                certificate was loaded or edited, or `verify` would refuse the two. Nothing is
+                written then.
             UnsupportedLayerError: for a proof file, naming a layer the verifier does not know.
         """
         if str(path).endswith(".npz"):

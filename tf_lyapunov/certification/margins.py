@@ -6,17 +6,21 @@ import numpy as np
 
 from tf_lyapunov.bounds.choice import METHODS, network_gain
 from tf_lyapunov.bounds.composition import (
+    claim_digest,
     contributions,
     lipschitz_constants,
     model_assumptions,
     rounding_errors,
 )
-from tf_lyapunov.certification.balls import check_balls
+from tf_lyapunov.certification.balls import check_balls, without_overflow
 from tf_lyapunov.certification.certificate import Certificate
+from tf_lyapunov.certification.heads import heads, pair_distances
+from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
 from tf_lyapunov.certification.widening import Widening, checked
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.graph import is_graph
+from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     PRECISIONS,
     Float64Logits,
@@ -25,7 +29,9 @@ from tf_lyapunov.program.logits import (
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.validation import validate
+from tf_lyapunov.progress import reports_progress, stage
 
 # Float64 entries held at once in blocks of inputs × classes, and of input entries.
 _BLOCK = 2**22
@@ -36,17 +42,21 @@ _SAMPLE = 256
 _SQRT2_UP = float(rounding.up(np.sqrt(2.0)))
 
 
+@reports_progress
+@leaves_unchanged
 def certify(
     model,
     x,
     y=None,
     *,
     method="composition",
+    perturbed=None,
     batch_size=None,
     precision="auto",
     time_budget=60.0,
     norm="l2",
     bounds=None,
+    progress=None,
 ):
     """Radii within which a classifier's decision provably stays, for every input.
 
@@ -61,9 +71,10 @@ def certify(
     through: it keeps the order of the classes.
 
     Args:
-        model: a built Keras model of supported layers (see `read_network`) with one input tensor
-            and logits or probabilities (n, K).
-        x: array (n, …), `keras.utils.PyDataset`, tf.data, or an iterable of batches `(x, y)`;
+        model: a built Keras model of supported layers (see `read_network`) with logits or
+            probabilities (n, K).
+        x: array (n, …), or for a model with several inputs a list, tuple or dict of arrays, as
+            Keras takes them; `keras.utils.PyDataset`, tf.data, or an iterable of batches `(x, y)`;
             finite numbers. Read once, in its own order.
         y: class numbers (n,) or one-hot rows (n, K); `None` takes the data set's labels, or, if it
             has none, certifies the model's own decisions.
@@ -73,9 +84,12 @@ def certify(
             layer by layer), `"lipsdp"` (one semidefinite program, and one per pair of classes),
             `"dissipativity"` (the cone of the network's (δ, ν)), `"local"` (slopes on the ball
             around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
-            input, on any graph; see `tf_lyapunov.local`), `"auto"` (per input the best of
-            `"linear"` and the tightest of lipsdp, eclipse and closed form within `time_budget`;
-            the certificate says which).
+            input, on any graph with one input), `"auto"` (per input the best of `"linear"` and the
+            tightest of lipsdp, eclipse and closed form within `time_budget`; the certificate says
+            which).
+        perturbed: which input of several may change: its name or position, or a list of them, the
+            others held fixed at the values given, as the model's dtype holds them. The norm is
+            that of these inputs together; `None` perturbs all, in the norm of their concatenation.
         batch_size: inputs evaluated at once; by default chosen from the input's size.
         precision: `"model"` computes the logits as the model does; `"float64"` with the same
             weights in float64, whose rounding error is negligible, at several times the cost;
@@ -85,13 +99,16 @@ def certify(
         norm: `"l2"`, `"linf"` or `"l1"`, in which radii are measured.
         bounds: `(low, high)` of valid inputs, numbers or arrays: radii by `"linear"` then concern
             changes that stay within them alone. None for all of real space.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook. Ctrl-C leaves the model as it was.
 
     Returns:
         `Certificate`.
 
     Raises:
         UnsupportedLayerError: naming a layer without a proven gain.
-        ValueError: for NaN or infinite inputs or weights, wrong shapes, labels out of range.
+        ValueError: for NaN or infinite inputs or weights, wrong shapes, another number or other
+            names of inputs, labels out of range.
 
     Example:
 
@@ -119,22 +136,37 @@ def certify(
         raise ValueError(
             f"`time_budget` must be a positive number of seconds. Received: {time_budget!r}."
         )
+    given = Inputs.of(model)
+    chosen = given.chosen(perturbed)
     bounds = checked(norm, bounds)
+    if method in ("local", "linear") and given.several:
+        raise UnsupportedLayerError(
+            f"method={method!r} needs a model with one input. Received: model "
+            f"{given.model!r} with the inputs {', '.join(map(repr, given.names))}. Use "
+            "method='auto'."
+        )
     network = logits_model = constants = None
     parts = []
-    for inputs, labels in batches(x, y):
+    for inputs, labels in batches(x, y, given):
         if network is None:
-            shape = _input_shape(model, inputs)
-            network = with_rounded_settings(read_network(model, [shape]))
-            constants = lipschitz_constants(network)
+            shapes = input_shapes(given, inputs)
+            network = with_rounded_settings(read_network(model, shapes))
+            sources = tuple(
+                name for name, moves in zip(network.inputs, chosen, strict=True) if moves
+            )
+            constants = lipschitz_constants(network, sources)
+            head = heads(network, constants, sources)
             widening = Widening(network, method, norm, bounds, time_budget)
-        cast, norms, moved = _checked_inputs(inputs, network.graph.inputs[0])
+        cast, norms, moved = checked_inputs(inputs, network, given, chosen)
         widening.check(inputs)
-        size = batch_size or int(np.clip(2**20 // max(cast[0].size, 1), 32, 1024))
+        size = batch_size or int(np.clip(2**20 // max(entries(cast), 1), 32, 1024))
         if logits_model is None:
-            digest = network.digest()
-            validation, own_logits, own_parts = validate(network, [cast]), LogitsModel(network), []
-            logits_model, logits = _first_logits(network, constants, cast, norms, size, precision)
+            digest = claim_digest(network, chosen)
+            with stage("comparing the model with its reading"):
+                validation = validate(network, cast)
+            own_logits, own_parts = LogitsModel(network), []
+            ideal = constants[network.logits], head
+            logits_model, logits = _first_logits(network, ideal, cast, norms, size, precision)
         else:
             logits = logits_model.predict(cast, size)
         _check_logits(logits, network)
@@ -146,35 +178,44 @@ def certify(
         kept = cast if widening.reads_inputs or sum(map(len, own_parts)) < _SAMPLE else None
         own_parts.append(own)
         parts.append((logits, errors, moved, norms, labels, kept, inputs))
-    logits, errors, moved, norms = (np.concatenate([p[i] for p in parts]) for i in range(4))
-    given = [p[4] for p in parts]
-    if any(g is None for g in given) and not all(g is None for g in given):
+    logits, errors, moved = (np.concatenate([p[i] for p in parts]) for i in range(3))
+    norms = {name: np.concatenate([p[3][name] for p in parts]) for name in network.inputs}
+    known = [p[4] for p in parts]
+    if any(g is None for g in known) and not all(g is None for g in known):
         raise ValueError("Some batches have labels and some have none.")
     predictions = np.concatenate(own_parts)
     labels = predictions
-    if given[0] is not None:
-        labels = checked_labels(np.concatenate(given), *logits.shape)
-    bound = network_gain(network, constants, method, time_budget=widening.gain_seconds)
+    if known[0] is not None:
+        labels = checked_labels(np.concatenate(known), *logits.shape)
+    seconds = widening.gain_seconds
+    bound = network_gain(network, constants, method, time_budget=seconds, sources=sources)
     gain = bound.gain_upper_bound
-    head = _head(network, constants)
     radius, margins = certified_radii(logits, labels, gain, errors, head, bound.pairs)
-    size = math.prod(network.graph.inputs[0].shape[1:])
+    size = sum(math.prod(t.shape[1:]) for t in network.graph.inputs if t.producer in sources)
     overall = widening.converted(radius, size)
 
     def allowance(i, extra):
-        reached = norms[i : i + 1] + extra
+        reached = {k: v[i : i + 1] + (extra if k in sources else 0.0) for k, v in norms.items()}
         return float(rounding_errors(network, reached, network.logits, logits_model.precision)[0])
 
-    cast = np.concatenate([p[5] for p in parts]) if widening.reads_inputs else None
-    radius, found = widening.radii(cast, logits, labels, errors, radius, allowance)
+    cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
+    with stage("bounds around every input"):
+        radius, found = widening.radii(cast, logits, labels, errors, radius, size, allowance)
     sentences = [*bound.sentences, *found]
-    # Radii are about the cast input; the given one lies `moved` away from it.
+    # Overflow and tries concern l2 balls around what is claimed, and within it.
+    ends = without_overflow(network, norms, widening.l2_around(radius, size), sources)
+    radius, overall = (np.minimum(r, widening.converted(ends, size)) for r in (radius, overall))
     moved = widening.moved(moved, size)
+    # Radii are about the cast input; the given one lies `moved` away from it.
     radius, overall = (
         np.where(moved > 0, np.maximum(rounding.down(r - moved), 0.0), r) for r in (radius, overall)
     )
-    tried = np.concatenate([p[5] for p in parts if p[5] is not None])[:_SAMPLE]
-    check_balls(network, tried, labels, widening.l2(radius, size), own_logits, bounds)
+    tried = zip(*(p[5] for p in parts if p[5] is not None), strict=True)
+    tried = [np.concatenate(arrays)[:_SAMPLE] for arrays in tried]
+    with stage("trying the radii on the model"):
+        within = widening.l2_within(radius, size)
+        check_balls(network, tried, labels, within, own_logits, chosen, bounds)
+    names = given.chosen_names(chosen)
     certificate = Certificate(
         radius=radius,
         predictions=predictions,
@@ -184,7 +225,7 @@ def certify(
         contributions=contributions(network, constants, network.logits),
         assumptions=tuple(
             widening.sentences(
-                _assumptions(network, logits.shape[1], norms, head, logits_model.precision)
+                _assumptions(network, names, logits.shape[1], norms, head, logits_model.precision)
             )
             + sentences
             + [validation.sentence()]
@@ -193,52 +234,62 @@ def certify(
         verdict="PROVED" if np.any(radius > 0) else "NOT_PROVED",
         float_allowance=float(np.max(errors)),
         model_digest=digest,
+        perturbed=names,
         norm=norm,
     )
-    if network.digest() != digest:
+    if claim_digest(network, chosen) != digest:
         raise ValueError(
             "A model must stay as it is while it is certified. Received: model "
             f"{model.name!r}, whose weights or settings changed meanwhile. Certify it again."
         )
-    proof = Proof(network, bound.proof, kept_inputs([p[6] for p in parts]), overall)
+    held = None if given.several else kept_inputs([p[6][0] for p in parts])
+    proof = Proof(network, bound.proof, held, overall)
     object.__setattr__(certificate, "proof", proof)
     return certificate
 
 
-def _first_logits(network, constants, x, norms, size, precision):
+def entries(arrays):
+    """Numbers of one input, of all arrays together."""
+    return sum(a[0].size for a in arrays)
+
+
+def _first_logits(network, ideal, x, norms, size, precision):
     """How to compute the logits, chosen by a sample of the first batch, and its logits."""
-    own = None
+    own, count = None, len(x[0])
     if network.graph.traced or precision != "float64":
         own = LogitsModel(network)
         sample = slice(None)
-        if precision == "auto" and len(x) >= 4 * _SAMPLE:
-            sample = slice(None, None, len(x) // _SAMPLE)  # else most are computed twice
-        logits = own.predict(x[sample], size)
+        if precision == "auto" and count >= 4 * _SAMPLE:
+            sample = slice(None, None, count // _SAMPLE)  # else most are computed twice
+        logits = own.predict([a[sample] for a in x], size)
         _check_logits(logits, network)
         if precision == "model" or (
-            precision == "auto" and _is_affordable(network, constants, logits, norms[sample])
+            precision == "auto"
+            and _is_affordable(
+                network, ideal, logits, {name: norm[sample] for name, norm in norms.items()}
+            )
         ):
-            return own, logits if len(logits) == len(x) else own.predict(x, size)
+            return own, logits if len(logits) == count else own.predict(x, size)
     try:
         exact = Float64Logits(network)
     except ValueError:  # the backend or a layer has no float64
         if precision == "float64":
             raise
-        return own, logits if len(logits) == len(x) else own.predict(x, size)
+        return own, logits if len(logits) == count else own.predict(x, size)
     return exact, exact.predict(x, size)
 
 
-def _is_affordable(network, constants, logits, norms):
+def _is_affordable(network, ideal, logits, norms):
     """Whether the model's own rounding costs a typical input little of its radius."""
     dtypes = {c.outputs[0].dtype for c in network.graph.calls}
     if dtypes & {"float16", "bfloat16"}:
         return True  # its own decisions may differ visibly from those in float64
     errors = rounding_errors(network, norms, network.logits)
-    settings = decisions(logits), constants[network.logits]
-    head = _head(network, constants)
-    proved, _ = certified_radii(logits, *settings, errors, head)
-    ideal, _ = certified_radii(logits, *settings, np.zeros_like(errors), head)
-    return np.median(proved) >= (1 - _AFFORDABLE_LOSS) * np.median(ideal)
+    gain, head = ideal
+    own = decisions(logits)
+    proved, _ = certified_radii(logits, own, gain, errors, head)
+    exact, _ = certified_radii(logits, own, gain, np.zeros_like(errors), head)
+    return np.median(proved) >= (1 - _AFFORDABLE_LOSS) * np.median(exact)
 
 
 def decisions(logits):
@@ -256,8 +307,7 @@ def certified_radii(logits, labels, gain, errors, head=None, pairs=None):
         labels: int64 (n,).
         gain: upper bound L on the l2 gain to the logits.
         errors: float64 (n,), bounds on the l2 error of the computed logits.
-        head: `(L_h, W)` with the gain to the last dense layer's input and its matrix (features,
-            K), or None.
+        head: as `heads` gives them, or None: the last dense layer, or several whose sum it is.
         pairs: float64 (K, K), gains of f_i - f_j from the model's input (of f_0 itself if K = 1),
             or None.
 
@@ -275,10 +325,7 @@ def certified_radii(logits, labels, gain, errors, head=None, pairs=None):
     radius, margins = np.zeros(n), np.zeros(n)
     if classes == 1:
         margins = np.where(labels == 1, logits[:, 0], -logits[:, 0])
-        distance = gain
-        if head is not None:
-            norm = rounding.euclidean_norms_up(head[1].T)[0]
-            distance = min(gain, rounding.product_up(head[0], norm))
+        distance = float(pair_distances(0, 1, gain, head)[0])
         if pairs is not None:
             distance = min(distance, float(pairs[0, 0]))
         wins = (logits[:, 0] > 0) == (labels == 1)
@@ -287,7 +334,7 @@ def certified_radii(logits, labels, gain, errors, head=None, pairs=None):
     allowances = rounding.up(_SQRT2_UP * errors)
     rows = max(_BLOCK // classes, 1)
     for label in np.unique(labels):
-        distances = _pair_distances(label, classes, gain, head)
+        distances = pair_distances(label, classes, gain, head)
         if pairs is not None:
             distances = np.minimum(distances, pairs[label])
         mine = np.flatnonzero(labels == label)
@@ -299,22 +346,6 @@ def certified_radii(logits, labels, gain, errors, head=None, pairs=None):
             lower = rounding.down(rounding.down(gaps) - allowances[index][:, None])
             radius[index] = _quotient_down(lower, distances).min(axis=1)
     return radius, margins
-
-
-def _pair_distances(label, classes, gain, head):
-    """Bounds on the gain of f_label - f_j, for every j."""
-    distances = np.full(classes, rounding.product_up(_SQRT2_UP, gain))
-    if head is not None:
-        through, matrix = head
-        columns = matrix.T
-        step = max(_BLOCK // max(matrix.shape[0], 1), 1)
-        for start in range(0, classes, step):
-            block = columns[start : start + step]
-            # One more rounding, of the difference, than in the norm itself.
-            norms = rounding.euclidean_norms_up(columns[label] - block) * (1 + 2.0**-51)
-            pairs = np.where(norms * through == 0, 0.0, rounding.up(through * norms))
-            distances[start : start + step] = np.minimum(distances[start : start + step], pairs)
-    return distances
 
 
 def _quotient_down(lower, distances):
@@ -360,61 +391,6 @@ def checked_labels(y, n, classes):
     return y.astype(np.int64)
 
 
-def _input_shape(model, x):
-    """Shape of the first batch with the model's batch axis, checked against the model."""
-    declared = None
-    if hasattr(model, "built") and model.built and is_graph(model):
-        if len(model.inputs) != 1:
-            raise ValueError(
-                f"`certify` needs a model with one input. Received: {len(model.inputs)} inputs. "
-                "Concatenate them inside the model; `lipschitz_upper_bound` takes several."
-            )
-        declared = tuple(model.inputs[0].shape)
-    if x.ndim < 1 or len(x) == 0:
-        raise ValueError(f"`x` must hold at least one input. Received: shape {x.shape}.")
-    if declared is not None and (
-        len(declared) != x.ndim
-        or any(d is not None and d != s for d, s in zip(declared[1:], x.shape[1:], strict=False))
-    ):
-        raise ValueError(
-            f"`x` must have the model's input shape {declared}. Received: shape {x.shape}. "
-            "The first axis counts the inputs."
-        )
-    return (declared[0] if declared else None, *x.shape[1:])
-
-
-def _checked_inputs(x, tensor):
-    """Inputs cast to the model's dtype, their norms, and how far the cast moved them."""
-    if x.dtype.kind not in "iufb" and x.dtype.name != "bfloat16":
-        raise ValueError(f"`x` must hold real numbers. Received: dtype {x.dtype}.")
-    if x.shape[1:] != tensor.shape[1:] or len(x) == 0:
-        raise ValueError(
-            f"All batches of `x` must have the shape (n, {str(tensor.shape[1:])[1:]} with n ≥ 1. "
-            f"Received: shape {x.shape}."
-        )
-    dtype = np.float32 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        cast = x.astype(dtype, copy=False)
-    norms, moved = np.zeros(len(x)), np.zeros(len(x))
-    rows = max(_BLOCK // max(cast[0].size, 1), 1)
-    for start in range(0, len(x), rows):
-        block = slice(start, start + rows)
-        if not (np.all(np.isfinite(cast[block])) and np.all(np.isfinite(x[block]))):
-            raise ValueError(
-                f"`x` must be finite in the model's input dtype {tensor.dtype}. "
-                "Received: NaN or infinity. Remove these inputs first."
-            )
-        norms[block] = rounding.euclidean_norms_up(cast[block])
-        if cast.dtype != x.dtype:
-            difference = x[block].astype(np.float64) - cast[block].astype(np.float64)
-            moved[block] = rounding.euclidean_norms_up(difference)
-    if dtype.kind in "iub" and np.any(moved > 0):
-        raise ValueError(
-            f"The model takes {tensor.dtype} inputs. Received: values that this dtype cannot hold."
-        )
-    return cast, norms, moved
-
-
 def _check_logits(logits, network):
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise ValueError(
@@ -434,18 +410,8 @@ def _check_logits(logits, network):
         )
 
 
-def _head(network, constants):
-    """`(gain to its input, matrix)` of the dense layer that makes the logits, or None."""
-    node = network[network.logits]
-    while node.kind == "identity":
-        node = network[node.inputs[0]]
-    if node.matrix is None or len(node.output_shape) != 2:
-        return None
-    return constants[node.inputs[0]], node.matrix
-
-
-def _assumptions(network, classes, norms, head, precision):
-    sentences = model_assumptions(network)
+def _assumptions(network, perturbed, classes, norms, head, precision):
+    sentences = model_assumptions(network, perturbed)
     if classes == 1:
         sentences.append("A single logit: class 1 where it is positive, class 0 elsewhere.")
     else:
@@ -455,9 +421,10 @@ def _assumptions(network, classes, norms, head, precision):
             f"The final {network.decision} is looked through: it keeps the order of the classes"
             + (" (and 1/2 stands for logit 0)." if classes == 1 else ".")
         )
-    if head is not None:
+    if head:
         sentences.append(
-            "Pairs of classes use the distance between their columns of the last dense layer."
+            "Pairs of classes use the distance between their columns of the last dense "
+            + ("layer." if len(head[0]) == 1 else "layers.")
         )
     dtypes = ", ".join(sorted({c.outputs[0].dtype for c in network.graph.calls}))
     own = np.max(rounding_errors(network, norms, network.logits))
@@ -469,6 +436,9 @@ def _assumptions(network, classes, norms, head, precision):
         "place of 1 + |input|, and nothing under- or overflows."
     )
     if precision == "float64":
+        if network.program.declared:
+            names = ", ".join(network.program.declared)
+            sentences.append(f"Keras evaluated, in their own precision, the declared: {names}.")
         sentences.append(
             f"The model itself computes in {dtypes}, within {own:.3g} of the exact logits; where "
             "the best two logits are closer than twice that, its own decision may differ."

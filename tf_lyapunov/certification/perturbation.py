@@ -2,55 +2,31 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 
 from tf_lyapunov.bounds.composition import lipschitz_constants, rounding_errors
+from tf_lyapunov.certification.heads import heads
+from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
 from tf_lyapunov.certification.margins import (
     _check_logits,
-    _checked_inputs,
-    _head,
-    _input_shape,
     certified_radii,
     checked_labels,
     decisions,
 )
+from tf_lyapunov.certification.stacks import SLACK, Signals, dense_stacks
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.activations import activation_name
-from tf_lyapunov.program.linear import inference_value
-from tf_lyapunov.program.logits import (
-    LogitsModel,
-    batches,
-    float64_available,
-    with_rounded_settings,
-)
+from tf_lyapunov.program.inputs import Inputs
+from tf_lyapunov.program.logits import batches, with_rounded_settings
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.restoring import leaves_unchanged
+from tf_lyapunov.program.weights import inference_value
+from tf_lyapunov.progress import reports_progress, steps
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
 from tf_lyapunov.theory.perturbation import Curvature
 
 RULES = ("sound", "published")
-_SLACK = 1 + 1e-9
-_UNIT = rounding.UNIT_ROUNDOFF["float64"]
-_SLOPES = {
-    "linear": np.ones_like,
-    "sigmoid": lambda a: np.exp(-np.logaddexp(0, a) - np.logaddexp(0, -a)),
-    "tanh": lambda a: 1 - np.tanh(a) ** 2,
-    "softplus": lambda a: np.exp(-np.logaddexp(0, -a)),
-    "log_sigmoid": lambda a: np.exp(-np.logaddexp(0, a)),
-    "relu": lambda a: (a > 0).astype(np.float64),
-}
-_VALUES = {
-    "linear": lambda a: a,
-    "sigmoid": lambda a: np.exp(-np.logaddexp(0, -a)),
-    "tanh": np.tanh,
-    "softplus": lambda a: np.logaddexp(0, a),
-    "log_sigmoid": lambda a: -np.logaddexp(0, -a),
-    "relu": lambda a: np.maximum(a, 0),
-}
-# Inputs × entries of a Jacobian held at once.
-_BLOCK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +93,11 @@ class PerturbationBound:
         return np.array(self.bound, dtype=dtype)
 
 
-def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_size=256):
+@reports_progress
+@leaves_unchanged
+def minimal_perturbation_lower_bound(
+    model, x, y=None, *, rules="sound", perturbed=None, batch_size=256, progress=None
+):
     """No perturbation r of x_i with ‖r‖ < bound_i changes the decision (sound rules).
 
     The decision is that of exact arithmetic on the stored weights. The model as it runs rounds:
@@ -135,11 +115,14 @@ def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_s
 
     Args:
         model: a built Keras model of supported layers with logits or probabilities (n, K).
-        x: array (n, …), `keras.utils.PyDataset`, tf.data, or an iterable of batches.
+        x: array (n, …), or a list, tuple or dict of arrays for several inputs;
+            `keras.utils.PyDataset`, tf.data, or an iterable of batches.
         y: labels; `None` takes the data set's, or the model's own decisions.
         rules: `"sound"` or `"published"` (a chain of dense layers, convolutions, pooling, batch
             and local response normalization).
+        perturbed: which input of several may change, as for `certify`.
         batch_size: inputs evaluated at once.
+        progress: as for `certify`.
 
     Returns:
         `PerturbationBound`; `numpy.asarray` gives its `bound`.
@@ -162,148 +145,74 @@ def minimal_perturbation_lower_bound(model, x, y=None, *, rules="sound", batch_s
     if rules not in RULES:
         raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
     batch_size = count("batch_size", batch_size)
+    taken = Inputs.of(model)
+    chosen = taken.chosen(perturbed)
     network, parts = None, []
-    for inputs, labels in batches(x, y):
-        with float64_available():
-            if network is None:
-                shape = _input_shape(model, inputs)
-                network = with_rounded_settings(read_network(model, [shape]))
-                walk = _Sound(network) if rules == "sound" else _Published(network)
-            for start in range(0, len(inputs), batch_size):
-                here = slice(start, start + batch_size)
-                given = None if labels is None else labels[here]
-                parts.append(walk.bounds(inputs[here], given))
-    steps = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
+    for inputs, labels in batches(x, y, taken):
+        if network is None:
+            shapes = input_shapes(taken, inputs)
+            network = with_rounded_settings(read_network(model, shapes))
+            walk = (_Sound if rules == "sound" else _Published)(network, taken, chosen)
+        for start in steps(range(0, len(inputs[0]), batch_size), "batches"):
+            here = slice(start, start + batch_size)
+            given = None if labels is None else labels[here]
+            parts.append(walk.bounds([a[here] for a in inputs], given))
+    layers = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
     per_layer = tuple(
-        LayerBound(step[0].name, step[0].rule, np.concatenate([s.bound for s in step]))
-        for step in reversed(steps)
+        LayerBound(layer[0].name, layer[0].rule, np.concatenate([s.bound for s in layer]))
+        for layer in reversed(layers)
     )
     bound, labels, predictions = (np.concatenate([p[k] for p in parts]) for k in (1, 2, 3))
     return PerturbationBound(bound, per_layer, walk.warnings, rules, labels, predictions)
 
 
-class _Signals(LogitsModel):
-    """Float64 logits together with the tensors that some calls read."""
-
-    def __init__(self, network, calls):
-        self.wanted = calls
-        super().__init__(network, "float64")
-
-    def _outputs(self, logits, known):
-        calls = {call.name: call for call in self.network.graph.calls}
-        read = [calls[name].inputs[0] for name in self.wanted]
-        return [logits, *(known[(t.producer, t.index)] for t in read)]
-
-    def evaluate(self, x):
-        """`(logits (n, K), {call: float64 array})`."""
-        found = self.model.predict(x, batch_size=len(x), verbose=0)
-        found = found if isinstance(found, list) else [found]
-        found = [np.asarray(v, dtype=np.float64) for v in found]
-        logits = found[0][:, None] if found[0].ndim == 1 else found[0]
-        return logits, dict(zip(self.wanted, found[1:], strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stack:
-    """Dense layers z_l = g_l(V_l z_{l-1} + b_l) in a row."""
-
-    nodes: tuple
-    weights: tuple
-    biases: tuple
-    activations: tuple
-
-    @property
-    def call(self):
-        return self.nodes[0].call
-
-    def jacobian_norms(self, z):
-        """Norms (n,) of the Jacobians at z (n, inputs), as computed, rounded up."""
-        norms = np.empty(len(z))
-        entries = max(w.size for w in self.weights) + z.shape[1] * len(self.weights[-1])
-        rows = max(_BLOCK // entries, 1)
-        for start in range(0, len(z), rows):
-            value = z[start : start + rows]
-            jacobian = None
-            for weight, bias, name in zip(self.weights, self.biases, self.activations, strict=True):
-                a = value @ weight.T + bias
-                through = weight[None] if jacobian is None else weight @ jacobian
-                jacobian = _SLOPES[name](a)[:, :, None] * through
-                value = _VALUES[name](a)
-            norms[start : start + rows] = np.linalg.norm(jacobian, 2, axis=(1, 2))
-        return norms * _SLACK
-
-
-def _dense_stacks(network, run, known):
-    """Maximal stacks of dense layers with an activation of `known` after each, by first node."""
-    stacks, i = {}, 0
-    while i < len(run):
-        taken, weights, biases, names = [], [], [], []
-        while i + 1 < len(run) and _is_dense(run[i]) and run[i + 1].kind == "activation":
-            name = _activation(run[i + 1])
-            if name not in known:
-                break
-            taken += [run[i], run[i + 1]]
-            weights.append(np.ascontiguousarray(run[i].matrix.T))
-            held = run[i].layer.bias
-            biases.append(
-                np.zeros(len(weights[-1])) if held is None
-                else inference_value(held, run[i].layer.compute_dtype)
-            )  # fmt: skip
-            names.append(name)
-            i += 2
-        if taken:
-            stacks[taken[0].name] = _Stack(
-                tuple(taken), tuple(weights), tuple(biases), tuple(names)
-            )
-        else:
-            i += 1
-    return stacks
-
-
-def _is_dense(node):
-    is_plain = node.matrix is not None and len(node.output_shape) == 2 and not node.batch_norms
-    return is_plain and type(node.layer) is keras.layers.Dense
-
-
-def _activation(node):
-    layer = node.layer
-    if type(layer) in (keras.layers.Dense, keras.layers.Activation):
-        return activation_name(layer.activation)
-    plain = type(layer) is keras.layers.ReLU and layer.max_value is None
-    if plain and layer.negative_slope == 0 and layer.threshold == 0:
-        return "relu"
-    return type(layer).__name__
-
-
 class _Walk:
     """What sound and published rules share: the line of nodes and the output layer."""
 
-    def __init__(self, network):
-        self.network = network
+    def __init__(self, network, inputs, chosen):
+        self.network, self.inputs, self.chosen = network, inputs, chosen
         self.warnings = ()
-        head = _head(network, lipschitz_constants(network))
-        self.head = None if head is None else head[1]
-        self.line = _line(network)
-        last = next(n for n in self.line if n.name == network.logits)
+        moving = [name for name, moves in zip(network.inputs, chosen, strict=True) if moves]
+        self.sources = tuple(moving)
+        self.constants = lipschitz_constants(network, self.sources)
+        ways = heads(network, self.constants, self.sources)
+        # Of the dense layer that makes the logits, the part that reads what may change.
+        self.head = next((way[0][1:] for way in ways if len(way) == 1), None)
+        self.line = _line(network, self.constants, self.sources)
+        if not self.line:  # nothing that changes reaches the logits
+            return
+        last = network[network.logits]
         if self.head is not None:  # κ refers to the input of the output layer
             while last.matrix is None:
                 last = network[last.inputs[0]]
             last = network[last.inputs[0]]
-        self.line = self.line[: self.line.index(last) + 1]
+        # Identities in front of the layer may read what several earlier nodes make together.
+        names = [node.name for node in self.line]
+        if last.name not in names:
+            self.head, last = None, network[network.logits]
+        self.line = self.line[: names.index(last.name) + 1]
 
     def _evaluated(self, x, y, *, errors):
-        """`(cast input, norms, moved, logits, signals, labels, decisions, κ)` of one batch."""
-        cast, norms, moved = _checked_inputs(x, self.network.graph.inputs[0])
+        """`(norms, moved, signals, labels, decisions, κ)` of one batch."""
+        cast, norms, moved = checked_inputs(x, self.network, self.inputs, self.chosen)
         logits, signals = self.signals.evaluate(cast)
         _check_logits(logits, self.network)
         predictions = decisions(logits)
-        labels = predictions if y is None else checked_labels(y, len(x), logits.shape[1])
-        allowance = np.zeros(len(x))
+        labels = predictions if y is None else checked_labels(y, len(logits), logits.shape[1])
+        allowance = np.zeros(len(logits))
         if errors:
             allowance = rounding_errors(self.network, norms, self.network.logits, "float64")
-        gain, head = (1.0, None) if self.head is None else (np.inf, (1.0, self.head))
+        gain, head = 1.0 if self.line else 0.0, None
+        if self.line and self.head is not None:
+            gain, head = np.inf, (((np.ones(1), *self.head),),)
         kappa, _ = certified_radii(logits, labels, gain, allowance, head)
         return norms, moved, signals, labels, predictions, kappa
+
+    def _gain(self, start, target):
+        """Gain from a node of the line, or from what changes, to a later node."""
+        if self.line[start].kind == "input":
+            return self.constants[target]
+        return lipschitz_constants(self.network, self.line[start].name)[target]
 
     def _output_step(self, kappa):
         if self.head is None:
@@ -312,10 +221,10 @@ class _Walk:
 
 
 class _Sound(_Walk):
-    def __init__(self, network):
-        super().__init__(network)
-        self.stacks = _dense_stacks(network, self.line, theory.smooth_activations())
-        self.signals = _Signals(network, [stack.call for stack in self.stacks.values()])
+    def __init__(self, network, inputs, chosen):
+        super().__init__(network, inputs, chosen)
+        self.stacks = dense_stacks(network, self.line, theory.smooth_activations())
+        self.signals = Signals(network, [stack.call for stack in self.stacks.values()])
         self.curved = {
             name: theory.hessian_norm_bounds(
                 stack.weights, [Curvature.of(a) for a in stack.activations]
@@ -346,15 +255,14 @@ class _Sound(_Walk):
         return steps, bound, labels, predictions
 
     def _by_gain(self, end, kappa):
-        source, target = self.line[end - 1].name, self.line[end].name
-        gain = lipschitz_constants(self.network, source)[target]
+        gain = self._gain(end - 1, self.line[end].name)
         if gain == 1.0:
             return kappa, "1"
         return _quotient(kappa, gain), f"κ/{gain:.6g}"
 
     def _by_taylor(self, stack, kappa, z, norms):
         bends, lipschitz = self.curved[stack.nodes[0].name]
-        bend = float(np.linalg.norm(bends)) * _SLACK
+        bend = float(np.linalg.norm(bends)) * SLACK
         # The Jacobian was taken at z as computed, a little beside the exact one.
         reads = stack.nodes[0].inputs[0]
         beside = rounding_errors(self.network, norms, reads, "float64")
@@ -366,17 +274,17 @@ class _Sound(_Walk):
 
 
 class _Published(_Walk):
-    def __init__(self, network):
-        super().__init__(network)
+    def __init__(self, network, inputs, chosen):
+        super().__init__(network, inputs, chosen)
         if not network.is_chain or self.head is None:
             raise UnsupportedLayerError(
                 "The published rules concern chains that end with a dense layer. Received: model "
                 f"{network.model.name!r}. Use rules='sound'."
             )
-        self.stacks = _dense_stacks(network, self.line, theory.CURVATURES_AS_PUBLISHED)
+        self.stacks = dense_stacks(network, self.line, theory.CURVATURES_AS_PUBLISHED)
         watched = [s.call for s in self.stacks.values()]
         watched += [n.call for n in self.line if type(n.layer).__name__ in _NORMALIZATIONS]
-        self.signals = _Signals(network, watched)
+        self.signals = Signals(network, watched)
 
     def bounds(self, x, y):
         _, _, signals, labels, predictions, kappa = self._evaluated(x, y, errors=False)
@@ -472,15 +380,26 @@ _COUNTEREXAMPLES = {
 }
 
 
-def _line(network):
-    """Nodes that every path from the input to the logits passes, in order."""
+def _line(network, constants, sources):
+    """Nodes that every path from what changes to the logits passes, in order.
+
+    The first stands for the changing inputs, together where there are several. Nodes of gain 0
+    (`constants`) are held fixed; without a way to the logits there are none.
+    """
+    if constants[network.logits] == 0:
+        return []
     names = [node.name for node in network.nodes]
     end = names.index(network.logits)
     kept, reach = [], 0
+    if len(sources) > 1:
+        kept.append(dataclasses.replace(network[sources[0]], name=" and ".join(sources)))
     positions = {name: i for i, name in enumerate(names)}
     consumers = network.consumers()
     for i, node in enumerate(network.nodes[: end + 1]):
-        if reach <= i:  # no earlier tensor is read by a later node
+        if constants[node.name] == 0:
+            continue
+        together = node.kind == "input" and len(sources) > 1
+        if reach <= i and not together:  # no earlier tensor is read by a later node
             kept.append(node)
         last = [positions[c] for c in consumers[node.name] if positions[c] <= end]
         reach = max([reach, *last])

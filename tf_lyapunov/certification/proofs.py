@@ -9,6 +9,7 @@ import numpy as np
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.sealing import unseal
 from tf_lyapunov.verification import archive, inequalities
 from tf_lyapunov.verification.checking import (
     Claim,
@@ -21,6 +22,7 @@ from tf_lyapunov.verification.checking import (
     radii,
 )
 from tf_lyapunov.verification.inequalities import Multipliers
+from tf_lyapunov.verification.translation import Call, contradictions
 
 # Bytes of inputs that a certificate keeps, so that its radii can be re-checked.
 LARGEST_INPUTS = 2**28
@@ -61,11 +63,12 @@ def save_proof(certificate, path):
     certificate's by a part in 10⁴ at most (typically 10⁻⁹); it is run here once.
 
     Raises:
-        ValueError: if the certificate carries no proof, the model has changed, or the verifier
-            cannot confirm the certificate.
+        ValueError: if the certificate carries no proof, the model has changed or has several
+            inputs, or the verifier cannot confirm the certificate, or would refuse the model for
+            what it computes.
         UnsupportedLayerError: naming a layer that the verifier does not know.
     """
-    from tf_lyapunov.verification.reading import read
+    from tf_lyapunov.verification.reading import read_with_calls
 
     proof = certificate.proof
     if proof is None:
@@ -73,15 +76,21 @@ def save_proof(certificate, path):
             "A proof file needs the certificate that `certify` returned. Received: an edited or "
             "loaded certificate, without its proof. Certify again, or copy the file."
         )
-    if proof.inputs is None:
+    if len(proof.network.inputs) > 1 or certificate.perturbed is not None:
         raise ValueError(
-            f"A proof file holds the inputs, up to {LARGEST_INPUTS // 2**20} MB of them. Received: "
-            "a certificate of more. Certify them in parts, or save as .json."
+            "A proof file is about a model with one input, which the verifier reads. Received: "
+            f"model {proof.network.model.name!r} with {len(proof.network.inputs)} inputs. Save it "
+            "as .json."
         )
     if certificate.norm != "l2":
         raise ValueError(
             "A proof file holds radii in l2. Received: a certificate with "
             f"norm={certificate.norm!r}. Save it as .json."
+        )
+    if proof.inputs is None:
+        raise ValueError(
+            f"A proof file holds the inputs, up to {LARGEST_INPUTS // 2**20} MB of them. Received: "
+            "a certificate of more. Certify them in parts, or save as .json."
         )
     if proof.network.digest() != certificate.model_digest:
         raise ValueError(
@@ -94,7 +103,9 @@ def save_proof(certificate, path):
             f"method={certificate.method!r} for a model with residual blocks. Certify with "
             "method='composition', or save as .json."
         )
-    network = read(proof.network.model, proof.network.graph.inputs[0].shape[1:])
+    model, network, calls = read_with_calls(
+        proof.network.model, proof.network.graph.inputs[0].shape[1:]
+    )
     evidence = _evidence(network, proof.chain)
     derived = derive(network, evidence)
     logits, errors = evaluate(network, proof.inputs)
@@ -139,13 +150,15 @@ def save_proof(certificate, path):
         np.isfinite(proof.radius)) else 0.0  # fmt: skip
     if np.any(np.minimum(expected, proof.radius) < proof.radius * (1 - _LARGEST_LOSS) - small):
         found.append("The verifier proves smaller radii.")
+    if not found:  # what `verify` asks the model itself: better known now than by who receives it
+        found = contradictions(model, network, tuple(Call(*call) for call in calls), claim)
     if found:
         raise ValueError(
             "The verifier could not confirm this certificate, so no proof file was written. "
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
-    fields = json.loads(weaker.to_json())
-    fields = {key: value for key, value in fields.items() if key not in (*_ARRAYS, "norm")}
+    fields = unseal(json.loads(weaker.to_json()))
+    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed", "norm")}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
 

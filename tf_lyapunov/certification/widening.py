@@ -32,7 +32,7 @@ class Widening:
     def __init__(self, network, method, norm, bounds, time_budget):
         self.network, self.method, self.norm, self.bounds = network, method, norm, bounds
         self.local = LocalGains(network) if method == "local" else None
-        self.linear = method in ("linear", "auto")
+        self.linear = method in ("linear", "auto") and len(network.inputs) == 1
         if method == "linear":
             check_applies(network)
         self.seconds = time_budget
@@ -48,16 +48,15 @@ class Widening:
         """Seconds for the search for global gains."""
         return self.seconds * (1 - _SHARE) if self.linear else self.seconds
 
-    def check(self, x):
+    def check(self, arrays):
         """Refuses inputs outside the bounds."""
-        if self.bounds is None:
-            return
-        low, high = self.bounds
-        if np.any(x < low) or np.any(x > high):
-            raise ValueError(
-                f"Inputs must lie within `bounds`. Received: values from {np.min(x)} to "
-                f"{np.max(x)}, bounds={self.bounds!r}. Scale the inputs, or leave `bounds` out."
-            )
+        for x in arrays if self.bounds is not None else ():
+            low, high = self.bounds
+            if np.any(x < low) or np.any(x > high):
+                raise ValueError(
+                    f"Inputs must lie within `bounds`. Received: values from {np.min(x)} to "
+                    f"{np.max(x)}, bounds={_shown(self.bounds)}. Scale them, or leave it out."
+                )
 
     def converted(self, radius, size):
         """Radii of l2 balls in the norm asked for: ‖e‖₂ ≤ √n‖e‖_∞ and ‖e‖₂ ≤ ‖e‖₁."""
@@ -67,24 +66,31 @@ class Widening:
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(radius), rounding.down(radius / root), radius)
 
-    def l2(self, radius, size):
+    def l2_within(self, radius, size):
         """Radii of l2 balls that lie within those of the norm: ‖e‖_∞ ≤ ‖e‖₂, ‖e‖₁ ≤ √n‖e‖₂."""
         return radius / math.sqrt(size) if self.norm == "l1" else radius
+
+    def l2_around(self, radius, size):
+        """Radii of l2 balls that hold those of the norm."""
+        if self.norm != "linf":
+            return radius
+        return np.where(np.isfinite(radius), rounding.up(radius * rounding.sqrt_up(size)), radius)
 
     def moved(self, moved, size):
         """How far a cast moved the inputs, in the norm asked for."""
         return rounding.up(moved * rounding.sqrt_up(float(size))) if self.norm == "l1" else moved
 
-    def radii(self, x, logits, labels, errors, radius, allowance):
+    def radii(self, x, logits, labels, errors, radius, size, allowance):
         """`(radius in the norm, sentences)` of all inputs.
 
         Args:
             x: inputs as the model receives them, or None where the method does not read them.
             logits, labels, errors: see `margins.certified_radii`.
             radius: float64 (n,), l2 radii by global gains.
+            size: entries of one input.
             allowance: function of l2 norms beyond the inputs' own to bounds on the logits' error.
         """
-        sentences, size = [], math.prod(self.network.graph.inputs[0].shape[1:])
+        sentences = []
         if self.local is not None:
             wider = local_radii(self.local, x, logits, labels, errors, radius)
             sentences.append(
@@ -93,7 +99,7 @@ class Widening:
             )
             radius = wider
         radius = self.converted(radius, size)
-        if self.linear and len(self.network.inputs) == 1:
+        if self.linear:
             root = math.sqrt(size) if self.norm == "linf" else 1.0
             factor = 1.0 if logits.shape[1] == 1 else math.sqrt(2.0)
 

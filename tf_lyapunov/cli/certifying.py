@@ -138,7 +138,7 @@ def verify(
     Example: [bold]tf-lyapunov verify proof.npz runs/digits/model.keras[/bold]
     """
     with work(json_):
-        from ..experiments.modelfile import load_model
+        from ..modelfile import load_model
         from ..verification import verify as check
 
         shape = None

@@ -40,8 +40,8 @@ def export_mat(
     """
     _refuse_existing([out], overwrite)
     with work(json_):
-        from .. import matlab
-        from ..experiments import files, modelfile
+        from .. import matlab, modelfile
+        from ..experiments import files
 
         if target.is_dir():
             beside = {"design": files.DESIGN, "certificate": files.CERTIFICATE}
@@ -159,7 +159,7 @@ def _read_certificate(path: Path):
 
 def _give_weights(found, model: Path, out: Path) -> str:
     """Writes `model` with the file's weights to `out`; returns the digest of what was written."""
-    from ..experiments import modelfile
+    from .. import modelfile
     from ..program.network import read_network
 
     edited = found.assign_to(modelfile.load_model(model_file(model)))

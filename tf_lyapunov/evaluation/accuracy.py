@@ -10,7 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_lyapunov.attacks.inputs import packed_inputs
 from tf_lyapunov.attacks.logits import logits_view
+from tf_lyapunov.program.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,26 @@ def logits(model, x, *, batch_size: int = 256) -> np.ndarray:
 
     Args:
         model: built Keras model.
-        x: array `(n, ...)`.
+        x: array `(n, ...)`; for a model with several inputs a list, tuple or dict of arrays.
         batch_size: inputs per evaluation.
 
     Returns:
         float64 array `(n, outputs)`.
     """
-    view = logits_view(model)
-    x = np.asarray(x, np.float32)
+    if Inputs.of(model).several:
+        rows, packing = packed_inputs(model, x)
+        called, view = packing.called, logits_view(model, packing)
+    else:
+        rows, view = np.asarray(x, np.float32), logits_view(model)
+
+        def called(batch):
+            return batch
+
     parts = []
-    for start in range(0, len(x), batch_size):
-        batch = x[start : start + batch_size]
-        output = model.predict_on_batch(batch) if view.head is None else view.function(batch)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        whole = view.head is None
+        output = model.predict_on_batch(called(batch)) if whole else view.function(batch)
         output = keras.ops.convert_to_numpy(keras.ops.cast(output, "float32"))
         parts.append(output.reshape(len(batch), -1))
     return np.concatenate(parts).astype(np.float64)

@@ -10,17 +10,19 @@ import numpy as np
 from tf_lyapunov.attacks import DDN, FMN, DeepFool, Ensemble, MinimalFGV
 from tf_lyapunov.attacks.base import Attack
 from tf_lyapunov.bounds.composition import rounding_errors
-from tf_lyapunov.certification.margins import _checked_inputs, certify, checked_labels, decisions
+from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
+from tf_lyapunov.certification.margins import certify, checked_labels, decisions
 from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
 from tf_lyapunov.evaluation.accuracy import logits as executed_logits
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     Float64Logits,
     batches,
-    float64_available,
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.progress import shown
 from tf_lyapunov.theory.balls import L2
 
 # How far past a found point exact arithmetic is asked where it disagrees with the model's own.
@@ -57,12 +59,13 @@ class Bracket:
             `""` where nothing was found.
         labels, predictions: int64 (n,), true classes (or the model's decisions), and decisions.
         x_adv: float32 array like the input, the perturbed inputs; the clean one where nothing was
-            found.
+            found. For a model with several inputs a list, tuple or dict like theirs.
         predictions_adv: int64 (n,), decisions there.
         zero_gradient: bool (n,), nothing was found, and an attack met a zero gradient.
         rounding: bool (n,), the model's own float arithmetic changed its decision below `lower`,
             exact arithmetic does not; `upper` is about exact arithmetic there.
         notes: of the attacks, and of the published rules.
+        perturbed: names of the inputs that may change, the others being held fixed; None for all.
     """
 
     lower: np.ndarray
@@ -78,6 +81,7 @@ class Bracket:
     zero_gradient: np.ndarray
     rounding: np.ndarray
     notes: tuple[str, ...] = ()
+    perturbed: tuple[str, ...] | None = None
 
     def __len__(self):
         return len(self.lower)
@@ -148,6 +152,8 @@ class Bracket:
             "predictions_adv": self.predictions_adv[rows].tolist(),
         }
         some = rows[:images]
+        if isinstance(self.x_adv, (list, tuple, dict)):
+            x = None  # of several inputs, which one to show is not said
         if x is not None and len(some) and np.ndim(x) == 4 and np.shape(x)[-1] in (1, 3):
             out["images"] = {
                 "clean": np.asarray(x, np.float64)[some].tolist(),
@@ -164,6 +170,7 @@ class Bracket:
         found = self.found
         out = {
             "inputs": len(self),
+            **({} if self.perturbed is None else {"perturbed": list(self.perturbed)}),
             "wrong": int(self.wrong.sum()),
             "found": int(found.sum()),
             "not_found": int(np.sum(~np.isfinite(self.upper))),
@@ -219,6 +226,7 @@ def bracket(
     attacks=None,
     rules="sound",
     method="composition",
+    perturbed=None,
     bounds=None,
     batch_size=256,
     state=None,
@@ -235,17 +243,20 @@ def bracket(
 
     Args:
         model: a built Keras model of supported layers with logits or probabilities (n, K).
-        x: array (n, …), `keras.utils.PyDataset`, tf.data, or an iterable of batches.
+        x: array (n, …), or a list, tuple or dict of arrays for several inputs;
+            `keras.utils.PyDataset`, tf.data, or an iterable of batches.
         y: labels; `None` takes the data set's, or the model's own decisions.
         attacks: an `Ensemble`, or an attack, attacks, or names and attacks, untargeted, in l2;
             default: FGV, DeepFool, DDN and FMN.
         rules: `"published"` computes the published rules too, to compare; they prove nothing.
         method: of `certify`.
+        perturbed: which input of several may change, as for `certify`; the others are held fixed.
         bounds: None, or `(low, high)`: a box that the default attacks stay in. Lower bounds hold
             with and without it.
         batch_size: inputs evaluated at once.
         state: file in which finished attacks are kept, see `Ensemble`.
-        progress: called with a line of text.
+        progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
+            notebook; or a function that is called with a line of text.
 
     Returns:
         `Bracket`.
@@ -270,34 +281,49 @@ def bracket(
     if rules not in RULES:
         raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
     ensemble = _ensemble(attacks, bounds, batch_size)
-    x, y = _arrays(x, y)
-    sound = minimal_perturbation_lower_bound(model, x, y, batch_size=batch_size)
+    inputs = Inputs.of(model)
+    chosen = inputs.chosen(perturbed)
+    x, y, arrays = _arrays(x, y, inputs)
+    common = dict(batch_size=batch_size, perturbed=perturbed)
+    say = progress if callable(progress) else None
+    with shown(False if say else progress, "bracket"):
+        taken = inputs, chosen, arrays
+        return _bracket(model, x, y, taken, common, ensemble, rules, method, state, say)
+
+
+def _bracket(model, x, y, taken, common, ensemble, rules, method, state, say):
+    (inputs, chosen, arrays), batch_size = taken, common["batch_size"]
+    sound = minimal_perturbation_lower_bound(model, x, y, **common)
     labels = sound.labels
     claimed, notes = None, ()
     if rules == "published":
-        published = minimal_perturbation_lower_bound(
-            model, x, labels, rules=rules, batch_size=batch_size
-        )
+        published = minimal_perturbation_lower_bound(model, x, labels, rules=rules, **common)
         claimed, notes = published.bound, tuple(str(warning) for warning in published.warnings)
-    certified = certify(model, x, labels, method=method, batch_size=batch_size).radius
-    result = ensemble(model, x, labels, state=state, progress=progress)
+    certified = certify(model, x, labels, method=method, **common).radius
+    result = ensemble(model, x, labels, perturbed=common["perturbed"], state=state, progress=say)
     predictions = decisions(executed_logits(model, x, batch_size=batch_size))
     wrong = (predictions != labels) | (result.success & (result.distance == 0))
-    change = result.x_adv.astype(np.float64) - np.asarray(x, np.float64)
-    upper = np.where(result.success, rounding.euclidean_norms_up(change), np.inf)
+    found = [np.array(a) for a in inputs.flat(result.x_adv)]
+    # Inputs that are held fixed are the same, whatever dtype the attack holds them in.
+    change = [
+        a.astype(np.float64) - b.astype(np.float64) if moves else np.zeros(b.shape)
+        for a, b, moves in zip(found, arrays, chosen, strict=True)
+    ]
+    upper = np.where(result.success, _norms_up(change), np.inf)
     lower = np.maximum(sound.bound, certified)
     lower, certified, bound, upper = (
         np.where(wrong, 0.0, v) for v in (lower, certified, sound.bound, upper)
     )
     attack = np.where(wrong, "clean", result.found_by.astype(str)).astype(object)
-    x_adv, predictions_adv = result.x_adv.copy(), result.predictions_adv.copy()
+    predictions_adv = result.predictions_adv.copy()
     doubtful = np.flatnonzero(~(upper >= lower))
     if len(doubtful):
-        exact = _Exact(model, x, batch_size)
+        exact = _Exact(model, inputs, arrays, batch_size)
         for i in doubtful:
             by = ensemble.attacks.get(str(attack[i]))
             box = None if by is None else by.bounds
-            norm, point, decision = exact.crossing(x[i], change[i], labels[i], box)
+            here, step = ([a[i] for a in part] for part in (arrays, change))
+            norm, point, decision = exact.crossing(here, step, labels[i], box)
             if norm < lower[i]:
                 raise UnsoundBound(
                     f"Input {i}: a perturbation of norm {norm:.17g} by {attack[i]} changes the "
@@ -309,8 +335,9 @@ def bracket(
             upper[i] = norm
             attack[i] = "" if point is None else attack[i]
             predictions_adv[i] = decision
-            x_adv[i] = x[i] if point is None else point
-    flagged = np.zeros(len(x), bool)
+            for array, own, at in zip(found, here, point or here, strict=True):
+                array[i] = own if point is None else at
+    flagged = np.zeros(len(lower), bool)
     flagged[doubtful] = True
     return Bracket(
         lower=lower,
@@ -321,39 +348,49 @@ def bracket(
         attack=attack,
         labels=labels,
         predictions=predictions,
-        x_adv=x_adv,
+        x_adv=inputs.like(x, found),
         predictions_adv=predictions_adv,
         zero_gradient=result.zero_gradient & ~np.isfinite(upper),
         rounding=flagged,
         notes=(*result.notes, *notes),
+        perturbed=inputs.chosen_names(chosen),
     )
 
 
 class _Exact:
     """The network in float64, whose decisions count only beyond a bound on their rounding."""
 
-    def __init__(self, model, x, batch_size):
-        self.network = with_rounded_settings(read_network(model, [(None, *x.shape[1:])]))
-        with float64_available():
-            self.model, self.batch_size = Float64Logits(self.network), batch_size
+    def __init__(self, model, inputs, arrays, batch_size):
+        self.inputs = inputs
+        shapes = input_shapes(inputs, arrays)
+        self.network = with_rounded_settings(read_network(model, shapes))
+        self.model, self.batch_size = Float64Logits(self.network), batch_size
 
     def crossing(self, x, change, label, box):
         """`(norm, point, class)` of the first x + t·change, t ≥ 1, surely of another class.
 
-        Points are moved into the box (low, high); without any, (∞, None, label).
+        `x` and `change` hold one array per input. Points are moved into the box (low, high);
+        without any, (∞, None, label).
         """
-        with float64_available():
-            return self._crossing(x, change, label, box)
-
-    def _crossing(self, x, change, label, box):
-        scales = np.concatenate([[1.0], _OUTWARDS]).reshape(-1, *[1] * change.ndim)
-        moved = np.asarray(x, np.float64) + scales * change
-        points, norms, _ = _checked_inputs(
-            moved if box is None else np.clip(moved, *box), self.network.graph.inputs[0]
-        )
+        scales = np.concatenate([[1.0], _OUTWARDS])
+        moved = []
+        for own, step, name in zip(x, change, self.inputs.names, strict=True):
+            along = scales.reshape(-1, *[1] * step.ndim) * step
+            place = own.astype(np.float64) + along
+            if box is not None and np.any(step):
+                low, high = (b.get(name, e) if isinstance(b, dict) else b
+                             for b, e in zip(box, (-np.inf, np.inf), strict=True))  # fmt: skip
+                place = np.clip(place, low, high)
+            moved.append(place)
+        points, norms, _ = checked_inputs(moved, self.network, self.inputs)
         logits = self.model.predict(points, self.batch_size)
         errors = math.sqrt(2) * rounding_errors(self.network, norms, self.network.logits, "float64")
-        sizes = rounding.euclidean_norms_up(points.astype(np.float64) - np.asarray(x, np.float64))
+        sizes = _norms_up(
+            [
+                point.astype(np.float64) - own.astype(np.float64) if np.any(step) else 0.0 * place
+                for point, own, step, place in zip(points, x, change, moved, strict=True)
+            ]
+        )
         if logits.shape[1] == 1:
             lead = -logits[:, 0] if label else logits[:, 0]
         else:
@@ -364,7 +401,16 @@ class _Exact:
         first = changed[0]
         single = logits.shape[1] == 1
         decision = int(logits[first, 0] > 0) if single else int(np.argmax(logits[first]))
-        return sizes[first], points[first], decision
+        return sizes[first], [p[first] for p in points], decision
+
+
+def _norms_up(arrays):
+    """Upper bounds on the norms of the rows of several arrays together."""
+    if len(arrays) == 1:
+        return rounding.euclidean_norms_up(arrays[0])
+    return rounding.euclidean_norms_up(
+        np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
+    )
 
 
 def _ensemble(attacks, bounds, batch_size):
@@ -393,16 +439,19 @@ def _ensemble(attacks, bounds, batch_size):
     return ensemble
 
 
-def _arrays(x, y):
-    parts = list(batches(x, y))
-    inputs = np.concatenate([part[0] for part in parts])
+def _arrays(x, y, inputs):
+    """Inputs in the structure that they were given in, labels, and arrays, one per input."""
+    parts = list(batches(x, y, inputs))
+    arrays = [np.concatenate(same) for same in zip(*(part[0] for part in parts), strict=True)]
+    kept = isinstance(x, (list, tuple, dict))
+    x = inputs.like(x, arrays) if kept else inputs.called(arrays)
     given = [part[1] for part in parts]
     if any(g is None for g in given):
-        return inputs, None
+        return x, None, arrays
     labels = np.concatenate(given)
     if labels.ndim == 2 and labels.shape[1] > 1:
         labels = checked_labels(labels, *labels.shape)
-    return inputs, labels
+    return x, labels, arrays
 
 
 def _quartiles(values):

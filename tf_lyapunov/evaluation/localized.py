@@ -10,12 +10,14 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.attacks.backend import compiled, sum_gradient
+from tf_lyapunov.attacks.logits import probabilities
 from tf_lyapunov.bounds.choice import network_gain
 from tf_lyapunov.bounds.composition import lipschitz_constants, rounding_errors
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.slopes import LocalGains
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.logits import LogitsModel
+from tf_lyapunov.program.inputs import Inputs
+from tf_lyapunov.program.logits import Float64Logits, LogitsModel
 from tf_lyapunov.program.network import read_network
 
 OUTPUTS = ("softmax", "logits")
@@ -138,6 +140,13 @@ def localized_robustness(
     Reference: Bontonou et al., Definition 1 and Figure 5 (Monte-Carlo as published; ascent and
     bound of this library).
     """
+    taken = Inputs.of(model)
+    if taken.several:
+        raise ValueError(
+            "The points of `localized_robustness` are one array. Received: model "
+            f"{taken.model!r} with the inputs {', '.join(map(repr, taken.names))}. Join them in a "
+            "model of one input that splits it again; `certify` and `bracket` take several."
+        )
     settings = checked(norm, outputs, protocol, directions, steps)
     x, radii = checked_points(model, x, radii, norm)
     view = _Outputs(model, outputs, x, norm)
@@ -164,44 +173,61 @@ def localized_robustness(
 
 
 class _Outputs:
-    """F in float64 where the model can be copied to it, in its own precision otherwise."""
+    """F in float64 by the network's program, and gradients by the model itself.
+
+    A model that cannot be read is evaluated in its own precision.
+    """
 
     def __init__(self, model, outputs, x, norm):
-        self.network = None
-        self.dtype = "float32"
-        function = model
+        self.network = self.exact = None
+        own = model
         try:
             self.network = read_network(model, [(None, *x.shape[1:])])
-            function = LogitsModel(self.network).model
-            function = LogitsModel(self.network, "float64").model
-            self.dtype = "float64"
+            own = LogitsModel(self.network)
+            self.exact = Float64Logits(self.network)
         except (UnsupportedLayerError, ValueError):
             if self.network is None and outputs == "logits":
                 raise
-        self.model, self.norm = function, norm
-        sample = np.asarray(self.model.predict(x[:1].astype(self.dtype), verbose=0))
+        self.own, self.norm, self.dtype = own, norm, "float32"
+        if self.network is not None and self.network.graph.inputs[0].dtype == "float64":
+            self.dtype = "float64"
         self.head = None
+        shape = (None, *x.shape[1:])
+        variables = list(model.variables)
+        self._computed = compiled(lambda z: (self(z),), variables, [(self.dtype, shape)])
+        sample = self.values(x[:1])
+        self.noise = _NOISE["float32" if self.exact is None else "float64"]
+        self.noise *= max(float(np.abs(sample).max()), 1.0)
         if outputs == "softmax" and self.network is not None:
-            self.head = ops.sigmoid if sample.size == 1 else ops.softmax
-        self.noise = _NOISE[self.dtype] * max(float(np.abs(sample).max()), 1.0)
-        shape = (None, *(-1 for _ in x.shape[1:]))
-        variables = list(self.model.variables)
-        self.values = compiled(lambda z: (self(z),), variables, [(self.dtype, shape)])
+            self.head = "sigmoid" if sample.size == 1 else "softmax"
+            # What was compiled has no head yet.
+            self._computed = compiled(lambda z: (self(z),), variables, [(self.dtype, shape)])
         self.climb = compiled(
             self._climb, variables, [(self.dtype, shape)] * 2 + [(self.dtype, (None,)),
                                                                 ("int32", ())]
         )  # fmt: skip
 
+    def values(self, x):
+        """F at an array (n, …), float64 (n, k)."""
+        if self.exact is None:
+            return np.asarray(self._computed(x.astype(self.dtype))[0], np.float64)
+        values, _ = self.exact.evaluate(x, len(x))
+        values = values.reshape(len(values), -1)
+        return values if self.head is None else probabilities(values, self.head)
+
     def __call__(self, x):
-        values = self.model(x, training=False)
+        """F of a tensor as the model computes it."""
+        values = self.own(x) if self.network else self.own(x, training=False)
         values = ops.reshape(values, (ops.shape(values)[0], -1))
-        return values if self.head is None else self.head(values)
+        return values if self.head is None else getattr(ops, self.head)(values)
 
     def size(self, values):
         """Norms of rows."""
         flat = ops.reshape(values, (ops.shape(values)[0], -1))
         if self.norm == 2:
-            return ops.sqrt(ops.sum(flat * flat, axis=1) + 1e-300 * (self.dtype == "float64"))
+            # The root has a gradient at zero too.
+            least = 1e-300 if self.dtype == "float64" else 1e-30
+            return ops.sqrt(ops.sum(flat * flat, axis=1) + least)
         return ops.max(ops.abs(flat), axis=1)
 
     def _climb(self, x, e, radius, steps):
@@ -269,7 +295,7 @@ class _Outputs:
 def _sampled(view, x, radii, norm, directions, bounds, rng):
     """Largest ratios (n, k) over random directions and their perturbations (n, k, …)."""
     shape = x.shape[1:]
-    base = view.values(x.astype(view.dtype))[0].astype(np.float64)
+    base = view.values(x)
     best = np.zeros((len(x), len(radii)))
     kept = np.zeros((len(x), len(radii), *shape))
     chunk = max(2**20 // (x[0].size * len(x)), 1)
@@ -282,7 +308,7 @@ def _sampled(view, x, radii, norm, directions, bounds, rng):
             if bounds is not None:
                 e = np.clip(x + e, *bounds) - x
             moved = (x + e).reshape(count * len(x), *shape)
-            values = view.values(moved.astype(view.dtype))[0].astype(np.float64)
+            values = view.values(moved)
             change = (values.reshape(count, len(x), -1) - base).reshape(count * len(x), -1)
             sizes = norms(e.reshape(count * len(x), -1), norm)
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -310,16 +336,19 @@ def _ascended(view, x, radii, norm, steps, sampled, starts, bounds):
         e[empty] = radius / math.sqrt(x[0].size)
         reach = np.full(len(x), radius * (1 - 1e-12))
         arrays = (v.astype(view.dtype) for v in (x, e, reach))
-        before, ratio = (
-            np.asarray(v, np.float64) for v in view.climb(*arrays, np.asarray(steps, np.int32))
-        )
+        before = np.asarray(view.climb(*arrays, np.asarray(steps, np.int32))[0], np.float64)
+        before = np.where(np.isfinite(before), before, 0.0)
+        # What lies on the sphere but for rounding is put onto it.
+        sizes = norms(before.reshape(len(x), -1), norm)
+        scale = np.where(sizes > reach * (1 - 1e-5), reach / np.maximum(sizes, 1e-300), 1.0)
+        before = before * scale.reshape(-1, *[1] * (x.ndim - 1))
         if bounds is not None:
             before = np.clip(x + before, *bounds) - x
-            sizes = norms(before.reshape(len(x), -1), norm)
-            moved = view.values((x + before).astype(view.dtype))[0].astype(np.float64)
-            base = view.values(x.astype(view.dtype))[0].astype(np.float64)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.where(sizes > 0, norms(moved - base, norm) / sizes, 0.0)
+        # The climb sees the model's own rounding; its end is measured without.
+        sizes = norms(before.reshape(len(x), -1), norm)
+        change = view.values(x + before) - view.values(x)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(sizes > 0, norms(change, norm) / sizes, 0.0)
         result[:, k] = np.maximum(result[:, k], np.where(np.isfinite(ratio), ratio, 0.0))
         if k:
             result[:, k] = np.maximum(result[:, k], result[:, k - 1])

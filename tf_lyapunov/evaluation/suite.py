@@ -27,6 +27,7 @@ from tf_lyapunov.evaluation import noise
 from tf_lyapunov.evaluation.accuracy import logits
 from tf_lyapunov.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from tf_lyapunov.evaluation.measures import SuiteResult
+from tf_lyapunov.sealing import seal, unseal
 from tf_lyapunov.theory.balls import Linf
 from tf_lyapunov.training.base import TrainingModel
 from tf_lyapunov.writing import write_text
@@ -316,7 +317,7 @@ class _State:
             content = {
                 "version": _VERSION, "digest": self.digest, "rows": list(self.rows.values())
             }  # fmt: skip
-            write_text(self.file, json.dumps(content, indent=1) + "\n")
+            write_text(self.file, json.dumps(seal(content), indent=1) + "\n")
 
 
 def read_state(file: str | os.PathLike) -> dict[str, Any]:
@@ -327,11 +328,11 @@ def read_state(file: str | os.PathLike) -> dict[str, Any]:
     """
     file = Path(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = unseal(json.loads(file.read_text(encoding="utf-8")))
         keys = {"kind", "name", "level", "settings", "error"}
         sound = content["version"] == _VERSION and all(keys <= set(r) for r in content["rows"])
         content["digest"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise ValueError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..archives import read_arrays
 from ..errors import RunDirectoryError
 from .files import atomic_path
 
@@ -170,12 +170,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RunDirectoryError: the file is truncated, corrupt, or of another format.
     """
+
+    def refuse(reason, error):
+        raise ValueError(reason) from error
+
     try:
-        with np.load(path, allow_pickle=False) as file:
-            text = file["header"].tobytes()
-            expected = file["sha256"].tobytes().hex()
-            names = sorted(name for name in file.files if name.startswith("array_"))
-            arrays = [file[name] for name in names]
+        file = read_arrays(path, refuse, kinds="fiubcSUV")
+        text = file["header"].tobytes()
+        expected = file["sha256"].tobytes().hex()
+        arrays = [file[name] for name in sorted(file) if name.startswith("array_")]
         if _digest(text, arrays) != expected:
             raise ValueError("its SHA-256 digest is wrong")
         header = json.loads(text)
@@ -190,7 +193,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state=_decode(header["state"], arrays[count:]),
             identity=header["identity"],
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"The checkpoint is corrupt: {error}. Received: {path}.") from error
     except Exception as error:  # zlib.error and struct.error of a damaged archive
         raise RunDirectoryError(f"The checkpoint is corrupt: {error}. Received: {path}.") from error

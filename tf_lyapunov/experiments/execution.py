@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import keras
 
 from .config import ExperimentConfig
-from .distribution import SCALINGS, STRATEGIES, Distribution, open_distribution, scaled
+from .distribution import SCALINGS, Distribution, scaled
+from .opening import STRATEGIES, open_distribution
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -24,7 +25,7 @@ class Execution:
     the weights it stores.
 
     Args:
-        strategy: one of `distribution.STRATEGIES`.
+        strategy: one of `opening.STRATEGIES`.
         devices: replicas in this process; by default one per GPU, else one.
         scaling: how global batch and learning rate grow with the replicas; see
             `distribution.scaled`.

@@ -8,14 +8,15 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import RunDirectoryError
-from ..writing import atomic_path, write_bytes, write_text
+from ..sealing import seal, unseal
+from ..writing import atomic_path, leftovers, write_bytes, write_text
 
 try:
     import fcntl
@@ -74,7 +75,12 @@ def to_json(value: Any) -> str:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write plain data and NumPy values as JSON, or leave the old file."""
+    """Write plain data and NumPy values as JSON, or leave the old file.
+
+    Mappings are sealed: `read_json` sees damage.
+    """
+    if isinstance(value, Mapping):
+        value = seal(json.loads(to_json(value)))
     write_text(path, to_json(value))
 
 
@@ -86,16 +92,37 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return unseal(value) if isinstance(value, dict) else value
     except FileNotFoundError as error:
         raise RunDirectoryError(
             f"{path.parent} has no {path.name}. Received: {path}. Run the step that writes it."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunDirectoryError(
-            f"A file of the run is damaged ({error}). Received: {path}. Delete it and run the step "
-            "that writes it again."
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+@contextlib.contextmanager
+def understood(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what damaged content of a file raises into an error that names the file.
+
+    Raises:
+        RunDirectoryError: the block found a key missing, or a value of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        if isinstance(error, RunDirectoryError):
+            raise
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise _damaged(path, reason) from error
+
+
+def _damaged(path, reason):
+    return RunDirectoryError(
+        f"A file of the run is damaged ({reason}). Received: {path}. The other files are as "
+        "they were; delete this one and run the step that writes it again."
+    )
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -124,12 +151,29 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._lock: Any = None
+        self._folder: int | None = None
+        self._guards: tuple = ()
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
 
     def file(self, name: str) -> Path:
-        """Path of one file of the run."""
+        """Path of one file of the run.
+
+        Raises:
+            RunDirectoryError: the directory was locked, and is no longer what its path leads to.
+        """
+        for handle, place in zip(self._guards, (self.path, self.path / _LOCK), strict=False):
+            try:
+                same = os.path.samestat(os.fstat(handle), os.stat(place))
+            except OSError:
+                same = False
+            if not same:
+                raise RunDirectoryError(
+                    "The run directory was moved, deleted or replaced while it was written to. "
+                    f"Received: {self.path}. Nothing more is written; continue it where it is "
+                    "with --resume."
+                )
         return self.path / name
 
     def has(self, name: str) -> bool:
@@ -169,8 +213,7 @@ class RunDirectory:
             entries = [entry.name for entry in self.path.iterdir()]
             visible = [name for name in entries if not name.startswith(".")]
             if self.is_run or not visible:
-                for left in self.path.rglob(".*.tmp*"):  # by a kill in atomic_path
-                    left.unlink()
+                self._clean()
         except OSError as error:
             self.close()
             raise RunDirectoryError(
@@ -196,18 +239,40 @@ class RunDirectory:
         return self
 
     def _acquire(self) -> None:
-        """Write access is proved and the directory is taken by one and the same file."""
-        handle = open(self.file(_LOCK), "a")
-        if fcntl is not None:
+        """Write access is proved and the directory is taken.
+
+        The directory itself is locked beside a file in it: the file can be deleted, and a
+        directory can be moved or reached by another path, while its lock stays. Some network file
+        systems lock files alone.
+        """
+        self._lock = open(self.file(_LOCK), "a")
+        with contextlib.suppress(OSError):
+            os.utime(self.file(_LOCK))
+        if fcntl is None:
+            return
+        self._folder = os.open(self.path, os.O_RDONLY)
+        self._guards = (self._folder,)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                handle.close()
-                raise RunDirectoryError(
-                    f"Another process is writing to this run directory. Received: {self.path}. "
-                    "Wait for it, or choose another --run-dir."
-                ) from error
-        self._lock = handle
+                fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # the file's lock is all there is: it must stay in its place
+                self._guards = (self._folder, self._lock.fileno())
+        except BlockingIOError as error:
+            self.close()
+            raise RunDirectoryError(
+                f"Another process is writing to this run directory. Received: {self.path}. "
+                "Wait for it, or choose another --run-dir."
+            ) from error
+
+    def _clean(self) -> None:
+        """Remove what killed writers left: in the rooms of a run only, and older than the lock."""
+        taken = os.fstat(self._lock.fileno()).st_mtime
+        for room in (self.path, self.file(CHECKPOINTS), self.file(PLOTS)):
+            for left in leftovers(room, before=taken):
+                left.unlink()
 
     def _clear(self) -> None:
         # The configuration goes last: until then the directory is recognised as a run.
@@ -228,6 +293,9 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder, self._guards = None, ()
 
     def __enter__(self) -> RunDirectory:
         return self

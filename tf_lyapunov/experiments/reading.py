@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
 from .config import ExperimentConfig
+from .yamlsize import MAX_BYTES, check_size
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,7 +71,20 @@ def load_config(path: str | os.PathLike, overrides: typing.Sequence[str] = ()) -
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            kind = "directory" if path.is_dir() else "pipe or device"
+            raise ConfigError(
+                f"A configuration is a regular file. Received: {path}, a {kind}. Write it to a "
+                "file first."
+            )
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(
+                f"A configuration has at most {MAX_BYTES} bytes. Received: {path} with "
+                f"{path.stat().st_size}. Is it an experiment file?"
+            )
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
@@ -109,6 +123,7 @@ def parse_config(
 Did you mean `epochs`? Received: training.epoch=3.
     """
     try:
+        check_size(text)
         data = yaml.load(text, Loader=_Loader)  # a SafeLoader
         lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
@@ -118,6 +133,10 @@ Did you mean `epochs`? Received: training.epoch=3.
         raise ConfigError(f"{source}{where}: not valid YAML: {problem}.") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: not valid YAML: nested too deeply.") from error
+    except ValueError as error:  # a date or number that is none
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{source}: not valid YAML: {error}.") from error
     if not isinstance(data, dict):
         raise ConfigError(
             f"{source}: a configuration is a mapping of keys to values. Received: "
@@ -142,11 +161,11 @@ def _override(data: dict, override: str) -> None:
             f"{override!r}."
         )
     try:
+        check_size(text)
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"The value of an override must be YAML. Received: {override!r}."
-        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        shown = override if len(override) <= 200 else override[:200] + "…"
+        raise ConfigError(f"The value of an override must be YAML. Received: {shown!r}.") from error
     *parents, last = key.strip().split(".")
     target: Any = data
     for part in parents:

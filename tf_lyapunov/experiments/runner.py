@@ -282,27 +282,30 @@ def compose_results(run: files.RunDirectory):
     config = load_config(run.file(files.CONFIG))
     record = _record(run)
     design = load_design(run)
-    results = Results(
-        title=config.title or config.name,
-        date=record.get("date", ""),
-        command=record.get("command", ""),
-        config=config.to_dict(),
-        dataset=record.get("dataset", {}),
-        model=record.get("model", {}),
-        layers=record.get("layers", []),
-        seconds={key: float(value) for key, value in record.get("seconds", {}).items()},
-        notes=_notes(config),
-    )
+    with files.understood(run.file(files.RECORD)):
+        results = Results(
+            title=config.title or config.name,
+            date=record.get("date", ""),
+            command=record.get("command", ""),
+            config=config.to_dict(),
+            dataset=record.get("dataset", {}),
+            model=record.get("model", {}),
+            layers=record.get("layers", []),
+            seconds={key: float(value) for key, value in record.get("seconds", {}).items()},
+            notes=_notes(config),
+        )
     if run.has(files.VERSIONS):
-        versions = files.read_json(run.file(files.VERSIONS))
-        results.versions = {
-            "python": versions["python"],
-            "platform": versions["platform"],
-            "backend": versions["backend"],
-            **versions["packages"],
-        }
+        path = run.file(files.VERSIONS)
+        versions = files.read_json(path)
+        with files.understood(path):
+            results.versions = {
+                "python": versions["python"],
+                "platform": versions["platform"],
+                "backend": versions["backend"],
+                **versions["packages"],
+            }
     if run.has(files.METRICS_JSON):
-        results.history = files.read_json(run.file(files.METRICS_JSON))
+        results.history = read_history(run.file(files.METRICS_JSON))
     if design is not None:
         check = record.get("check")
         results.design = design_summary(design, check and types.SimpleNamespace(**check))
@@ -310,19 +313,39 @@ def compose_results(run: files.RunDirectory):
     if run.has(files.CERTIFICATE):
         from ..certification import Certificate
 
-        certificate = Certificate.load(run.file(files.CERTIFICATE))
+        with files.understood(run.file(files.CERTIFICATE)):
+            certificate = Certificate.load(run.file(files.CERTIFICATE))
         results.certificate = certificate_summary(certificate)
         results.gain["upper_bound"] = certificate.gain_upper_bound
     if run.has(files.ATTACK_JSON):
-        found = files.read_json(run.file(files.ATTACK_JSON))
-        results.rows, results.gain = found["rows"], {**results.gain, **found["gain"]}
-        results.attacks = [
-            {"name": item.pop("label"), "method": item.pop("name"), **item}
-            for item in found["attacks"]
-        ]
-        if found["split"] != "test":
-            results.notes.append(f"The accuracies are those of the {found['split']} split.")
+        path = run.file(files.ATTACK_JSON)
+        found = files.read_json(path)
+        with files.understood(path):
+            results.rows, results.gain = found["rows"], {**results.gain, **found["gain"]}
+            results.attacks = [
+                {"name": item.pop("label"), "method": item.pop("name"), **item}
+                for item in found["attacks"]
+            ]
+            if found["split"] != "test":
+                results.notes.append(f"The accuracies are those of the {found['split']} split.")
     return results
+
+
+def read_history(path: os.PathLike) -> list[dict[str, float]]:
+    """The epochs of a metrics.json.
+
+    Raises:
+        RunDirectoryError: the file is damaged.
+    """
+    rows = files.read_json(path)
+    with files.understood(path):
+        if not isinstance(rows, list):
+            raise TypeError(f"it holds a {type(rows).__name__} instead of a list of epochs")
+        for row in rows:
+            odd = {k: v for k, v in row.items() if not isinstance(v, int | float | type(None))}
+            if odd:
+                raise ValueError(f"not a number: {odd}")
+    return rows
 
 
 def _notes(config: ExperimentConfig) -> list[str]:

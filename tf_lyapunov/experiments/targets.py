@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ import numpy as np
 
 from ..data import arrays, streams
 from ..errors import ConfigError, ModelFileError, RunDirectoryError
+from ..modelfile import load_model
+from ..program.inputs import Inputs
 from . import files
 from .config import AttackConfig, ExperimentConfig
-from .modelfile import load_model
 from .reading import load_config
 
 Say = Callable[[str], None]
@@ -72,6 +74,14 @@ class Opened:
         """Inputs in the model's shape, and labels."""
         if samples is not None and samples < 1:
             raise ValueError(f"`samples` must be positive. Received: samples={samples}.")
+        taken = Inputs.of(self.model)
+        if taken.several:
+            raise ValueError(
+                "The data has one array, so that the model must have one input. Received: model "
+                f"{taken.model!r} with the inputs {', '.join(map(repr, taken.names))}, and data "
+                f"{self.data.name!r}. In Python, `certify`, `bracket` and the attacks take a list "
+                "or dict with an array for each."
+            )
         x, y = self.data.split(split)
         x, y = x[:samples], y[:samples]
         shape = tuple(self.model.input_shape[1:])
@@ -215,9 +225,7 @@ def load_design(run: files.RunDirectory):
         return None
     from ..design import Design
 
-    try:
-        return Design.from_json(run.file(files.DESIGN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            f"The design of the run is damaged ({error}). Received: {run.file(files.DESIGN)}."
-        ) from error
+    path = run.file(files.DESIGN)
+    record = files.read_json(path)
+    with files.understood(path):
+        return Design.from_json(json.dumps(record))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import signal
 import threading
@@ -18,12 +19,12 @@ from .. import models
 from ..data.arrays import Dataset
 from ..data.streams import ImageStream
 from ..errors import ConfigError, RunDirectoryError
+from ..modelfile import save_model
 from . import files
 from .augmentation import training_batches
 from .checkpoints import newest_checkpoint, restore, snapshot, write_checkpoint
 from .config import ExperimentConfig, LayersConfig
 from .execution import Execution
-from .modelfile import save_model
 from .objectives import add_weight_decay, make_loss, make_optimizer
 
 OnEpoch = Callable[[int, int, dict], None]
@@ -279,12 +280,9 @@ def _write_inputs(config: ExperimentConfig, run: files.RunDirectory, design) -> 
     files.write_text(run.file(files.CONFIG), config.to_yaml())
     files.write_json(run.file(files.VERSIONS), files.version_info())
     if design is not None:
-        files.write_text(run.file(files.DESIGN), _design_json(design))
-
-
-def _design_json(design) -> str:
-    record = design.to_json()
-    return record if isinstance(record, str) else files.to_json(record)
+        record = design.to_json()
+        record = json.loads(record) if isinstance(record, str) else record
+        files.write_json(run.file(files.DESIGN), record)
 
 
 class Interrupts(keras.callbacks.Callback):

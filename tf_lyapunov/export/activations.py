@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.layers import activations
-from tf_lyapunov.program.linear import inference_value
+from tf_lyapunov.program.weights import inference_value
 
 # Larger groups are sorted by `keras.ops.sort`, which no certificate of a plain model knows.
 _LARGEST_NETWORK = 8

@@ -7,7 +7,7 @@ from tf_lyapunov.export import activations
 from tf_lyapunov.layers.base import LipschitzLayer
 from tf_lyapunov.layers.orthogonal import CayleyConv2D
 from tf_lyapunov.layers.sandwich import SandwichConv2D
-from tf_lyapunov.program.linear import inference_value
+from tf_lyapunov.program.weights import inference_value
 
 
 class Names:

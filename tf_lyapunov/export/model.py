@@ -8,7 +8,8 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.export import activations, weighted, weightless
 from tf_lyapunov.export.building import Names, Plain
 from tf_lyapunov.program.activations import current_config
-from tf_lyapunov.program.graph import Cast, Tensor, read_graph
+from tf_lyapunov.program.graph import Tensor, read_graph
+from tf_lyapunov.program.wrapping import ADDED, Part
 
 RULES = {**weighted.RULES, **activations.RULES, **weightless.RULES}
 
@@ -68,8 +69,14 @@ def export_plain(model):
         args, kwargs = keras.tree.map_structure(symbolic, (call.args, call.kwargs))
         operation = call.operation
         rule = RULES.get(type(operation))
-        if type(operation) is Cast:
-            outputs = keras.ops.cast(args[0], operation.dtype)
+        if type(operation) in ADDED:
+            outputs = operation.call(*args)
+        elif type(operation) is Part:
+            held = operation.operation
+            outputs = _copied(held, f"{held.name}_{operation.index}", names, copies)(
+                *args, **kwargs
+            )
+            outputs = keras.tree.flatten(outputs)[operation.index]
         elif rule is not None:
             outputs = rule(Plain(operation, call.name, names), args[0])
         else:
@@ -82,9 +89,23 @@ def export_plain(model):
     return plain
 
 
+def _written(layer, write):
+    """What `write` makes of a layer, refused where Keras cannot write one of its functions."""
+    try:
+        return write(layer)
+    except (TypeError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UnsupportedLayerError(
+            "Keras must be able to write a layer that is exported. Received: layer "
+            f"{layer.name!r} of type {type(layer).__name__}: {reason} Use a function that is "
+            "registered by `keras.saving.register_keras_serializable`."
+        ) from error
+
+
 def _check_independent(model):
     for layer in model.layers:
-        if "tf_lyapunov" in json.dumps(keras.saving.serialize_keras_object(layer), default=str):
+        written = _written(layer, keras.saving.serialize_keras_object)
+        if "tf_lyapunov" in json.dumps(written, default=str):
             raise UnsupportedLayerError(
                 f"This layer cannot be exported without the library: it refers to it. Received: "
                 f"layer {layer.name!r} of type {type(layer).__name__}."
@@ -95,7 +116,7 @@ def _copied(operation, name, names, copies):
     """A callable with the effect of a Keras layer or operation: a copy, with copied weights."""
     if id(operation) in copies:
         return copies[id(operation)]
-    config = {**current_config(operation), "name": names(name)}
+    config = {**_written(operation, current_config), "name": names(name)}
     if not isinstance(operation, keras.Layer):
         return type(operation).from_config(config)
     held = getattr(operation, "activation", None)

@@ -11,7 +11,7 @@ from tf_lyapunov.layers.linear import space_to_depth_shape
 from tf_lyapunov.layers.orthogonal import CayleyConv2D
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.layers.skew import SkewOrthogonalConv2D
-from tf_lyapunov.program.linear import OWN_CONVOLUTIONS, OWN_DENSE
+from tf_lyapunov.program.weights import OWN_CONVOLUTIONS, OWN_DENSE
 from tf_lyapunov.theory.operators import convolution_matrix
 
 # Maps of images with at most so many entries are written out as matrices (16 MB).

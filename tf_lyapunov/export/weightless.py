@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.layers import centering, pooling, residual, resizing, response
-from tf_lyapunov.program.linear import inference_value
+from tf_lyapunov.program.weights import inference_value
 
 
 def _window_mean(p, x):

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.interruption import uninterrupted
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
 from tf_lyapunov.spectral.precision import unit_roundoff
 from tf_lyapunov.theory.operators import LinearMap
@@ -153,19 +154,27 @@ class LipschitzLayer(keras.layers.Layer):
             )
         sources = [_as_numpy(v, self.work_dtype) for v in self._sources]
         finite = all(np.all(np.isfinite(s)) for s in sources)
+        values = [_as_numpy(v, self.work_dtype) for v in self._cache]
         if finite:
             tensors = [ops.stop_gradient(ops.convert_to_tensor(v)) for v in self._sources]
-            values = self._compute(tensors, training=False)
             # Arrays of their own: a variable must not share its memory with another one.
-            for variable, value in zip(self._cache, values, strict=True):
-                variable.assign(_as_numpy(value, self.work_dtype))
-            for variable, value in zip(self._copies, sources, strict=True):
-                variable.assign(value)
-        content = [*sources, *(_as_numpy(v, self.work_dtype) for v in self._cache)]
-        mark = _digits(b"".join(np.ascontiguousarray(v).tobytes() for v in content))
-        mark *= MARK_SCALE * finite
-        self._marks[0].assign(mark)
-        self._marks[1].assign(_mark_square(mark, self._settings()) * finite)
+            values = [_as_numpy(v, self.work_dtype) for v in self._compute(tensors, training=False)]
+        content = b"".join(np.ascontiguousarray(v).tobytes() for v in (*sources, *values))
+        mark = _digits(content) * MARK_SCALE * finite
+        square = _mark_square(mark, self._settings()) * finite
+        with uninterrupted():
+            if finite:
+                for variable, value in zip(self._cache, values, strict=True):
+                    variable.assign(value)
+                for variable, value in zip(self._copies, sources, strict=True):
+                    variable.assign(value)
+            self._marks[0].assign(mark)
+            self._marks[1].assign(square)
+
+    def note_cache(self, undo):
+        """Has an `interruption.Undo` put the cache back where it fails."""
+        for variable in (*self._cache, *self._copies, *self._marks):
+            undo.keep(variable)
 
     def _compute(self, sources, training=False):
         """Effective weights in `work_dtype`, with values that the compute dtype holds."""

@@ -120,7 +120,7 @@ def flow_of(network, *, decision=False):
             nodes = tuple(n for n in network.nodes if n.call == step.name)
             if step.name == program.decision and not decision:
                 nodes = tuple(n for n in nodes if n.name != network.decision_node)
-            if operations is None:
+            if operations is None or step.is_declared:
                 evaluate = _evaluation(network, step, nodes)
             else:
                 evaluate = functools.partial(_exactly, operations)
@@ -172,6 +172,8 @@ def _exactly(operations, values):
     signals = [Signal(v, np.zeros_like(v)) for v in values]
     for operation in operations:
         signals = [operation.forward(signals, EXACT)]
+    if signals[0].error is None:
+        return signals[0].value, np.inf
     return signals[0].value, _norm(signals[0].error)
 
 

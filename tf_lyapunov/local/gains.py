@@ -5,8 +5,8 @@ import math
 
 from tf_lyapunov.local import maps
 from tf_lyapunov.local.pieces import has_pieces
-from tf_lyapunov.program import pooling as geometry
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families import pooling as geometry
 from tf_lyapunov.program.families.merging import Extreme
 from tf_lyapunov.program.families.pooling import Pooled
 from tf_lyapunov.program.families.softmax import Softmax

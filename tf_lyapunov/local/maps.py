@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.program import pooling as geometry
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families import pooling as geometry
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Joined, Weighted
 from tf_lyapunov.program.families.moving import Moved

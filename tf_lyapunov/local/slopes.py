@@ -8,6 +8,7 @@ from tf_lyapunov.bounds.chains import gram_factor
 from tf_lyapunov.bounds.dissipativity import chain_from_input
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.progress import steps
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Relative to the product of Frobenius norms: covers γ of sums of up to 10⁴ terms in every layer.
@@ -162,7 +163,7 @@ def local_radii(gains, x, logits, labels, errors, radius):
     """
     proved = np.array(radius, dtype=np.float64)
     classes = logits.shape[1]
-    for index in range(len(x)):
+    for index in steps(range(len(x)), "slopes around inputs"):
         if classes == 1:
             sign = 1.0 if labels[index] == 1 else -1.0
             differences, gaps = np.array([[sign]]), sign * logits[index]

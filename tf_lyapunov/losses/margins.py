@@ -7,7 +7,15 @@ import math
 import keras
 from keras import ops
 
-from tf_lyapunov.losses.labels import margins, memberships, not_negative, one_hot, positive
+from tf_lyapunov.losses.labels import (
+    labelled,
+    labelled_by_memberships,
+    margins,
+    memberships,
+    not_negative,
+    positive,
+    unchecked_one_hot,
+)
 
 _register = keras.saving.register_keras_serializable(package="tf_lyapunov")
 
@@ -65,7 +73,9 @@ class TemperatureCrossEntropy(keras.losses.Loss):
         self.margin = not_negative("margin", margin, "Pass 0 for no margin.")
 
     def call(self, y_true, y_pred):
-        return self.temperature * _cross_entropy(y_true, y_pred, self.temperature, self.margin)
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        entropy = _cross_entropy(y_true, y_pred, self.temperature, self.margin)
+        return labelled(self.temperature * entropy, y_true, y_pred)
 
     def get_config(self):
         return {**super().get_config(), "temperature": self.temperature, "margin": self.margin}
@@ -73,11 +83,10 @@ class TemperatureCrossEntropy(keras.losses.Loss):
 
 def _cross_entropy(y_true, y_pred, temperature, margin):
     """log Σ_j exp((f_j - f_y + m·[j ≠ y]) / T) per sample."""
-    y_pred = ops.convert_to_tensor(y_pred)
     if y_pred.shape[-1] == 1:
-        sign = 2 * memberships(ops.convert_to_tensor(y_true), y_pred) - 1
+        sign = 2 * memberships(y_true, y_pred) - 1
         return ops.softplus((margin - sign * y_pred)[..., 0] / temperature)
-    target = one_hot(ops.convert_to_tensor(y_true), y_pred)
+    target = unchecked_one_hot(y_true, y_pred)
     correct = ops.sum(target * y_pred, axis=-1, keepdims=True)
     shifted = (y_pred - correct + margin * (1.0 - target)) / temperature
     return ops.logsumexp(shifted, axis=-1)
@@ -133,12 +142,13 @@ class LossAnnealing(keras.losses.Loss):
             raise ValueError(f"`beta` must be 0 or at least 1. Received: beta={beta!r}.")
 
     def call(self, y_true, y_pred):
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         entropy = _cross_entropy(y_true, y_pred, self.temperature, self.offset)
-        if self.beta == 0:
-            return self.temperature * entropy
-        # Rounding may leave the entropy of a sure label below 0.
-        entropy = ops.relu(entropy)
-        return self.temperature * ops.power(-ops.expm1(-entropy), self.beta) * entropy
+        if self.beta > 0:
+            # Rounding may leave the entropy of a sure label below 0.
+            entropy = ops.relu(entropy)
+            entropy = ops.power(-ops.expm1(-entropy), self.beta) * entropy
+        return labelled(self.temperature * entropy, y_true, y_pred)
 
     def get_config(self):
         own = {"temperature": self.temperature, "offset": self.offset, "beta": self.beta}
@@ -195,9 +205,9 @@ class CertificateRegularization(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        margin = margins(one_hot(y_true, y_pred), y_pred)
+        margin = margins(unchecked_one_hot(y_true, y_pred), y_pred)
         reward = self.gamma / (math.sqrt(2.0) * self.gain)
-        return self.loss.call(y_true, y_pred) - reward * ops.relu(margin)
+        return labelled(self.loss.call(y_true, y_pred) - reward * ops.relu(margin), y_true, y_pred)
 
     def get_config(self):
         own = {"gamma": self.gamma, "gain": self.gain, "loss": keras.losses.serialize(self.loss)}
@@ -243,11 +253,11 @@ class MultiMargin(keras.losses.Loss):
         self.margin = positive("margin", margin, "The papers' value is 0.7 for gain 1.")
 
     def call(self, y_true, y_pred):
-        y_pred = ops.convert_to_tensor(y_pred)
-        target = one_hot(ops.convert_to_tensor(y_true), y_pred)
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        target = unchecked_one_hot(y_true, y_pred)
         correct = ops.sum(target * y_pred, axis=-1, keepdims=True)
         hinge = ops.relu(self.margin - correct + y_pred) * (1.0 - target)
-        return ops.mean(hinge, axis=-1)
+        return labelled(ops.mean(hinge, axis=-1), y_true, y_pred)
 
     def get_config(self):
         return {**super().get_config(), "margin": self.margin}
@@ -289,9 +299,10 @@ class HingeMargin(keras.losses.Loss):
         self.min_margin = positive("min_margin", min_margin, "It is a distance between logits.")
 
     def call(self, y_true, y_pred):
-        y_pred = ops.convert_to_tensor(y_pred)
-        sign = 2.0 * memberships(ops.convert_to_tensor(y_true), y_pred) - 1.0
-        return ops.mean(ops.relu(self.min_margin / 2 - sign * y_pred), axis=-1)
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        sign = 2.0 * memberships(y_true, y_pred) - 1.0
+        hinge = ops.mean(ops.relu(self.min_margin / 2 - sign * y_pred), axis=-1)
+        return labelled_by_memberships(hinge, y_true, y_pred)
 
     def get_config(self):
         return {**super().get_config(), "min_margin": self.min_margin}

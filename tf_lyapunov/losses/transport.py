@@ -7,7 +7,14 @@ import math
 import keras
 from keras import ops
 
-from tf_lyapunov.losses.labels import memberships, not_negative, one_hot, positive
+from tf_lyapunov.losses.labels import (
+    labelled,
+    labelled_by_memberships,
+    memberships,
+    not_negative,
+    positive,
+    unchecked_one_hot,
+)
 from tf_lyapunov.losses.margins import HingeMargin
 
 _register = keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -24,7 +31,8 @@ def _separation(y_true, y_pred):
     count = ops.sum(member, axis=0, keepdims=True)
     inside = member / ops.maximum(count, 1.0)
     outside = (1.0 - member) / ops.maximum(size - count, 1.0)
-    return ops.mean(size * y_pred * (inside - outside), axis=-1)
+    terms = ops.mean(size * y_pred * (inside - outside), axis=-1)
+    return labelled_by_memberships(terms, y_true, y_pred)
 
 
 @_register
@@ -160,17 +168,18 @@ class MulticlassHinge(keras.losses.Loss):
         self.soft_hinge_tau = not_negative("soft_hinge_tau", soft_hinge_tau, "0 is the hard form.")
 
     def call(self, y_true, y_pred):
-        y_pred = ops.convert_to_tensor(y_pred)
-        target = one_hot(ops.convert_to_tensor(y_true), y_pred)
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        target = unchecked_one_hot(y_true, y_pred)
         half = self.min_margin / 2
         correct = ops.sum(target * y_pred, axis=-1, keepdims=True)
         hinge = ops.relu(half - correct) + ops.relu(half + y_pred)
         if self.soft_hinge_tau == 0:
-            return ops.mean((1.0 - target) * hinge, axis=-1)
+            return labelled(ops.mean((1.0 - target) * hinge, axis=-1), y_true, y_pred)
         rivals = ops.where(
             target > 0, ops.full_like(y_pred, -math.inf), self.soft_hinge_tau * y_pred
         )
-        return ops.sum(ops.softmax(rivals, axis=-1) * hinge, axis=-1)
+        losses = ops.sum(ops.softmax(rivals, axis=-1) * hinge, axis=-1)
+        return labelled(losses, y_true, y_pred)
 
     def get_config(self):
         own = {"min_margin": self.min_margin, "soft_hinge_tau": self.soft_hinge_tau}

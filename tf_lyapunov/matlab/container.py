@@ -9,6 +9,7 @@ from tf_lyapunov.errors import ModelFileError
 
 # Weights seldom shrink tenfold; files beyond both limits exist to exhaust memory.
 _LARGEST_CONTENT, _LARGEST_RATIO = 2**28, 100
+VARIABLES = ("tf_lyapunov", "network", "design", "certificate")
 
 
 def refuse(path, reason, error=None):
@@ -22,7 +23,14 @@ def load(path):
         refuse(path, "there is no such file")
     _check_container(path)
     try:
-        return loadmat(path, mat_dtype=True, squeeze_me=False, struct_as_record=True)
+        # Other variables may be of kinds that scipy cannot read: they are none of ours.
+        return loadmat(
+            path,
+            mat_dtype=True,
+            squeeze_me=False,
+            struct_as_record=True,
+            variable_names=VARIABLES,
+        )
     except MemoryError as error:
         refuse(path, "it needs more memory than there is", error)
     except Exception as error:  # scipy raises many kinds for a malformed file

@@ -62,6 +62,11 @@ def export_mat(path, *, model=None, design=None, certificate=None, input_shapes=
         raise ValueError(f"`path` must end in .mat. Received: path={str(path)!r}.")
     if model is None and design is None and certificate is None:
         raise ValueError("Pass `model`, `design` or `certificate`: there is nothing to write.")
+    if getattr(certificate, "perturbed", None) is not None:
+        raise ValueError(
+            "A .mat file holds certificates about all inputs of a model. Received: one about "
+            f"{', '.join(map(repr, certificate.perturbed))} alone. Save it as .json."
+        )
     content = {"tf_lyapunov": {"format": FORMAT, "version": float(VERSION), "writer": "Python"}}
     if model is not None:
         content["network"] = _network_record(model, input_shapes)
@@ -82,8 +87,9 @@ def export_mat(path, *, model=None, design=None, certificate=None, input_shapes=
 
 
 def _network_record(model, input_shapes):
-    from tf_lyapunov.program.linear import BatchNormScale, inference_value, kernel_maps
+    from tf_lyapunov.program.families.scaling import BatchNormScale
     from tf_lyapunov.program.network import Network, read_network
+    from tf_lyapunov.program.weights import inference_value, kernel_maps
 
     network = model if isinstance(model, Network) else read_network(model, input_shapes)
     numbers = {node.name: k for k, node in enumerate(network.nodes, 1)}

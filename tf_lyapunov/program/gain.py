@@ -2,7 +2,15 @@
 
 import dataclasses
 
+from tf_lyapunov.program import rounding
 from tf_lyapunov.theory.sectors import Sector
+
+# Units in the last place, relative to 1 + |input|, to which libraries evaluate tanh, erf, exp, …
+FUNCTION_ULPS = 16
+# Value at zero is read in float32, where it is accurate to a few units in the last place.
+ZERO_SLACK = 1 + 1e-3
+# A handful of correctly rounded float64 operations.
+SLACK = 1 + 16 * rounding.UNIT_ROUNDOFF["float64"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,3 +74,18 @@ def with_cast(affine, tensor, dtype, unit):
         return affine
     cast = Affine(1.0, 0.0, unit, 0.0)
     return cast.then(affine)
+
+
+def layer_gain(call, kind, value, method, error, offset=0.0, constant=0.0):
+    """`Gain` of a layer whose computed output errs by `error`·gain·‖u‖ + `constant`."""
+    tensor, dtype = call.inputs[0], call.operation.compute_dtype
+    affine = Affine(value, offset, rounding.product_up(error, value), constant)
+    affine = with_cast(affine, tensor, dtype, rounding.unit_roundoff(dtype))
+    return Gain(kind, value, method, affine)
+
+
+def widened(dtype, operations):
+    """Relative error of some operations in float32 or better, rounded to `dtype` at the end."""
+    work = rounding.unit_roundoff("float32" if dtype in ("float16", "bfloat16") else dtype)
+    error, last = rounding.gamma(operations, work), rounding.unit_roundoff(dtype)
+    return error if last == work else error + last * (1 + error)

@@ -2,7 +2,8 @@
 
 Functional and Sequential models carry their graph; a subclassed model is called once on symbolic
 tensors, which records the graph if its `call` uses Keras layers and operations only. Nested models
-are opened in place, at the sizes they are called with.
+are opened in place, at the sizes they are called with, and so are layers of the user's own that are
+made of known ones.
 """
 
 import dataclasses
@@ -12,26 +13,44 @@ import math
 import keras
 
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.program import tracing
+from tf_lyapunov.program.inference import (
+    as_used,
+    at_inference,
+    check_cast,
+    is_composite,
+    taken_as,
+    without_open_sizes,
+)
+from tf_lyapunov.program.wrapping import Cast, Folded, Part, Refused, Unfolded
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of the flattened graph: its producer's name, which output, and its shape."""
+    """A tensor of the flattened graph: its producer's name, which output, and its shape.
+
+    `copies` is how many items of a sample lie along the batch axis (the steps of a
+    `TimeDistributed` layer, inside it).
+    """
 
     producer: str
     index: int
     shape: tuple
     dtype: str
+    copies: int = 1
 
     @property
     def size(self):
         """Number of entries per sample, or None where a size is unknown."""
-        return None if None in self.shape[1:] else math.prod(self.shape[1:])
+        return None if None in self.shape[1:] else math.prod(self.shape[1:]) * self.copies
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a Keras layer or operation, with symbolic arguments replaced by `Tensor`."""
+    """One call of a Keras layer or operation, with symbolic arguments replaced by `Tensor`.
+
+    `owner` is the layer of the user's own in whose `call` it was found, or None.
+    """
 
     name: str
     operation: object
@@ -39,6 +58,7 @@ class Call:
     kwargs: dict
     inputs: tuple
     outputs: tuple
+    owner: object = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +78,15 @@ class Graph:
         return [op for op in found.values() if isinstance(op, keras.Layer)]
 
 
-def read_graph(model, input_shapes=None):
+def read_graph(model, input_shapes=None, *, refusals=None):
     """Flattened graph of a built model.
 
     Args:
         model: a built `keras.Model`.
         input_shapes: list with one shape per input, batch axis first; by default the shapes that
             the model was built with. Sizes that the model leaves open are taken from here.
+        refusals: a dictionary that takes the errors of calls that cannot be read, by their names;
+            by default the first one is raised.
 
     Returns:
         `Graph`.
@@ -80,19 +102,22 @@ def read_graph(model, input_shapes=None):
             f"Received: an object of type {type(model).__name__}. Wrap a single layer in "
             "`keras.Sequential([keras.Input(shape), layer])`."
         )
-    return _Reader(model, input_shapes).read()
+    return _Reader(model, input_shapes, refusals).read()
 
 
 class _Reader:
-    def __init__(self, model, input_shapes):
+    def __init__(self, model, input_shapes, refusals):
         self.model = model
         self.input_shapes = input_shapes
+        self.refusals = refusals
         self.calls = []
         self.names = set()
         self.traced = False
+        self.owner = None
         self.owned = {id(v) for v in model.variables}
 
     def read(self):
+        _check_built(self.model)
         shapes = self.input_shapes or _built_input_shapes(self.model)
         dtypes = ["float32"] * len(shapes)
         if is_graph(self.model) and self.model.inputs:
@@ -131,19 +156,21 @@ class _Reader:
         return candidate
 
     def _open(self, model, inputs, structure, prefix):
-        """Adds the calls inside `model`, called on `inputs`; returns its output tensors."""
-        if not model.built:
-            raise ValueError(
-                f"A model must be built before it can be read. Received: unbuilt model "
-                f"{model.name!r}. Call it on data or `model.build(input_shape)` first."
-            )
-        counts = {}
-        if is_graph(model):
+        """Adds the calls inside `model`, called on `inputs`; returns its output tensors.
+
+        `model` may also be a layer whose `call` is made of layers and operations.
+        """
+        _check_built(model)
+        counts, follows = [], is_graph(model)
+        if follows:
             symbolic_inputs, symbolic_outputs = model.inputs, model.outputs
         else:
             self.traced = True
-            counts = _node_counts(model)
-            symbolic_inputs, symbolic_outputs = _trace(model, inputs, structure)
+            counts = tracing.node_counts(model)
+            dtypes = [taken_as(model, t.dtype) for t in inputs]
+            symbolic_inputs, symbolic_outputs = tracing.symbolic_call(
+                model, structure, [(t.shape, d) for t, d in zip(inputs, dtypes, strict=True)]
+            )
         if len(symbolic_inputs) != len(inputs):
             raise UnsupportedLayerError(
                 f"Model {model.name!r} takes {len(symbolic_inputs)} tensors. "
@@ -153,59 +180,151 @@ class _Reader:
             self._cast(model, t, s, prefix) for t, s in zip(inputs, symbolic_inputs, strict=True)
         ]
         known = {id(s): t for s, t in zip(symbolic_inputs, cast, strict=True)}
-        for node in _ordered_nodes(symbolic_inputs, symbolic_outputs, model):
-            self._add(node, known, prefix)
-        for layer, count in counts.values():
-            # The symbolic call leaves the user's layers as it found them.
-            del layer._inbound_nodes[count[0] :], layer._outbound_nodes[count[1] :]
+        before = self.owner
+        self.owner = before if isinstance(model, keras.Model) else model
+        try:
+            for node in _ordered_nodes(symbolic_inputs, symbolic_outputs, model):
+                self._add(node, known, prefix, None if follows else model)
+        finally:
+            self.owner = before
+            tracing.forget_nodes(counts)
         return tuple(known[id(s)] for s in symbolic_outputs)
 
     def _cast(self, model, tensor, symbolic, prefix):
-        """The tensor as a nested graph model reads it: cast to the type of its own `Input`."""
+        """The tensor as a nested model reads it: cast to the type of its own input."""
         dtype = keras.backend.standardize_dtype(symbolic.dtype)
-        if not is_graph(model) or dtype == tensor.dtype:
+        if dtype == tensor.dtype:
             return tensor
         name = self._unique(f"{prefix or model.name}cast to {dtype}")
-        output = Tensor(name, 0, tensor.shape, dtype)
-        operation = Cast(dtype)
-        self.calls.append(Call(name, operation, (tensor,), {}, (tensor,), (output,)))
-        return output
+        output = dataclasses.replace(tensor, producer=name, index=0, dtype=dtype)
+        operation = Cast(dtype, is_rounding=not is_graph(model))
+        return self._record(name, operation, (tensor,), {}, (tensor,), [output])[0]
 
-    def _add(self, node, known, prefix):
-        operation = node.operation
+    def _record(self, name, operation, args, kwargs, tensors, outputs):
+        call = Call(name, operation, args, kwargs, tensors, tuple(outputs), self.owner)
+        self.calls.append(call)
+        return tuple(outputs)
+
+    def _add(self, node, known, prefix, around):
+        """Adds one recorded call; `around` is the traced model or layer that makes it, or None."""
         tensors = tuple(known[id(t)] for t in node.arguments.keras_tensors)
-        args, kwargs = node.arguments.convert(lambda a: known.get(id(a), a))
-        if kwargs.get("training") or _positional_training(operation, args):
-            raise UnsupportedLayerError(
-                f"A certificate holds at inference. Received: layer {operation.name!r} of type "
-                f"{type(operation).__name__}, called with `training=True` in the model's graph. "
-                "Leave `training` out of the call."
-            )
-        name = prefix + operation.name
+
+        def fill(a):
+            if isinstance(a, keras.Variable) and around is not None:
+                return as_used(a, around)
+            return known.get(id(a), a)
+
+        args, kwargs = node.arguments.convert(fill)
+        name = prefix + node.operation.name
+        try:
+            outputs = self._read(node, args, kwargs, tensors, name, around)
+        except UnsupportedLayerError as error:
+            if self.refusals is None:
+                raise
+            name = self._unique(name)
+            self.refusals[name] = error
+            copies = max((t.copies for t in tensors), default=1)
+            outputs = [
+                Tensor(name, i, tuple(t.shape), keras.backend.standardize_dtype(t.dtype), copies)
+                for i, t in enumerate(node.outputs)
+            ]
+            self._record(name, Refused(node.operation), args, kwargs, tensors, outputs)
+        known.update({id(s): t for s, t in zip(node.outputs, outputs, strict=True)})
+
+    def _read(self, node, args, kwargs, tensors, name, around):
+        """Output tensors of one recorded call."""
+        operation = node.operation
+        args, kwargs = at_inference(operation, args, kwargs, around is None)
         while type(operation) is keras.layers.SpectralNormalization:
             check_own_call(operation)
             operation = operation.layer  # at inference it calls the wrapped layer as it is
         check_own_call(operation)
-        if isinstance(operation, keras.Model):
+        if isinstance(operation, keras.Layer):
             check_arguments(operation, args, kwargs)
+        if isinstance(operation, keras.Model) or is_composite(operation):
             structure = args[0] if args else next(iter(kwargs.values()), None)
             if len(tensors) > 1 and not isinstance(structure, (list, tuple)):
                 raise UnsupportedLayerError(
                     "A nested model with several inputs must be called on a list of tensors. "
                     f"Received: model {name!r} called on {type(structure).__name__}."
                 )
-            outputs = self._open(operation, tensors, structure, name + "/")
-        else:
-            if isinstance(operation, keras.Layer):
-                check_arguments(operation, args, kwargs)
-                if self.traced:
-                    self._check_owned(operation)
-            _check_cast(operation)
-            name = self._unique(name)
-            shapes = _output_specs(operation, node, tensors, args, kwargs)
-            outputs = tuple(Tensor(name, i, s, d) for i, (s, d) in enumerate(shapes))
-            self.calls.append(Call(name, operation, args, kwargs, tensors, outputs))
-        known.update({id(s): t for s, t in zip(node.outputs, outputs, strict=True)})
+            return self._open(operation, tensors, structure, name + "/")
+        if type(operation) is keras.layers.TimeDistributed:
+            return self._read_steps(operation, tensors, name)
+        if isinstance(operation, keras.Layer):
+            if self.traced:
+                self._check_owned(operation)
+            check_cast(operation)
+        operation = without_open_sizes(operation)
+        shapes = _output_specs(operation, node, tensors, args, kwargs)
+        return self._recorded(name, operation, args, kwargs, tensors, shapes)
+
+    def _recorded(self, name, operation, args, kwargs, tensors, shapes):
+        copies = max((t.copies for t in tensors), default=1)
+        if len(shapes) > 1 and not isinstance(operation, keras.Layer):
+            # Each output is a call of its own.
+            found = []
+            for i, (shape, dtype) in enumerate(shapes):
+                part = self._unique(f"{name}[{i}]")
+                output = Tensor(part, 0, shape, dtype, copies)
+                found += self._record(part, Part(operation, i), args, kwargs, tensors, [output])
+            return tuple(found)
+        name = self._unique(name)
+        outputs = [Tensor(name, i, s, d, copies) for i, (s, d) in enumerate(shapes)]
+        return self._record(name, operation, args, kwargs, tensors, outputs)
+
+    def _read_steps(self, operation, tensors, name):
+        """A `TimeDistributed` layer: its steps become samples of the layer inside."""
+        if len(tensors) != 1 or tensors[0].shape[1] is None:
+            raise UnsupportedLayerError(
+                "A layer applied to every time step needs one input with a known number of steps. "
+                f"Received: layer {operation.name!r} on shapes {[t.shape for t in tensors]}."
+            )
+        (tensor,), inner = tensors, operation.layer
+        if inner.compute_dtype != operation.compute_dtype:
+            raise UnsupportedLayerError(
+                "A layer applied to every time step must compute in its wrapper's dtype. Received: "
+                f"layer {operation.name!r} in {operation.compute_dtype} around {inner.name!r} in "
+                f"{inner.compute_dtype}."
+            )
+        steps, shape = tensor.shape[1], (None, *tensor.shape[2:])
+        folded = Folded(steps, tensor.shape[2:])
+        part = self._unique(f"{name}/steps to samples")
+        dtype = tensor.dtype
+        if keras.backend.is_float_dtype(dtype):
+            dtype = taken_as(operation, dtype)
+        output = Tensor(part, 0, shape, tensor.dtype, tensor.copies * steps)
+        (output,) = self._record(part, folded, (tensor,), {}, tensors, [output])
+        if dtype != output.dtype:
+            output = self._cast(operation, output, keras.KerasTensor(shape, dtype), f"{name}/")
+        outputs = self._read_inner(inner, output, f"{name}/{inner.name}")
+        if len(outputs) != 1:
+            raise UnsupportedLayerError(
+                "A layer applied to every time step must have one output. "
+                f"Received: layer {operation.name!r} with {len(outputs)}."
+            )
+        (result,) = outputs
+        back = Unfolded(steps, result.shape[1:])
+        part = self._unique(f"{name}/samples to steps")
+        shape = (tensor.shape[0], steps, *result.shape[1:])
+        output = Tensor(part, 0, shape, result.dtype, tensor.copies)
+        return self._record(part, back, (result,), {}, (result,), [output])
+
+    def _read_inner(self, layer, tensor, name):
+        check_own_call(layer)
+        if isinstance(layer, keras.Model) or is_composite(layer):
+            return self._open(layer, (tensor,), tensor, name + "/")
+        if type(layer) is keras.layers.TimeDistributed:
+            return self._read_steps(layer, (tensor,), name)
+        if self.traced:
+            self._check_owned(layer)
+        check_cast(layer)
+        spec = layer.compute_output_spec(keras.KerasTensor(tensor.shape, dtype=tensor.dtype))
+        shapes = [
+            (tuple(t.shape), keras.backend.standardize_dtype(t.dtype))
+            for t in keras.tree.flatten(spec)
+        ]
+        return self._recorded(name, layer, (tensor,), {}, (tensor,), shapes)
 
     def _check_owned(self, layer):
         if not all(id(v) in self.owned for v in layer.variables):
@@ -214,20 +333,6 @@ class _Reader:
                 f"layer {layer.name!r}, whose weights are not the model's. Create layers in "
                 "`__init__`."
             )
-
-
-class Cast(keras.Operation):
-    """The cast that a nested graph model applies to its input, as an operation of its own."""
-
-    def __init__(self, dtype):
-        super().__init__(name=f"cast_to_{dtype}")
-        self.dtype = dtype
-
-    def call(self, x):
-        return keras.ops.cast(x, self.dtype)
-
-    def compute_output_spec(self, x):
-        return keras.KerasTensor(x.shape, dtype=self.dtype)
 
 
 # What an instance may hold in place of its class's own method, and then computes something else.
@@ -286,12 +391,15 @@ def is_graph(model, also="__call__"):
     )
 
 
-def _built_input_shapes(model):
+def _check_built(model):
     if not model.built:
         raise ValueError(
             f"A model must be built before it can be read. Received: unbuilt model "
             f"{model.name!r}. Call it on data or `model.build(input_shape)` first."
         )
+
+
+def _built_input_shapes(model):
     if is_graph(model):
         return [tuple(t.shape) for t in model.inputs]
     config = model.get_build_config() or {}
@@ -302,49 +410,6 @@ def _built_input_shapes(model):
             "inputs. Wrap it: `x = keras.Input(shape); keras.Model(x, model(x))`."
         )
     return [(None, *shape[1:])]
-
-
-def _node_counts(model):
-    layers = {id(layer): layer for layer in model._flatten_layers()}
-    return {
-        key: (layer, (len(layer._inbound_nodes), len(layer._outbound_nodes)))
-        for key, layer in layers.items()
-    }
-
-
-def _trace(model, inputs, structure):
-    """Symbolic inputs and outputs of one symbolic call of a subclassed model."""
-    symbolic = [keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in inputs]
-    refusal = (
-        f"Subclassed model {model.name!r} of type {type(model).__name__} cannot be read as a graph "
-        "of layers. Use Keras layers and `keras.ops` only in `call`, or build a Functional model. "
-    )
-    for method in ("__call__", "build_from_config", "predict_step"):
-        owner = next((cls for cls in type(model).__mro__ if method in vars(cls)), None)
-        if owner is not None and not owner.__module__.startswith("keras."):
-            if method != "build_from_config":
-                raise UnsupportedLayerError(
-                    refusal + f"Received: a model that overrides `{method}`."
-                )
-    if structure is None or not isinstance(structure, (list, tuple)):
-        if len(symbolic) != 1:
-            raise UnsupportedLayerError(refusal + f"Received: {len(symbolic)} inputs.")
-        argument = symbolic[0]
-    else:
-        argument = type(structure)(symbolic)
-    parameters = inspect.signature(model.call).parameters
-    extra = {"training": False} if "training" in parameters else {}
-    try:
-        outputs = model.call(argument, **extra)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UnsupportedLayerError(
-            refusal + f"Received: {type(error).__name__}: {reason}"
-        ) from error
-    outputs = keras.tree.flatten(outputs)
-    if not all(isinstance(t, keras.KerasTensor) for t in outputs):
-        raise UnsupportedLayerError(refusal + "Received: an output that is not a symbolic tensor.")
-    return symbolic, outputs
 
 
 def _ordered_nodes(inputs, outputs, model):
@@ -375,30 +440,16 @@ def _ordered_nodes(inputs, outputs, model):
     return order
 
 
-def _check_cast(operation):
-    """Without autocast it depends on the model around it whether weights are cast."""
-    if isinstance(operation, keras.Layer) and operation.weights and not operation.autocast:
-        if operation.compute_dtype != operation.variable_dtype:
-            raise UnsupportedLayerError(
-                "A layer in mixed precision must cast its weights. Received: layer "
-                f"{operation.name!r} of dtype policy {operation.dtype_policy.name!r} with "
-                "autocast=False. Leave `autocast` out, or use a single dtype."
-            )
-
-
-def _positional_training(operation, args):
-    """`training` passed by position to a layer's `call`."""
-    if not isinstance(operation, keras.Layer) or len(args) < 2:
-        return False
-    names = list(inspect.signature(operation.call).parameters)
-    return "training" in names[: len(args)] and bool(args[names.index("training")])
-
-
 def _output_specs(operation, node, tensors, args, kwargs):
     """Shapes and dtypes of a call's outputs at the sizes of this graph."""
-    recorded = [tuple(t.shape) for t in node.arguments.keras_tensors]
+    recorded = [
+        (tuple(t.shape), keras.backend.standardize_dtype(t.dtype))
+        for t in node.arguments.keras_tensors
+    ]
     outputs = node.outputs
-    if recorded != [t.shape for t in tensors]:
+    # A constant that was recorded as a variable may have been cast since.
+    cast = any(map(keras.ops.is_tensor, keras.tree.flatten((args, kwargs))))
+    if cast or recorded != [(t.shape, t.dtype) for t in tensors]:
 
         def symbolic(a):
             return keras.KerasTensor(a.shape, dtype=a.dtype) if isinstance(a, Tensor) else a

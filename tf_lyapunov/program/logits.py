@@ -4,24 +4,20 @@ import contextlib
 import dataclasses
 import importlib
 import math
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from tf_lyapunov.layers.activations import Householder
-from tf_lyapunov.layers.base import LipschitzLayer
-from tf_lyapunov.layers.residual import ConvexCombination
-from tf_lyapunov.program.activations import current_config, innermost
-from tf_lyapunov.program.graph import Tensor, is_graph
-from tf_lyapunov.program.linear import BatchNormScale, inference_value
-from tf_lyapunov.program.lipschitz_layers import fix_as_used, float64_config
-from tf_lyapunov.program.own_layers import RULES as OWN_ACTIVATIONS
-from tf_lyapunov.program.registry import registered_gain
+from tf_lyapunov.program.activations import innermost
+from tf_lyapunov.program.families.scaling import BatchNormScale
+from tf_lyapunov.program.graph import is_graph
+from tf_lyapunov.program.inputs import Inputs, to_array
+from tf_lyapunov.program.replay import Replay, arguments, without_activation
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.progress import steps
 
-# Layers that use their weights as stored, whatever their compute dtype.
-_UNROUNDED = (keras.layers.BatchNormalization, Householder, ConvexCombination)
 PRECISIONS = ("auto", "model", "float64")
 # Activations without a constant that float32 would round.
 _EXACT = ("relu", "relu6", "tanh", "sigmoid", "log_sigmoid", "softplus", "softsign", "silu")
@@ -44,7 +40,7 @@ def with_rounded_settings(network):
             node.kind == "activation" and (name not in _EXACT or capped is not None)
         )  # fmt: skip
         if is_rounded:
-            size = math.prod(n or math.inf for n in node.output_shape[1:])
+            size = math.prod(n or math.inf for n in node.output_shape[1:]) * node.copies
             shift = math.sqrt(size) * float(capped or 0.0)
             for norm in norms:
                 bound = BatchNormScale.of(norm).shift_bound
@@ -69,21 +65,6 @@ def _is_norm(layer):
 
 
 @contextlib.contextmanager
-def float64_available():
-    """Lets JAX compute in float64 inside, which it does not by default; the others always do."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    jax = importlib.import_module("jax")
-    # A context manager of this name moved in 2025.
-    enable = getattr(jax, "enable_x64", None)
-    if enable is None:
-        enable = importlib.import_module("jax.experimental").enable_x64
-    with enable(True):
-        yield
-
-
-@contextlib.contextmanager
 def no_gradients():
     """Keeps PyTorch from recording what is called inside; the others record nothing."""
     if keras.backend.backend() != "torch":
@@ -93,208 +74,135 @@ def no_gradients():
         yield
 
 
-def computes_in_float64():
-    """Whether the backend multiplies float64 tensors in float64, tried on a known product.
-
-    Keras on PyTorch does not, unless floatx is float64, nor JAX without its 64-bit mode.
-    """
-    one = keras.ops.convert_to_tensor(np.array([[1.0 + 2.0**-40]]), dtype="float64")
-    product = keras.ops.matmul(one, keras.ops.ones((1, 1), dtype="float64"))
-    return float(np.asarray(keras.ops.convert_to_numpy(product), np.float64)[0, 0]) == 1 + 2.0**-40
-
-
 class Float64Logits:
-    """Logits of a program in float64 by NumPy, whatever the backend; see `LogitsModel`.
+    """Logits of a program in float64 by NumPy, whatever the backend.
+
+    Users' own layers with a declared gain are evaluated by Keras, in their own precision.
 
     Args:
         network: `Network`.
 
     Raises:
-        ValueError: if a step has no evaluation apart from the model, and the backend or a layer
-            cannot compute in float64 either.
+        UnsupportedLayerError: if a step has no evaluation apart from the model.
     """
 
     precision = "float64"
 
     def __init__(self, network):
         self.program = network.program
-        self.model = LogitsModel(network, "float64") if self.program.unread else None
+        self.program.check_read()
 
     def predict(self, x, batch_size):
-        """Logits as float64 (n, K), K = 1 for a single unit."""
-        if self.model is not None:
-            with float64_available():
-                return self.model.predict(x, batch_size)
-        rows = range(0, len(x), batch_size)
-        values = np.concatenate([self.program.logits(x[i : i + batch_size]) for i in rows])
-        return values[:, None] if values.ndim == 1 else values
+        """Logits as float64 (n, K), K = 1 for a single unit; `x` as for `LogitsModel.predict`."""
+        return self.evaluate(x, batch_size)[0]
+
+    def evaluate(self, x, batch_size, kept=()):
+        """`(logits, {name: float64 array})` with the values of the steps `kept`."""
+        parts = []
+        with no_gradients():
+            for rows in _rows(x, batch_size):
+                parts.append(self.program.evaluate(rows, kept))
+        logits = np.concatenate([p[0] for p in parts])
+        return logits, {n: np.concatenate([p[1][n] for p in parts]) for n in kept}
 
 
 class LogitsModel:
-    """The network up to its logits at inference, in the model's own precision or in float64.
+    """The user's own model up to its logits at inference, in its own precision.
 
-    A model without a final softmax or sigmoid computes its logits itself. Otherwise its layers are
-    called once more on symbolic tensors, up to the logits, sharing their weights. In float64 they
-    are copied, with the values of the weights that the model uses at inference.
+    A model without a final softmax or sigmoid computes its logits itself. Otherwise its own layers
+    are called one by one up to the logits.
 
     Args:
         network: `Network`.
-        precision: `"model"` or `"float64"`.
-
-    Raises:
-        ValueError: if the backend or a layer cannot compute in float64.
     """
 
-    def __init__(self, network, precision="model"):
-        self.network, self.precision = network, precision
-        model = network.model
-        if precision == "model" and network.decision is None:
-            if is_graph(model, also="predict_step"):
-                self.model = model
-                return
-        if precision == "float64":
-            if not computes_in_float64():
-                raise ValueError(
-                    "The backend does not compute in float64. Received: precision='float64'. "
-                    "Set `jax_enable_x64`, or use precision='model'."
-                )
-        self.copies = {}
-        layers = network.graph.layers
-        counts = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in layers]
-        self.model = self._rebuild()
-        for layer, (inbound, outbound) in zip(layers, counts, strict=True):
-            # The user's layers keep the graph that they had.
-            del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
+    precision = "model"
+
+    def __init__(self, network):
+        self.network = network
+        self.is_whole = network.decision is None and is_graph(network.model, also="predict_step")
+        self.replay = Replay(network)
+
+    def __call__(self, x):
+        """Logits of a tensor, or of a list with one for each input; also in a traced function."""
+        network, x = self.network, x if isinstance(x, list) else [x]
+        if self.is_whole:
+            given = Inputs.of(network.model).called(x)
+            return keras.tree.flatten(network.model(given, training=False))[0]
+        if network.decision is None:
+            known = self.replay.of_tensors(x)
+            target = network.graph.output
+            return known[target.producer][target.index]
+        stop = network[network.decision_node].call
+        call = next(c for c in network.graph.calls if c.name == stop)
+        known = self.replay.of_tensors(x, until=stop)
+        if network[network.logits].call != stop:
+            return known[call.inputs[0].producer][call.inputs[0].index]
+        # The decision is the layer's own activation.
+        args, kwargs = arguments(call, known)
+        return without_activation(call.operation)(*args, **kwargs)
 
     def predict(self, x, batch_size):
-        """Logits as float64 (n, K), K = 1 for a single unit."""
-        parts, dtype = [], self._dtype(self.network.graph.inputs[0])
+        """Logits as float64 (n, K), K = 1 for a single unit.
+
+        Args:
+            x: array (n, …), or a list with one for each of the network's inputs.
+            batch_size: rows evaluated at once.
+        """
+        parts, dtypes = [], [t.dtype for t in self.network.graph.inputs]
         with no_gradients():
             # Never through `predict`, which keeps a compiled function and rounds to floatx.
-            for start in range(0, len(x), batch_size):
-                given = as_tensor(x[start : start + batch_size], dtype)
-                outputs = keras.tree.flatten(self.model(given, training=False))
-                parts.append(as_array(outputs[0]))
+            for rows in _rows(x, batch_size):
+                given = [as_tensor(a, dtype) for a, dtype in zip(rows, dtypes, strict=True)]
+                parts.append(as_array(self(given)))
         values = np.concatenate(parts)
         return values[:, None] if values.ndim == 1 else values
 
-    def _rebuild(self):
-        graph, network = self.network.graph, self.network
-        inputs = [keras.Input(batch_shape=t.shape, dtype=self._dtype(t)) for t in graph.inputs]
-        known = {(t.producer, 0): x for t, x in zip(graph.inputs, inputs, strict=True)}
-        target, fused = graph.output, None
-        if network.decision is not None:
-            stop = network[network.decision_node].call
-            call = next(c for c in graph.calls if c.name == stop)
-            if network[network.logits].call == stop:
-                target, fused = call.outputs[0], stop
-            else:
-                target = call.inputs[0]
 
-        def symbolic(a):
-            return known[(a.producer, a.index)] if isinstance(a, Tensor) else a
-
-        for call in graph.calls:
-            if (target.producer, target.index) in known:
-                break
-            args, kwargs = keras.tree.map_structure(symbolic, (call.args, call.kwargs))
-            operation = self._operation(call, args, call.name == fused)
-            outputs = keras.tree.flatten(operation(*args, **kwargs))
-            known.update({(call.name, i): x for i, x in enumerate(outputs)})
-        return keras.Model(inputs, self._outputs(known[(target.producer, target.index)], known))
-
-    def _outputs(self, logits, known):
-        """Symbolic outputs of the rebuilt model; `known` holds its tensors by (call, index)."""
-        return logits
-
-    def _dtype(self, tensor):
-        is_float = tensor.dtype in UNIT_ROUNDOFF
-        return "float64" if self.precision == "float64" and is_float else tensor.dtype
-
-    def _operation(self, call, args, without_activation):
-        """The call's layer, or a copy of it in float64 or without its fused activation."""
-        operation = call.operation
-        is_copied = self.precision == "float64" and registered_gain(operation) is None
-        if not isinstance(operation, keras.Layer) or not (is_copied or without_activation):
-            return operation
-        key = (id(operation), without_activation)
-        if key not in self.copies:
-            self.copies[key] = self._copy(operation, args, without_activation)
-        return self.copies[key]
-
-    def _copy(self, layer, args, without_activation):
-        config = {
-            key: value
-            for key, value in current_config(layer).items()
-            if not key.endswith(("regularizer", "constraint", "initializer"))
-        }
-        if isinstance(layer, LipschitzLayer) and self.precision == "float64":
-            config = float64_config(layer)
-        if without_activation:
-            config["activation"] = None
-        elif type(getattr(layer, "activation", None)) in OWN_ACTIVATIONS:
-            pass
-        elif isinstance(getattr(layer, "activation", None), keras.Layer):
-            # It holds a dtype of its own, which a copy of the outer layer would keep.
-            raise ValueError(
-                f"Layer {layer.name!r} holds a layer as its activation and cannot be evaluated in "
-                "float64. Call the activation layer on its own."
-            )
-        if self.precision == "float64":
-            config["dtype"] = "float64"
-        copy = type(layer).from_config(config)
-        held = getattr(layer, "activation", None)
-        if held is not None and not without_activation and not isinstance(held, keras.Layer):
-            copy.activation = held  # a name may stand for another form of the function
-        copy(*args)  # builds it
-        parts = [p for p in layer._flatten_layers() if type(p) in _UNROUNDED]
-        kept = {id(v) for part in parts for v in part.variables}
-        for mine, weight in zip(copy.variables, layer.variables, strict=True):
-            if keras.backend.is_float_dtype(keras.backend.standardize_dtype(weight.dtype)):
-                keeps = id(weight) in kept or self.precision == "model"
-                dtype = weight.dtype if keeps else layer.compute_dtype
-                mine.assign(inference_value(weight, dtype))
-        if type(layer) is keras.layers.Normalization:
-            copy.finalize_state()
-        if isinstance(layer, LipschitzLayer) and self.precision == "float64":
-            fix_as_used(copy, layer)
-        return copy
+def _rows(x, size):
+    """Lists of at most `size` rows of every input."""
+    arrays = x if isinstance(x, list) else [x]
+    for start in steps(range(0, len(arrays[0]), size), "batches"):
+        yield [a[start : start + size] for a in arrays]
 
 
-def batches(x, y):
-    """Yields `(inputs, labels or None)` from an array, a PyDataset, or an iterable of batches.
+def batches(x, y, inputs):
+    """Yields `(inputs, labels or None)` from arrays, a PyDataset, or an iterable of batches.
 
     Args:
-        x: array (n, …), `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each
-            `x` or `(x, y)` or `(x, y, sample_weight)`.
+        x: array (n, …), or a list, tuple or dict with one for each input of the model;
+            `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each `x` or
+            `(x, y)` or `(x, y, sample_weight)`.
         y: labels for an array or for a data set without labels, or None.
+        inputs: `Inputs` of the model.
+
+    Yields:
+        A list with one array for each input, and labels.
 
     Raises:
-        ValueError: if labels come twice, or the data set is infinite or empty.
+        ValueError: if labels come twice, the data set is infinite or empty, or see `Inputs.flat`.
     """
-    if hasattr(x, "__array__") or keras.ops.is_tensor(x):
-        yield _array(x), None if y is None else _array(y)
-        return
-    if isinstance(x, (list, tuple)):
-        yield np.asarray(x), None if y is None else _array(y)
+    if hasattr(x, "__array__") or keras.ops.is_tensor(x) or isinstance(x, (list, tuple, Mapping)):
+        found = inputs.flat(x)
+        yield found, None if y is None else to_array(y, "y")
         return
     empty = True
-    labels = None if y is None else _array(y)
+    labels = None if y is None else to_array(y, "y")
     position = 0
     for batch in _iterate(x):
         empty = False
         parts = batch if isinstance(batch, (list, tuple)) else (batch,)
-        inputs = _array(parts[0])
-        given = _array(parts[1]) if len(parts) > 1 and parts[1] is not None else None
+        found = inputs.flat(parts[0])
+        given = to_array(parts[1], "y") if len(parts) > 1 and parts[1] is not None else None
         if given is not None and labels is not None:
             raise ValueError(
                 "Labels must come once. Received: a data set with labels, and `y` as well. "
                 "Leave `y` out."
             )
         if labels is not None:
-            given = labels[position : position + len(inputs)]
-            position += len(inputs)
-        yield inputs, given
+            given = labels[position : position + len(found[0])]
+            position += len(found[0])
+        yield found, given
     if empty:
         raise ValueError("`x` must hold at least one input. Received: an empty data set.")
     if labels is not None and position != len(labels):
@@ -315,15 +223,9 @@ def _iterate(x):
             "`x` must be finite. Received: an endless data set. Leave out `.repeat()`, or use "
             "`.take(n)`."
         )
-    if isinstance(x, (dict, str, bytes)) or not hasattr(x, "__iter__"):
+    if isinstance(x, (str, bytes)) or not hasattr(x, "__iter__"):
         raise TypeError(
             "`x` must be an array, a keras.utils.PyDataset or an iterable of batches. "
             f"Received: an object of type {type(x).__name__}."
         )
     return iter(x)
-
-
-def _array(value):
-    if keras.ops.is_tensor(value):
-        return keras.ops.convert_to_numpy(value)
-    return np.asarray(value)

@@ -12,19 +12,20 @@ import json
 import keras
 import numpy as np
 
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name, current_config
-from tf_lyapunov.program.calls import call_gain
+from tf_lyapunov.program.families.einsum import CLOSED_LAYERS
+from tf_lyapunov.program.families.fused import fused_gain
+from tf_lyapunov.program.families.linear import linear_gains
+from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.gain import Affine
 from tf_lyapunov.program.graph import Graph, Tensor, read_graph
-from tf_lyapunov.program.linear import (
-    BatchNormScale,
-    channel_axis,
-    is_linear,
-    linear_gains,
-)
-from tf_lyapunov.program.lipschitz_layers import fused_gain
 from tf_lyapunov.program.program import read_program
+from tf_lyapunov.program.refusal import raise_all
+from tf_lyapunov.program.vocabulary import gain_of
+from tf_lyapunov.program.weights import channel_axis, is_linear
+from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.sectors import Sector
 
 
@@ -53,6 +54,7 @@ class Node:
         matrix: float64 (in, out) of a dense map, batch normalization folded, else None.
         batch_norms: Keras layers folded into this node.
         output_shape: with the batch axis.
+        copies: items of a sample that lie along the batch axis (see `graph.Tensor`).
     """
 
     name: str
@@ -72,6 +74,7 @@ class Node:
     matrix: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     batch_norms: tuple = ()
     output_shape: tuple = ()
+    copies: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,7 @@ def read_network(model, input_shapes=None, *, bounded=True):
         `Network`.
 
     Raises:
-        UnsupportedLayerError: naming the first layer without a proven gain.
+        UnsupportedLayerError: naming every layer and operation without a proven gain.
         ValueError: if the model is not built, or holds NaN or infinite weights.
 
     Example:
@@ -185,7 +188,8 @@ def read_network(model, input_shapes=None, *, bounded=True):
     >>> [node.kind for node in read_network(model).nodes]
     ['input', 'linear', 'activation']
     """
-    graph = read_graph(model, input_shapes)
+    refusals = {}
+    graph = read_graph(model, input_shapes, refusals=refusals)
     folds = _foldable_batch_norms(graph)
     nodes, last = [], {}
     for tensor in graph.inputs:
@@ -193,25 +197,31 @@ def read_network(model, input_shapes=None, *, bounded=True):
         nodes[-1] = dataclasses.replace(nodes[-1], output_shape=tensor.shape)
         last[tensor.producer] = tensor.producer
     cache = {}
-    for call in graph.calls:
-        inputs = tuple(last[t.producer] for t in call.inputs)
+    for call in steps(graph.calls, "layers"):
+        inputs = tuple(last.get(t.producer, t.producer) for t in call.inputs)
+        if call.name in refusals:
+            continue
         if call.name in folds.values():
             last[call.name] = inputs[0]  # already part of the linear node before it
             continue
-        if is_linear(call.operation) and len(call.inputs) == 1:
-            fold = next((c for c in graph.calls if c.name == folds.get(call.name)), None)
-            new = _linear_nodes(call, inputs, fold, cache, bounded)
-        else:
-            gain = call_gain(call)
-            if gain.affine64 is not None:
-                gain64 = dataclasses.replace(gain, affine=gain.affine64)
+        try:
+            if is_linear(call.operation) and len(call.inputs) == 1:
+                fold = next((c for c in graph.calls if c.name == folds.get(call.name)), None)
+                # No norm is computed for a model that is refused.
+                new = _linear_nodes(call, inputs, fold, cache, bounded and not refusals)
             else:
-                with rounding.float64_evaluation():
-                    # A user's own layer keeps its precision.
-                    gain64 = gain if gain.assumption else call_gain(call)
-            new = [_node(call, inputs, gain, gain64)]
+                new = [_other_node(call, inputs)]
+                if type(call.operation) in CLOSED_LAYERS:
+                    new += _activation_nodes(call, (new[0].name,))
+        except UnsupportedLayerError as error:
+            refusals[call.name] = error
+            continue
         nodes.extend(new)
         last[call.name] = new[-1].name
+    raise_all(
+        {call.name: refusals[call.name] for call in graph.calls if call.name in refusals},
+        {call.name: call.owner for call in graph.calls},
+    )
     output = last[graph.output.producer]
     by_name = {node.name: node for node in nodes}
     final = by_name[output]
@@ -222,6 +232,18 @@ def read_network(model, input_shapes=None, *, bounded=True):
         logits, decided = final.inputs[0], final.name
     inputs = tuple(t.producer for t in graph.inputs)
     return Network(model, tuple(nodes), inputs, output, logits, decided, graph)
+
+
+def _other_node(call, inputs):
+    """Node of a call that is no dense or convolution layer."""
+    gain = gain_of(call)
+    if gain.affine64 is not None:
+        gain64 = dataclasses.replace(gain, affine=gain.affine64)
+    else:
+        with rounding.float64_evaluation():
+            # A user's own layer keeps its precision.
+            gain64 = gain if gain.assumption else gain_of(call)
+    return _node(call, inputs, gain, gain64)
 
 
 def _node(call, inputs, gain, gain64, name=None, layer=None):
@@ -241,6 +263,7 @@ def _node(call, inputs, gain, gain64, name=None, layer=None):
         gain.sector,
         gain.decision,
         output_shape=call.outputs[0].shape,
+        copies=call.outputs[0].copies,
     )
 
 
@@ -248,7 +271,8 @@ def _linear_nodes(call, inputs, fold, cache, bounded):
     """Nodes of a dense or convolution call: its maps, then its activation."""
     layer, output = call.operation, call.outputs[0]
     scale = BatchNormScale.of(fold.operation) if fold is not None else None
-    key = (id(layer), call.inputs[0].shape, call.inputs[0].dtype, fold and id(fold.operation))
+    tensor = call.inputs[0]
+    key = (id(layer), tensor.shape, tensor.dtype, tensor.copies, fold and id(fold.operation))
     if key not in cache:
         cache[key] = linear_gains(layer, call.inputs[0], output, scale, bounded=bounded)
     nodes = []
@@ -267,18 +291,25 @@ def _linear_nodes(call, inputs, fold, cache, bounded):
             matrix=gain.matrix,
             batch_norms=(fold.operation,) if fold is not None and is_last else (),
             output_shape=output.shape,
+            copies=output.copies,
         )
         nodes.append(node)
         inputs = (node.name,)
-    tensor = dataclasses.replace(output, dtype=layer.compute_dtype)
+    return [*nodes, *_activation_nodes(call, inputs)]
+
+
+def _activation_nodes(call, inputs):
+    """The node of the activation that a layer applies to its own result, if it has one."""
+    layer = call.operation
+    tensor = dataclasses.replace(call.outputs[0], dtype=layer.compute_dtype)
     activation = fused_gain(layer, tensor)
-    if activation is not None:
-        with rounding.float64_evaluation():
-            activation64 = fused_gain(layer, tensor)
-        name = f"{call.name}/{activation_name(layer.activation)}"
-        held = layer.activation if isinstance(layer.activation, keras.Layer) else layer
-        nodes.append(_node(call, inputs, activation, activation64, name, held))
-    return nodes
+    if activation is None:
+        return []
+    with rounding.float64_evaluation():
+        activation64 = fused_gain(layer, tensor)
+    name = f"{call.name}/{activation_name(layer.activation)}"
+    held = layer.activation if isinstance(layer.activation, keras.Layer) else layer
+    return [_node(call, inputs, activation, activation64, name, held)]
 
 
 def _foldable_batch_norms(graph):

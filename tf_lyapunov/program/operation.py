@@ -39,6 +39,18 @@ class Precision:
         settings = max(unit, rounding.UNIT_ROUNDOFF["float32"])
         return cls(unit, rounding.underflow(dtype), operands, 16 * settings)
 
+    @property
+    def wide(self):
+        """The format of layers that compute in float32 at least, before their last cast."""
+        if self.unit <= rounding.UNIT_ROUNDOFF["float32"]:
+            return self
+        return Precision.of("float32")
+
+    @property
+    def setting(self):
+        """Relative error of a number among a layer's settings, float32 in every format."""
+        return max(self.unit, rounding.UNIT_ROUNDOFF["float32"])
+
     def sum(self, terms):
         """Relative error of a sum of so many products, in any order."""
         products = 2 * self.operands + self.operands**2
@@ -80,7 +92,20 @@ class Operation:
     def settings(self):
         """Type and values, for the digest."""
         fields = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
-        return type(self).__name__, fields
+        return type(self).__name__, list(_flat(fields))
+
+
+def _flat(fields):
+    """Values of operations that an operation holds, one by one: a digest must see each."""
+    for name, value in fields:
+        if isinstance(value, Operation):
+            kind, inner = value.settings()
+            yield name, kind
+            yield from ((f"{name}.{key}", held) for key, held in inner)
+        elif isinstance(value, tuple) and any(isinstance(v, Operation) for v in value):
+            yield from _flat([(f"{name}.{i}", held) for i, held in enumerate(value)])
+        else:
+            yield name, value
 
 
 def with_error(signals, value, error):

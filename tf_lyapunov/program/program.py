@@ -7,30 +7,9 @@ import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.activations import is_softmax
-from tf_lyapunov.program.families import (
-    bare,
-    elementwise,
-    linear,
-    merging,
-    moving,
-    pooling,
-    scaling,
-    softmax,
-)
-from tf_lyapunov.program.gains import UNCHANGED_LAYERS
+from tf_lyapunov.program.families.declared import Declared
 from tf_lyapunov.program.operation import EXACT, Operation, Precision, Signal
-
-READERS = {
-    **linear.READERS,
-    **elementwise.READERS,
-    **pooling.READERS,
-    **merging.READERS,
-    **moving.READERS,
-    **scaling.READERS,
-    **softmax.READERS,
-    **dict.fromkeys(UNCHANGED_LAYERS, lambda call: []),
-}
+from tf_lyapunov.program.vocabulary import operations_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +31,11 @@ class Step:
     dtype: str
     why: str | None = None
 
+    @property
+    def is_declared(self):
+        """Whether Keras evaluates it: a user's own layer, whose gain is declared."""
+        return any(isinstance(o, Declared) for o in self.operations or ())
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -71,40 +55,66 @@ class Program:
     decision: str | None = None
 
     @property
+    def declared(self):
+        """Names of steps of users' own layers, which Keras evaluates in their own precision."""
+        return tuple(step.name for step in self.steps if step.is_declared)
+
+    @property
     def unread(self):
         """Steps that are not evaluated apart from the model."""
         return tuple(step for step in self.steps if step.operations is None)
 
-    def logits(self, x):
-        """Logits in float64, apart from any backend.
-
-        Args:
-            x: array (n, …) of the program's one input.
-
-        Returns:
-            float64 (n, classes).
+    def check_read(self):
+        """Refuses programs with a step that is not evaluated apart from the model.
 
         Raises:
-            UnsupportedLayerError: naming a step that is not evaluated here.
+            UnsupportedLayerError: naming the step.
         """
         if self.unread:
             step = self.unread[0]
             raise UnsupportedLayerError(
                 f"A step is evaluated by the model alone: {step.why} Received: step {step.name!r}."
             )
-        signals = {self.inputs[0]: Signal(np.asarray(x, np.float64))}
+
+    def logits(self, x):
+        """Logits in float64, apart from any backend but for `declared` steps; see `evaluate`."""
+        return self.evaluate(x)[0]
+
+    def evaluate(self, x, kept=()):
+        """Logits in float64, and the values of some steps.
+
+        Args:
+            x: array (n, …) of the program's one input, or a list with one for each.
+            kept: names of steps or inputs.
+
+        Returns:
+            `(logits, values)`: float64 (n, classes), and a dict of float64 arrays by name.
+
+        Raises:
+            UnsupportedLayerError: naming a step that is not evaluated here.
+        """
+        self.check_read()
+        kept = set(kept)
+        given = x if isinstance(x, list) else [x]
+        signals = {
+            name: Signal(np.asarray(a, np.float64))
+            for name, a in zip(self.inputs, given, strict=True)
+        }
+        values = {name: signals[name].value for name in kept if name in signals}
         last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
         for i, step in enumerate(self.steps):
             signals[step.name] = run(
                 step, [signals[n] for n in step.inputs], EXACT, self._without_end(step)
             )
+            if step.name in kept:
+                values[step.name] = signals[step.name].value
             if step.name in (self.output, self.decision):
                 break
             for name in step.inputs:
                 if last[name] == i:
                     signals.pop(name, None)  # large networks hold large signals
-        value = signals[step.name].value if self.steps else signals[self.inputs[0]].value
-        return value.reshape(len(value), -1) if value.ndim == 1 else value
+        value = signals[step.name if self.steps else self.output].value
+        return value.reshape(len(value), -1) if value.ndim == 1 else value, values
 
     def _without_end(self, step):
         return 1 if step.name == self.decision else 0
@@ -134,7 +144,7 @@ def read_program(network):
         if isinstance(call.operation, keras.Layer):
             dtype = call.operation.compute_dtype
         try:
-            operations = tuple(_operations(call))
+            operations = operations_of(call)
         except UnsupportedLayerError as error:
             why = str(error)
         inputs = tuple(t.producer for t in call.inputs)
@@ -144,29 +154,6 @@ def read_program(network):
         decision = network[network.decision_node].call
     inputs = tuple(t.producer for t in network.graph.inputs)
     return Program(inputs, tuple(steps), network.graph.output.producer, decision)
-
-
-def _operations(call):
-    layer = call.operation
-    if not isinstance(layer, keras.Layer):
-        return bare.read(call)
-    reader = READERS.get(type(layer))
-    if reader is None or len(call.outputs) != 1:
-        raise elementwise.unread(layer, "a function of its own")
-    found = list(reader(call))
-    if type(layer) in linear.READERS:
-        activation = layer.activation
-        if is_softmax(activation):
-            log = activation is keras.activations.log_softmax
-            axis = getattr(activation, "axis", -1)
-            found.append(softmax.of_axis(axis, len(call.outputs[0].shape), log))
-        else:
-            end = elementwise.of_activation(activation, layer)
-            found += [] if end is None else [end]
-    elif type(layer) is keras.layers.Activation and is_softmax(layer.activation):
-        log = layer.activation is keras.activations.log_softmax
-        found = [softmax.of_axis(-1, len(call.outputs[0].shape), log)]
-    return found
 
 
 def precision_of(step):

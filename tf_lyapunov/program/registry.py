@@ -19,12 +19,23 @@ class RegisteredGain:
 
 
 _REGISTRY: dict[type, RegisteredGain] = {}
-_PROVEN: set[type] = set()
+# In the order in which messages list them.
+_PROVEN: dict[type, None] = {}
 
 
 def keep(classes):
     """Notes classes whose rules are proved, which no registration may replace."""
-    _PROVEN.update(classes)
+    _PROVEN.update(dict.fromkeys(classes))
+
+
+def is_proven(layer_class):
+    """Whether this library has a rule for exactly this class."""
+    return layer_class in _PROVEN
+
+
+def kept():
+    """The classes whose rules are proved."""
+    return tuple(_PROVEN)
 
 
 def register_gain(layer_class, rule, *, assumption=None):

@@ -135,10 +135,14 @@ def gamma(terms, unit_roundoff):
     return product / (1 - product) * (1 + 1e-12) if product < 1 else math.inf
 
 
+class NoRoundoff(ValueError):
+    """A format without a roundoff, such as integers, which wrap around."""
+
+
 def unit_roundoff(dtype):
     """Unit roundoff of a Keras dtype name; refuses formats without one here."""
     if dtype not in UNIT_ROUNDOFF:
-        raise ValueError(
+        raise NoRoundoff(
             f"A certificate needs a floating-point compute dtype ({', '.join(UNIT_ROUNDOFF)}). "
             f"Received: {dtype!r}."
         )

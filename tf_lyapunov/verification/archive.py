@@ -3,12 +3,12 @@
 import hashlib
 import io
 import json
-import math
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from tf_lyapunov.archives import read_arrays
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.writing import write_bytes
 
@@ -50,19 +50,18 @@ def read(path):
         ProofFileError: if the file is missing, truncated, corrupt, of another kind or version.
     """
     path = Path(path)
-    if not path.is_file():
-        _refuse(path, "there is no such file")
-    if path.stat().st_size > _LARGEST_FILE:
-        _refuse(path, f"it is longer than {_LARGEST_FILE} bytes")
+
+    def refuse(reason, error):
+        _refuse(path, reason, error)
+
     try:
-        with zipfile.ZipFile(path) as file:
-            members = _members(path, file)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        _refuse(path, "it is truncated, corrupt or no proof file", error)
+        members = read_arrays(path, refuse, kinds=_KINDS, members=_MEMBERS, largest=_LARGEST_FILE)
     except (OSError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
         if isinstance(error, ProofFileError):
             raise
         _refuse(path, f"it is corrupt ({error})", error)
+    if members.get("header", np.zeros(0)).nbytes > _LARGEST_HEADER:
+        _refuse(path, "its header is larger than any")
     if "header" not in members or "sha256" not in members:
         _refuse(path, "it is a NumPy archive, but no proof file")
     try:
@@ -83,41 +82,6 @@ def read(path):
         _refuse(path, "its contents do not fit its checksum")
     members.pop("header")
     return header, members
-
-
-def _members(path, file):
-    infos = file.infolist()
-    names = [info.filename for info in infos]
-    if len(infos) > _MEMBERS or len(set(names)) != len(names):
-        _refuse(path, f"it holds {len(infos)} members, or one of them twice")
-    size = path.stat().st_size
-    found = {}
-    for info in infos:
-        if info.filename == "header.npy" and info.file_size > _LARGEST_HEADER + 2**16:
-            _refuse(path, "its header is larger than any")
-        if not info.filename.endswith(".npy"):
-            _refuse(path, f"it holds {info.filename[:80]!r}, which is no array")
-        is_stored = info.compress_type == zipfile.ZIP_STORED and info.flag_bits & 1 == 0
-        if not is_stored or info.file_size > size or info.compress_size != info.file_size:
-            _refuse(path, f"its member {info.filename!r} is compressed or longer than the file")
-        found[info.filename[:-4]] = _array(path, info.filename, file.read(info))
-    return found
-
-
-def _array(path, name, data):
-    stream = io.BytesIO(data)
-    major, _ = np.lib.format.read_magic(stream)
-    if major != 1:
-        _refuse(path, f"its member {name!r} is in another format")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    rest = len(data) - stream.tell()
-    if dtype.kind not in _KINDS or dtype.hasobject or fortran or dtype.names is not None:
-        _refuse(path, f"its member {name!r} holds something else than numbers")
-    if any(n < 0 for n in shape) or len(shape) > 16 or math.prod(shape) * dtype.itemsize != rest:
-        _refuse(path, f"its member {name!r} is not as long as its shape says")
-    if name == "header.npy" and rest > _LARGEST_HEADER:
-        _refuse(path, "its header is larger than any")
-    return np.frombuffer(data, dtype=dtype, offset=stream.tell()).reshape(shape)
 
 
 def _once(pairs):

@@ -3,11 +3,11 @@ them. With `layers`, the only part of this package that knows Keras; it computes
 """
 
 import os
-from pathlib import Path
 
 import keras
 
-from tf_lyapunov.errors import ModelFileError, UnsupportedLayerError
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.modelfile import load_model
 from tf_lyapunov.verification.layers import (
     KEEP_INTEGERS,
     LINEAR,
@@ -38,26 +38,6 @@ _FINAL = ("softmax", "log_softmax", "sigmoid", "log_sigmoid")
 _layers = keras.layers
 
 
-def load(path):
-    """The model of a `.keras` file, without running code from it.
-
-    Raises:
-        ModelFileError: if there is none.
-    """
-    path = Path(path)
-    if not path.is_file() or path.suffix != ".keras":
-        raise ModelFileError(
-            f"The model file is refused: it is no file that ends in .keras. Received: {path}."
-        )
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises many kinds for a malformed file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelFileError(
-            f"The model file is refused: Keras cannot load it ({reason}). Received: {path}."
-        ) from error
-
-
 def read(model, input_shape=None):
     """`Network` of a Keras model, or of a `.keras` file.
 
@@ -82,7 +62,7 @@ def read_with_calls(model, input_shape=None):
         `calls` is a tuple of `(layers, names of the steps read, steps, plural)`.
     """
     if isinstance(model, (str, os.PathLike)):
-        model = load(model)
+        model = load_model(model)
     if not isinstance(model, keras.Model):
         raise TypeError(
             "`model` must be a Keras model or the path of one. "

@@ -17,6 +17,8 @@ import time
 
 import numpy as np
 
+from tf_lyapunov.progress import stage
+
 # Columns to begin with; they are doubled while ρ and the dual's value stay apart.
 _COLUMNS = 8
 # L-BFGS iterations between two candidates, and in all.
@@ -92,10 +94,15 @@ def search(
     Reference: Burer and Monteiro (2003) for low-rank semidefinite programs; Boumal, Voroninski and
     Bandeira (2016) for r(r+1)/2 > number of constraints, beyond which maxima are global.
     """
+    dual = _Dual(weights, alphas, betas, tied, shortcut)
+    with stage("iterations") as shown:
+        return _ascended(dual, reach, tol, deadline, columns, iterations, shown)
+
+
+def _ascended(dual, reach, tol, deadline, columns, iterations, shown):
     from scipy.optimize import minimize
 
     begin = time.monotonic()
-    dual = _Dual(weights, alphas, betas, tied, shortcut)
     rng = np.random.default_rng(0)
     most = math.isqrt(2 * (dual.units + 1)) + 2
     columns = min(columns, most)
@@ -107,6 +114,7 @@ def search(
         return deadline is not None and time.monotonic() > deadline
 
     def stop(*_):
+        shown.advance()
         if late():
             raise StopIteration
 

@@ -10,6 +10,8 @@ import time
 
 import numpy as np
 
+from tf_lyapunov.progress import stage
+
 # Reduction of the barrier parameter per level, and the Newton steps allowed in one.
 _REDUCTION = 0.1
 _STEPS = 60
@@ -140,6 +142,11 @@ def minimise(problem, theta, multipliers, *, tol=1e-8, levels=40, scale=0.0, dea
         List of `InteriorPoint`, one per barrier parameter, the last the best; empty if the start
         is not strictly feasible.
     """
+    with stage("Newton steps") as shown:
+        return _path(problem, theta, multipliers, tol, levels, scale, deadline, shown)
+
+
+def _path(problem, theta, multipliers, tol, levels, scale, deadline, shown):
     lam = np.array(multipliers, dtype=np.float64)
     share = None
     if problem.groups is not None:
@@ -178,6 +185,7 @@ def minimise(problem, theta, multipliers, *, tol=1e-8, levels=40, scale=0.0, dea
                 break
             decrement = -float(gradient @ step)
             steps += 1
+            shown.advance()
             if not np.isfinite(decrement) or decrement <= 1e-10:
                 break
             move = step[1:] if share is None else share @ step[1:]

@@ -1,20 +1,35 @@
 """Functions of every entry alone: activations with their parameters."""
 
 import dataclasses
-import functools
-import sys
+import math
+import re
 
 import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers import activations as own
-from tf_lyapunov.program.activations import ACTIVATION_LAYERS
-from tf_lyapunov.program.linear import inference_value
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.activations import activation_name
+from tf_lyapunov.program.gain import FUNCTION_ULPS, ZERO_SLACK, Affine, Gain, with_cast
 from tf_lyapunov.program.operation import Operation, frozen, with_error
+from tf_lyapunov.program.refusal import WITHOUT_GAIN, refuse
+from tf_lyapunov.program.weights import finite_value, inference_value
 from tf_lyapunov.theory.sectors import Sector
 
 _layers = keras.layers
+
+ACTIVATION_LAYERS = (_layers.ReLU, _layers.LeakyReLU, _layers.ELU, _layers.PReLU)
+# Piecewise linear: one or two rounded operations. The others are library functions.
+_PIECEWISE = {
+    "relu",
+    "leaky_relu",
+    "relu6",
+    "linear",
+    "hard_tanh",
+    "soft_shrink",
+    "lipschitz_prelu",
+}
 
 
 def _erf(x):
@@ -119,37 +134,35 @@ class Kinked(Operation):
         return with_error(signals, value, error)
 
 
-def is_keras_own(activation):
-    """Whether a function is the very object that Keras holds under its module and name."""
-    module = sys.modules.get(getattr(activation, "__module__", None) or "")
-    name = getattr(activation, "__name__", "")
-    return getattr(module, name, None) is activation and module.__name__.split(".")[0] == "keras"
+@dataclasses.dataclass(frozen=True)
+class Clipped(Operation):
+    """y = min(max(x, low), high), either of them None.
 
-
-def of_activation(activation, layer):
-    """`Operation` of what a layer applies at its end, or None for the identity.
-
-    Raises:
-        UnsupportedLayerError: for a function that is not Keras' own, or has no entry here.
+    Attributes:
+        low, high: float64, broadcast against a sample.
     """
-    while isinstance(activation, _layers.Activation) and type(activation) is _layers.Activation:
-        activation = activation.activation
-    if activation is None or activation is keras.activations.linear:
-        return None
-    if isinstance(activation, keras.Layer):
-        reader = READERS.get(type(activation))
-        if reader is None:
-            raise unread(layer, f"its activation of type {type(activation).__name__}")
-        return _of_layer(activation)
-    parameters = {}
-    if isinstance(activation, functools.partial):
-        parameters, activation = dict(activation.keywords), activation.func
-    if not is_keras_own(activation):
-        raise unread(layer, f"the activation {getattr(activation, '__name__', activation)!r}")
-    name = activation.__name__
-    if name == "gelu" and ".ops" in activation.__module__:
-        parameters = {"approximate": True, **parameters}
-    return named(name, parameters, layer)
+
+    low: np.ndarray | None
+    high: np.ndarray | None
+
+    def of(self, x):
+        """The function of an array."""
+        x = x if self.low is None else np.maximum(x, self.low)
+        return x if self.high is None else np.minimum(x, self.high)
+
+    def forward(self, signals, precision):
+        (signal,) = signals
+        value = self.of(signal.value)
+
+        def error():
+            limits = (b for b in (self.low, self.high) if b is not None)
+            size = max((float(np.max(np.abs(b[np.isfinite(b)]), initial=0.0)) for b in limits),
+                       default=0.0)  # fmt: skip
+            # Limits may be held in float32 whatever the format.
+            own = precision.function / 16 * size if precision.unit < 2.0**-24 else 0.0
+            return signal.error + own + precision.tiny + np.zeros_like(value)
+
+        return with_error(signals, value, error)
 
 
 def named(name, parameters, layer):
@@ -157,10 +170,14 @@ def named(name, parameters, layer):
     name = _ALIASES.get(name, name)
     if name not in FUNCTIONS:
         raise unread(layer, f"the function {name!r}")
-    sector = Sector(-1.0, 1.0) if name == "abs" else Sector.of(name, **parameters)
+    sector = _sector(name, parameters)
     parameters = {k: v for k, v in parameters.items() if k != "threshold" or name != "relu"}
     numbers = tuple(sorted((k, v if v is None else float(v)) for k, v in parameters.items()))
     return Elementwise(name, numbers, sector)
+
+
+def _sector(name, parameters):
+    return Sector(-1.0, 1.0) if name == "abs" else Sector.of(name, **parameters)
 
 
 def unread(layer, what):
@@ -171,7 +188,8 @@ def unread(layer, what):
     )
 
 
-def _of_layer(layer):
+def of_layer(layer):
+    """Operation of an activation layer."""
     kind = type(layer)
     if kind is _layers.PReLU:
         return Kinked(frozen(inference_value(layer.alpha, layer.compute_dtype)))
@@ -185,12 +203,103 @@ def _of_layer(layer):
     return named("elu", {"alpha": layer.alpha}, layer)
 
 
-def _read_activation(call):
-    found = of_activation(call.operation, call.operation)
-    return [] if found is None else [found]
+def elementwise_gain(name, sector, tensor, dtype, value_at_zero):
+    """`Gain` of an elementwise function with a known sector: its largest absolute slope."""
+    unit = rounding.unit_roundoff(dtype)
+    root = math.inf if tensor.size is None else math.sqrt(tensor.size)
+    magnitude = sector.magnitude
+    offset = rounding.product_up(abs(value_at_zero) * ZERO_SLACK, root)
+    if name in _PIECEWISE:
+        error = rounding.gamma(4, unit)
+        affine = Affine(magnitude, offset, error * max(magnitude, 1.0), error * (offset + root))
+        if name in ("relu", "leaky_relu", "relu6", "lipschitz_prelu"):
+            affine = Affine(magnitude, offset, error * magnitude, 0.0)
+    else:
+        error = FUNCTION_ULPS * unit
+        affine = Affine(
+            magnitude,
+            offset,
+            error * max(magnitude, 1.0),
+            rounding.product_up(error, offset + root),
+        )
+    affine = with_cast(affine, tensor, dtype, unit)
+    slopes = f"[{sector.alpha:.6g}, {sector.beta:.6g}]"
+    decision = name if name in ("sigmoid", "log_sigmoid") else None
+    return Gain(
+        "activation", magnitude, f"{name}, slopes in {slopes}", affine, sector=sector,
+        decision=decision,
+    )  # fmt: skip
 
 
-READERS = {
-    _layers.Activation: _read_activation,
-    **dict.fromkeys(ACTIVATION_LAYERS, lambda call: [_of_layer(call.operation)]),
-}
+def sector_gain(activation, tensor, dtype, owner):
+    """`Gain` of an elementwise function or activation layer; see `fused.activation_gain`."""
+    try:
+        sector = Sector.of(activation)
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(
+            f"{error} Received: layer {owner.name!r} of type {type(owner).__name__} with it."
+        ) from None
+    name = activation_name(activation)
+    if name == "linear":
+        return None
+    return elementwise_gain(name, sector, tensor, dtype, _value_at_zero(activation))
+
+
+def _value_at_zero(activation):
+    if isinstance(activation, keras.Layer):
+        return 0.0  # ReLU without threshold, LeakyReLU, ELU, PReLU
+    return float(keras.ops.convert_to_numpy(activation(keras.ops.zeros((1, 1), "float32")))[0, 0])
+
+
+def _rule(call):
+    layer = call.operation
+    return sector_gain(layer, call.inputs[0], layer.compute_dtype, layer)
+
+
+def _prelu_rule(call):
+    layer = call.operation
+    slopes = np.clip(finite_value(layer, layer.slope, layer.compute_dtype), -1.0, 1.0)
+    sector = Sector(float(np.min(slopes, initial=1.0)), 1.0)
+    return elementwise_gain(
+        "lipschitz_prelu", sector, call.inputs[0], layer.compute_dtype, value_at_zero=0.0
+    )
+
+
+# Attributes of Keras's activation operations that are parameters of the activation.
+_PARAMETERS = ("negative_slope", "alpha", "approximate", "threshold", "max_value", "b")
+
+
+def _bare_name(operation):
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(operation).__name__).lower()
+    return _ALIASES.get(name, name)
+
+
+def _bare_parameters(operation):
+    values = vars(operation)
+    return {key: values[key] for key in _PARAMETERS if key in values}
+
+
+def read_bare(call):
+    """The function of a bare call of one tensor, by its name and parameters."""
+    operation = call.operation
+    return [named(_bare_name(operation), _bare_parameters(operation), operation)]
+
+
+def bare_gain(call):
+    """`Gain` of the same; refused where the name has no sector."""
+    operation, tensor = call.operation, call.inputs[0]
+    name = _bare_name(operation)
+    try:
+        sector = _sector(name, _bare_parameters(operation))
+    except (UnsupportedLayerError, TypeError) as error:
+        known = type(operation).__name__ in WITHOUT_GAIN
+        refuse(operation, None if known else f"no proven gain is known for it ({error})")
+    at_zero = operation(keras.ops.zeros((1, 1), dtype="float32"))
+    at_zero = float(keras.ops.convert_to_numpy(at_zero)[0, 0])
+    return elementwise_gain(name, sector, tensor, call.outputs[0].dtype, at_zero)
+
+
+READERS = dict.fromkeys(
+    (*ACTIVATION_LAYERS, own.LipschitzPReLU), lambda call: [of_layer(call.operation)]
+)
+RULES = {**dict.fromkeys(ACTIVATION_LAYERS, _rule), own.LipschitzPReLU: _prelu_rule}

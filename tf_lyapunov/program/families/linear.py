@@ -3,11 +3,14 @@
 import dataclasses
 import math
 
-import keras
 import numpy as np
 
-from tf_lyapunov.program.linear import LINEAR_LAYERS, inference_value, kernel_maps
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families import fused
+from tf_lyapunov.program.gain import Affine
 from tf_lyapunov.program.operation import Operation, frozen, with_error
+from tf_lyapunov.program.weights import LINEAR_LAYERS, inference_value, kernel_maps
+from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_axes
 
 
@@ -118,7 +121,7 @@ def _tap(x, matrix, linear_map):
 
 
 def read(call):
-    """The maps of a dense or convolution layer; its activation is read by `elementwise`."""
+    """The maps of a dense or convolution layer, then its activation."""
     layer, tensor = call.operation, call.inputs[0]
     dtype, found = layer.compute_dtype, []
     first = getattr(layer, "data_format", "") == "channels_first"
@@ -130,8 +133,164 @@ def read(call):
             bias = frozen(inference_value(held, dtype))
         kernel = frozen(inference_value(variable, dtype))
         found.append(Linear(kernel, bias, linear_map, first))
-    return found
+    return found + fused.read(layer, call.outputs[0])
+
+
+# Gains ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearGain:
+    """Gain of one linear map as used at inference.
+
+    Attributes:
+        suffix: `""`, or `"/depthwise"` and `"/pointwise"` for the two maps of a separable layer.
+        value: upper bound on the operator norm, batch normalization included where folded.
+        method: how the norm was bounded.
+        affine: error model of the computed map (see `Affine`).
+        affine64: the same when the map is evaluated in float64.
+        matrix: float64 `(in, out)` for dense layers, batch normalization folded; else None.
+    """
+
+    suffix: str
+    value: float
+    method: str
+    affine: Affine
+    affine64: Affine
+    matrix: np.ndarray | None
+
+
+def linear_gains(layer, tensor, output, batch_norm=None, *, bounded=True):
+    """Gains of the maps of one dense or convolution layer, called on `tensor`.
+
+    Args:
+        layer: a built Keras layer for which `is_linear` holds.
+        tensor, output: `graph.Tensor` of the input and of the output.
+        batch_norm: `BatchNormScale` to fold into the last map, or None.
+        bounded: whether to compute norms; else the gains are infinite, without error models.
+
+    Returns:
+        List of `LinearGain`, in the order of application.
+    """
+    dtype = layer.compute_dtype
+    maps = kernel_maps(layer, tensor.shape)
+    gains = []
+    for i, (variable, linear_map) in enumerate(maps):
+        last = i == len(maps) - 1
+        kernel = inference_value(variable, dtype)
+        if not np.all(np.isfinite(kernel)):
+            raise ValueError(
+                f"Weights must be finite. Received: NaN or infinity in the kernel of layer "
+                f"{layer.name!r}. The model has diverged; no certificate of it exists."
+            )
+        suffix = ("/depthwise", "/pointwise")[i] if len(maps) == 2 else ""
+        if not bounded:
+            gains.append(LinearGain(suffix, math.inf, "not bounded", None, None, None))
+            continue
+        absolute = absolute_norm_upper_bound(kernel, linear_map)
+        terms = _terms(kernel.shape, linear_map)
+        bias = bias_norm(layer, output, dtype) if last else 0.0
+        bound = norm_upper_bound(kernel, linear_map)
+        own = (bound.value, absolute, bias, terms, dtype, tensor if i == 0 else None)
+        value, matrix, folded = bound.value, None, ""
+        if linear_map.kind == "dense":
+            matrix = kernel
+        if last and batch_norm is not None:
+            kernel = batch_norm.fold(kernel, linear_map)
+            # Three roundings per folded entry, in the norm at most that of the absolute kernel.
+            slack = 4 * rounding.UNIT_ROUNDOFF["float64"]
+            extra = slack * absolute_norm_upper_bound(kernel, linear_map)
+            bound = norm_upper_bound(kernel, linear_map)
+            value = rounding.sum_up(bound.value, extra)
+            matrix = kernel if matrix is not None else None
+            folded = ", batch normalization folded"
+        exact = "exact" if bound.exact else "upper bound"
+        method = f"operator norm, {bound.method} ({exact}){folded}"
+        after = (batch_norm, output) if last else (None, output)
+        affine = _affine(*own, value, *after)
+        with rounding.float64_evaluation():
+            affine64 = _affine(*own, value, *after)
+        gains.append(LinearGain(suffix, value, method, affine, affine64, matrix))
+    return gains
+
+
+def _affine(gain, absolute, bias, terms, dtype, tensor, value, batch_norm, output):
+    """Error model of one map, followed by a batch normalization that is computed on its own."""
+    affine = map_affine(gain, absolute, bias, terms, dtype)
+    if tensor is not None and tensor.dtype != dtype:  # the layer casts its input first
+        u = rounding.unit_roundoff(dtype)
+        extra = u * gain * (1 + rounding.gamma(terms + 2, u))
+        affine = dataclasses.replace(affine, slope=affine.slope + extra)
+    if batch_norm is None:
+        return affine
+    return dataclasses.replace(affine.then(batch_norm.affine(output)), gain=value)
+
+
+def map_affine(gain, absolute, bias, terms, dtype):
+    """Error model of x ↦ Wx + b as computed: products summed in any order.
+
+    Args:
+        gain: bound on ‖W‖.
+        absolute: bound on the norm of |W|, or of a matrix with larger entries.
+        bias: ‖b‖.
+        terms: products per output entry.
+        dtype: of the arithmetic.
+    """
+    accumulation = rounding.gamma(terms + 2, rounding.unit_roundoff(dtype))
+    operands = rounding.operand_roundoff() if dtype == "float32" else 0.0
+    products = 2 * operands + operands**2
+    slope = rounding.product_up(accumulation * (1 + products) + products, absolute)
+    return Affine(gain, bias, slope, rounding.product_up(accumulation, bias))
+
+
+def bias_norm(layer, output, dtype):
+    """Norm of the bias repeated over all output positions; inf where their number is unknown."""
+    if getattr(layer, "bias", None) is None:
+        return 0.0
+    bias = inference_value(layer.bias, dtype)
+    if not np.all(np.isfinite(bias)):
+        raise ValueError(
+            f"Weights must be finite. Received: NaN or infinity in the bias of layer "
+            f"{layer.name!r}."
+        )
+    norm = float(rounding.euclidean_norms_up(bias[None])[0])
+    positions = math.inf if output.size is None else output.size // bias.size
+    return rounding.product_up(norm, rounding.sqrt_up(positions))
+
+
+def _terms(kernel_shape, linear_map):
+    """Number of products summed for one output entry, at most."""
+    taps = math.prod(kernel_shape[:-2])
+    if linear_map.kind == "depthwise":
+        return taps
+    return taps * kernel_shape[-1 if linear_map.kind == "conv_transpose" else -2]
+
+
+def absolute_norm_upper_bound(kernel, linear_map):
+    """Upper bound on the norm of the map with kernel |K|, which multiplies rounding errors.
+
+    Schur's test, ‖|W|‖² ≤ (largest row sum)·(largest column sum), valid for every padding and
+    stride; for dense kernels the Frobenius norm if that is smaller.
+    """
+    magnitude = np.abs(kernel)
+    inflation = 1 + (kernel.size + 4) * 1.01 * rounding.UNIT_ROUNDOFF["float64"]
+    if linear_map.kind == "dense":
+        rows, columns = magnitude.sum(axis=0), magnitude.sum(axis=1)
+        frobenius = float(np.linalg.norm(kernel)) * inflation
+    else:
+        frobenius = math.inf
+        per_channel = magnitude.sum(axis=tuple(range(kernel.ndim - 2)))
+        if linear_map.kind == "depthwise":
+            rows, columns = per_channel, per_channel.sum(axis=1)
+        elif linear_map.kind == "conv_transpose":
+            rows, columns = per_channel.sum(axis=1), per_channel.sum(axis=0)
+        else:
+            rows = per_channel.sum(axis=0)
+            columns = per_channel.reshape(len(per_channel), linear_map.groups, -1).sum(axis=2)
+    largest = np.max(rows, initial=0.0), np.max(columns, initial=0.0)
+    return min(math.sqrt(largest[0] * largest[1]) * inflation, frobenius)
 
 
 READERS = dict.fromkeys(LINEAR_LAYERS, read)
-FUSED = tuple(layer for layer in LINEAR_LAYERS if issubclass(layer, keras.Layer))
+# `network` bounds them map by map, with the normalization that follows folded in.
+RULES = {}

@@ -5,10 +5,25 @@ import dataclasses
 import keras
 import numpy as np
 
-from tf_lyapunov.program.gains import MERGING_LAYERS
-from tf_lyapunov.program.operation import Operation, Signal
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families import scaling
+from tf_lyapunov.program.families.constants import checked_constant, constants, repeats
+from tf_lyapunov.program.gain import Affine, Gain
+from tf_lyapunov.program.graph import Tensor
+from tf_lyapunov.program.operation import Operation, Signal, frozen, with_error
+from tf_lyapunov.program.refusal import refuse
 
 _layers = keras.layers
+
+MERGING_LAYERS = (
+    _layers.Add,
+    _layers.Subtract,
+    _layers.Average,
+    _layers.Concatenate,
+    _layers.Maximum,
+    _layers.Minimum,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +77,30 @@ class Joined(Operation):
         return Signal(value, np.concatenate([s.error for s in signals], axis=self.axis))
 
 
+@dataclasses.dataclass(frozen=True)
+class Bounded(Operation):
+    """y = max(x, b), or min(x, b), with a constant b.
+
+    Attributes:
+        bound: float64, broadcast against a sample.
+        largest: whether it is the maximum.
+    """
+
+    bound: np.ndarray
+    largest: bool
+
+    def forward(self, signals, precision):
+        (signal,) = signals
+        value = (np.maximum if self.largest else np.minimum)(signal.value, self.bound)
+
+        def error():
+            # The constant is rounded to the format.
+            own = precision.unit * np.abs(self.bound) + precision.tiny
+            return np.maximum(signal.error, own)
+
+        return with_error(signals, value, error)
+
+
 def of_name(name, count, axis=None):
     """The operation of a merging layer by its class's name."""
     if name == "Add":
@@ -75,10 +114,109 @@ def of_name(name, count, axis=None):
     return Extreme(name == "Maximum")
 
 
-def read(call):
-    """A merging layer."""
+def broadcast_weights(inputs, output):
+    """√(times that each input's entries appear in the output) for elementwise merging."""
+    weights = []
+    for tensor in inputs:
+        if tensor.shape == output.shape:
+            weights.append(1.0)
+        elif None in (tensor.size, output.size):
+            raise UnsupportedLayerError(
+                "Merging tensors of different shapes needs known sizes. "
+                f"Received: shapes {tensor.shape} and {output.shape}. Fix the input size."
+            )
+        else:
+            weights.append(rounding.sqrt_up(output.size / tensor.size))
+    return tuple(weights)
+
+
+def merged_gain(name, inputs, output, dtype, axis=None):
+    """`Gain` of Add, Subtract, Average (triangle inequality), Maximum, Minimum, Concatenate (√Σ).
+
+    |max(a, b) - max(a', b')| ≤ max(|a - a'|, |b - b'|) per entry, so its square is at most the
+    sum of the squares.
+    """
+    unit = rounding.unit_roundoff(dtype)
+    count = len(inputs)
+    cast = sum(unit for t in inputs if t.dtype != dtype)
+    if name == "Concatenate":
+        rank = len(output.shape)
+        if axis % rank == 0:
+            raise UnsupportedLayerError("Concatenating along the batch axis mixes inputs.")
+        weights, rule, value = (1.0,) * count, "root_sum_squares", 1.0
+        return Gain("merge", value, "concatenation, √Σ L²", Affine(1.0, 0.0, cast), rule, weights)
+    weights = broadcast_weights(inputs, output)
+    if name in ("Maximum", "Minimum"):
+        method = f"elementwise {name.lower()}, √Σ L²"
+        return Gain("merge", 1.0, method, Affine(1.0, 0.0, cast), "root_sum_squares", weights)
+    error = rounding.gamma(count + 1, unit) + cast
+    if name == "Average":
+        value = float(rounding.up(1 / count)) if count & (count - 1) else 1 / count
+        return Gain("merge", value, "mean, Σ L / k", Affine(value, 0.0, error), "sum", weights)
+    method = "sum of branches, Σ L" if name == "Add" else "difference of branches, Σ L"
+    return Gain("merge", 1.0, method, Affine(1.0, 0.0, error), "sum", weights)
+
+
+def _read(call):
     layer = call.operation
     return [of_name(type(layer).__name__, len(call.inputs), getattr(layer, "axis", None))]
 
 
-READERS = dict.fromkeys(MERGING_LAYERS, read)
+def _rule(call):
+    layer = call.operation
+    axis = getattr(layer, "axis", None)
+    name = type(layer).__name__
+    return merged_gain(name, call.inputs, call.outputs[0], layer.compute_dtype, axis)
+
+
+# Bare operations --------------------------------------------------------------------------------
+
+
+def _read_merge(call):
+    kind, found = type(call.operation).__name__, constants(call)
+    if not found:
+        return [of_name(kind, len(call.inputs))]
+    ((position, value),) = found
+    if kind == "Add":
+        return [scaling.scaled(np.ones(()), value)]
+    if kind == "Subtract":
+        sign = 1.0 if position == 1 else -1.0
+        return [scaling.scaled(np.array(sign), -sign * value)]
+    return [Bounded(frozen(value), kind == "Maximum")]
+
+
+def _read_concatenate(call):
+    return [Joined(int(call.operation.axis))]
+
+
+def _merge_rule(call):
+    name, output = type(call.operation).__name__, call.outputs[0]
+    arguments = list(call.args) + list(call.kwargs.values())
+    found = [checked_constant(call, a) for a in arguments if not isinstance(a, Tensor)]
+    if any(len(t.shape) != len(output.shape) for t in call.inputs):
+        refuse(call.operation, "tensors of different ranks are combined across samples")
+    if not found:
+        return merged_gain(name, call.inputs, output, output.dtype)
+    if len(call.inputs) != 1 or len(found) != 1:
+        refuse(call.operation)
+    (shift,) = found
+    clip = name in ("Maximum", "Minimum")
+    method = f"{name.lower()} with a constant" if clip else "adds a constant"
+    scale = np.array(repeats(call))
+    return scaling.diagonal_gain("scaling", method, scale, shift, output, output.dtype)
+
+
+def _concatenate_rule(call):
+    output = call.outputs[0]
+    tensors = keras.tree.flatten((call.args, call.kwargs))
+    if not all(isinstance(t, Tensor) for t in tensors):
+        refuse(call.operation, "it joins constants")
+    return merged_gain("Concatenate", call.inputs, output, output.dtype, call.operation.axis)
+
+
+READERS = dict.fromkeys(MERGING_LAYERS, _read)
+RULES = dict.fromkeys(MERGING_LAYERS, _rule)
+SEVERAL_INPUTS = MERGING_LAYERS
+_MERGES = ("Add", "Subtract", "Maximum", "Minimum")
+BARE_READERS = {**dict.fromkeys(_MERGES, _read_merge), "Concatenate": _read_concatenate}
+BARE_RULES = {**dict.fromkeys(_MERGES, _merge_rule), "Concatenate": _concatenate_rule}

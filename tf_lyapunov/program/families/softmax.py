@@ -1,10 +1,14 @@
 """Softmax and log-softmax."""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
 
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.gain import FUNCTION_ULPS, ZERO_SLACK, Affine, Gain, with_cast
 from tf_lyapunov.program.operation import Operation, with_error
 
 
@@ -51,9 +55,65 @@ def of_axis(axis, rank, logarithm=False):
     return Softmax(tuple(sorted(a % rank for a in axes)), logarithm)
 
 
-def read(call):
-    """A Softmax layer."""
+def softmax_gain(name, axis, tensor, dtype):
+    """Softmax has gain 1/2, log-softmax √K.
+
+    diag(p) - ppᵀ has absolute row sums 2p_i(1 - p_i) ≤ 1/2. I - 1pᵀ is an oblique projection,
+    whose norm is that of its complement 1pᵀ: √K‖p‖ ≤ √K.
+    """
+    rank = len(tensor.shape)
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(a % rank for a in axes)
+    if 0 in axes:
+        raise UnsupportedLayerError(
+            f"A softmax over the batch axis mixes inputs. Received: {name} with axis={axis}."
+        )
+    classes = [tensor.shape[a] for a in axes]
+    count = None if None in classes else math.prod(classes)
+    if name == "log_softmax" and count is None:
+        raise UnsupportedLayerError(
+            "A log-softmax over an axis of unknown size has no known gain. "
+            f"Received: input shape {tensor.shape}."
+        )
+    unit = rounding.unit_roundoff(dtype)
+    size = math.inf if tensor.size is None else tensor.size
+    terms = math.inf if count is None else count + FUNCTION_ULPS
+    error = rounding.gamma(terms, unit)
+    if name == "softmax":
+        value, offset = 0.5, math.sqrt(size)
+        affine = Affine(value, offset, 4 * unit * math.sqrt(size), error * math.sqrt(size))
+    else:
+        value = rounding.sqrt_up(count)
+        offset = math.sqrt(size) * (math.log(count) * ZERO_SLACK + 1e-6)
+        affine = Affine(value, offset, 4 * unit * value, error * (offset + math.sqrt(size)))
+    last = axes == (rank - 1,)
+    affine = with_cast(affine, tensor, dtype, unit)
+    return Gain("softmax", value, f"{name} Jacobian", affine, decision=name if last else None)
+
+
+def _read(call):
     return [of_axis(call.operation.axis, len(call.inputs[0].shape))]
 
 
-READERS = {keras.layers.Softmax: read}
+def _rule(call):
+    layer = call.operation
+    return softmax_gain("softmax", layer.axis, call.inputs[0], layer.compute_dtype)
+
+
+def _is_logarithm(call):
+    return type(call.operation).__name__ == "LogSoftmax"
+
+
+def _read_bare(call):
+    return [of_axis(call.operation.axis, len(call.inputs[0].shape), _is_logarithm(call))]
+
+
+def _bare_rule(call):
+    name = "log_softmax" if _is_logarithm(call) else "softmax"
+    return softmax_gain(name, call.operation.axis, call.inputs[0], call.outputs[0].dtype)
+
+
+READERS = {keras.layers.Softmax: _read}
+RULES = {keras.layers.Softmax: _rule}
+BARE_READERS = dict.fromkeys(("Softmax", "LogSoftmax"), _read_bare)
+BARE_RULES = dict.fromkeys(("Softmax", "LogSoftmax"), _bare_rule)
