@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from tf_lyapunov.local.relaxation import Multipliers
-
 # λ that are tried first, relative to ‖c‖/ρ of each row and step; 0 is CROWN's.
 TRIALS = (0.0, 0.01, 0.05, 0.2, 0.6, 2.0)
 _RATE = 0.25
@@ -28,14 +26,7 @@ def tried(around, c, target, *, split=None, trials=TRIALS):
     multipliers = {}
     bound, _, memory = around.backward(c, target, multipliers, record=True, split=split)
     best = bound
-    scales = {}
-    for k, own in memory:
-        if k in multipliers and own is not None and isinstance(multipliers[k], Multipliers):
-            units = own[0]
-            step = (split or around.steps).get(k) or around.steps[k]
-            if np.isfinite(step.radius):
-                size = np.sqrt(np.einsum("ij,ij->i", units, units))
-                scales[k] = np.maximum(size, 1e-30) / max(step.radius, 1e-30)
+    scales = _scales(around, memory, multipliers, split)
     if not scales:
         return multipliers, best
     for trial in trials:
@@ -50,10 +41,6 @@ def tried(around, c, target, *, split=None, trials=TRIALS):
         best = np.where(better, bound, best)
         for k in scales:
             multipliers[k].log_lam = np.where(better, other[k].log_lam, multipliers[k].log_lam)
-    # Where λ = 0 was best a small one lets the search begin.
-    for k, scale in scales.items():
-        floor = np.log(1e-3 * scale)
-        multipliers[k].log_lam = np.maximum(multipliers[k].log_lam, floor)
     return multipliers, best
 
 
@@ -89,6 +76,8 @@ def ascend(around, c, target, multipliers, steps, *, rate=_RATE, split=None, sto
             if np.all(gained <= _SMALL * np.abs(best - first_bound) + 1e-6 * np.abs(best)):
                 break
             before = best
+        if i == 0:
+            _lift(around, memory, multipliers, split)
         found = around.derivatives(target, memory, multipliers, split=split)
         # The steps shrink towards the end.
         size = float(rate * (1 - i / (steps + 1)) ** 0.5)
@@ -106,3 +95,24 @@ def ascend(around, c, target, multipliers, steps, *, rate=_RATE, split=None, sto
             multipliers[k].move(moves, size)
     multipliers.update(kept)
     return best
+
+
+def _scales(around, memory, multipliers, split):
+    """λ of the size that matters, ‖c‖/ρ, per row of every step with a ball."""
+    found = {}
+    for k, own in memory:
+        if own is None or k not in multipliers:
+            continue
+        step = (split or around.steps).get(k) or around.steps[k]
+        if np.isfinite(step.radius):
+            units = own[0]
+            size = np.sqrt(np.einsum("ij,ij->i", units, units))
+            found[k] = np.maximum(size, 1e-30) / max(step.radius, 1e-30)
+    return found
+
+
+def _lift(around, memory, multipliers, split):
+    """Small λ in place of 0, from which no step of the search would lead away."""
+    for k, scale in _scales(around, memory, multipliers, split).items():
+        floor = np.log(1e-3 * scale).astype(scale.dtype)
+        multipliers[k].log_lam = np.maximum(multipliers[k].log_lam, floor)

@@ -134,9 +134,10 @@ class Elementwise:
         return low.min(axis=0).reshape(self.shape), high.max(axis=0).reshape(self.shape)
 
     def _starts(self, sign):
-        """CROWN's slopes per unit for a sign of c: of lines through the pieces, best at z⁰."""
-        p, z = self.pieces, np.clip(self.z, self.low[:, self.columns], self.high[:, self.columns])
+        """CROWN's slopes for a sign of c: of lines through the pieces, best amid the box."""
+        p = self.pieces
         first, last = p.start.min(axis=0), p.stop.max(axis=0)
+        z = (first + last) / 2
         at = [p.slope * t + p.intercept for t in (p.start, p.stop)]
         begin = np.where(p.start == first, at[0], -np.inf).max(axis=0)
         end = np.where(p.stop == last, at[1], -np.inf).max(axis=0)
@@ -144,7 +145,7 @@ class Elementwise:
         stops = np.unique(np.linspace(0, len(p.slope) - 1, _CANDIDATES).astype(int))
         best = held = None
         for slope in (chord, *(p.slope[k] for k in stops)):
-            # min over the pieces of sign·φ(t) - g t, plus g z⁰: the bound's value at z⁰.
+            # min over the pieces of sign·φ(t) - g t, plus g z⁰: the bound's value at z.
             inner = np.minimum(
                 *(a - slope * t for a, t in zip(at, (p.start, p.stop), strict=True))
             ) if sign is _PLUS else np.minimum(
@@ -168,11 +169,6 @@ class Elementwise:
         """`Multipliers` of zeros, to be filled from others."""
         share = np.zeros((len(c), len(self.columns)), c.dtype)
         return Multipliers(share, np.full(len(c), -np.inf, c.dtype), self.columns)
-
-    def scale(self, c):
-        """A λ of the size that matters for each row, ‖c‖/ρ over the units that are not linear."""
-        units = c.reshape(len(c), -1)[:, self.columns]
-        return np.sqrt(np.einsum("ij,ij->i", units, units)) / max(self.radius, 1e-30)
 
     def backward(self, c, multipliers, record=True):
         """`(g, h, memory)` of (L); `memory` is for `forward`, None without `record`."""
