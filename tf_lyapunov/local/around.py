@@ -21,6 +21,7 @@ import numpy as np
 
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.flow import Whole, gain_of
+from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.program import rounding
@@ -95,8 +96,11 @@ class Around:
             value = self.values[k]
             self.boxes[k] = np.minimum(low, value), np.maximum(high, value)
             reach = np.maximum(high - value, value - low)
-            steepest = max(float(np.max(np.abs(s), initial=0.0)) for s in self.steps[k].slopes)
-            radius = rounding.product_up(steepest, radii[0])
+            if has_pieces(operation):
+                steepest = max(float(np.max(np.abs(s), initial=0.0)) for s in self.steps[k].slopes)
+                radius = rounding.product_up(steepest, radii[0])
+            else:
+                radius = gains.radius(operation, self._shapes(link), radii)
         elif has_pieces(operation):
             steepest = _steepest(operation)
             reach = steepest * reads[0]
@@ -148,10 +152,13 @@ class Around:
         )
 
     def relax(self, k, radius=np.inf, weights=None):
-        """Makes the relaxation of the elementwise link that makes position k, with its box."""
+        """Makes the relaxation of the link that makes position k, with the box of what it reads."""
         link = self.flow.links[k - 1]
         source = link.inputs[0]
         low, high = self.box(source)
+        if is_window_maximum(link.operation):
+            self.steps[k] = WindowMaximum(link.operation, self.values[source], low, high)
+            return self.steps[k]
         self.steps[k] = Elementwise(link.operation, self.values[source], low, high, radius, weights)
         return self.steps[k]
 

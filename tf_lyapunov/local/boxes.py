@@ -9,6 +9,7 @@ from tf_lyapunov.local.around import Around
 from tf_lyapunov.local.ascent import TRIALS, ascend, tried
 from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.localgains import LocalGains
+from tf_lyapunov.local.maxima import is_window_maximum
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.windows import Windows, window_around
 
@@ -79,6 +80,8 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
             if source not in around.tightened and source > 0:
                 _tighten(around, k, effort, memory, proof)
             _relax(around, k, gains)
+        elif is_window_maximum(operation):
+            around.relax(k)
         around.advance(k)
     return around
 

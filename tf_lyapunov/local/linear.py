@@ -7,6 +7,7 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.flow import Whole, flow_of
 from tf_lyapunov.local.maps import is_linear
+from tf_lyapunov.local.maxima import is_window_maximum
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.radii import Prover, margin_rows
 
@@ -69,7 +70,11 @@ def passed(flow):
         link.name
         for link in flow.links
         if isinstance(link.operation, Whole)
-        or not (is_linear(link.operation) or has_pieces(link.operation))
+        or not (
+            is_linear(link.operation)
+            or has_pieces(link.operation)
+            or is_window_maximum(link.operation)
+        )
     ]
     return list(dict.fromkeys(names))
 

@@ -9,6 +9,7 @@ from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, surround
 from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
 from tf_lyapunov.local.localgains import LocalGains
+from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.network import read_network
@@ -145,7 +146,7 @@ class SlopeGains(LocalGains):
         for k, link in enumerate(around.flow.links, 1):
             radii = [self.bounds[i] for i in link.inputs]
             shapes = around._shapes(link)
-            if k in around.steps:
+            if k in around.steps and has_pieces(link.operation):
                 low, high = around.steps[k].slopes
                 steepest = float(np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0))
                 self.middles[k] = (low + high) / 2
@@ -183,7 +184,7 @@ class EntryGains:
         self.bounds = [np.ones_like(around.values[0])]
         for k, link in enumerate(around.flow.links, 1):
             reads = [self.bounds[i] for i in link.inputs]
-            if k in around.steps:
+            if k in around.steps and has_pieces(link.operation):
                 low, high = around.steps[k].slopes
                 steepest = np.maximum(np.abs(low), np.abs(high)).reshape(around.values[k].shape)
                 found = steepest * reads[0]
@@ -215,7 +216,7 @@ class EntryGains:
             c = held.pop(k)
             link = around.flow.links[k - 1]
             flat = np.abs(c.reshape(size, -1))
-            if k in around.steps:
+            if k in around.steps and has_pieces(link.operation):
                 low, high = around.steps[k].slopes
                 source = self.bounds[link.inputs[0]].ravel()
                 total += flat @ ((high - low) / 2 * source)
