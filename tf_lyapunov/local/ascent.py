@@ -54,6 +54,11 @@ def ascend(around, c, target, multipliers, steps, *, rate=_RATE, split=None, sto
     Returns:
         float64 (rows,), the best bounds seen (without rounding), whose multipliers are kept.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is no improvement
+        return _ascend(around, c, target, multipliers, steps, rate, split, stop)
+
+
+def _ascend(around, c, target, multipliers, steps, rate, split, stop):
     best = np.full(len(c), -np.inf, c.dtype)
     kept = {}
     moments = {}

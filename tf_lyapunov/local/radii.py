@@ -15,6 +15,7 @@ from tf_lyapunov.local.searching import SearchFlow
 # Relative distance between a proved radius and one that is not, at which the search ends.
 _TOLERANCE = 8e-3
 _EVALUATIONS = 9
+_LARGEST = 1e9
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
@@ -122,9 +123,11 @@ class Prover:
         large = sum(v.size for v in traced.values) > _ENTRIES
         efforts = self.efforts or (_LARGE if large else _SMALL)
         center = rows @ traced.values[-1].reshape(-1) - need(0.0)
-        if not np.all(center > 0) or not np.isfinite(start):
+        # Nobody asks for more, and numbers of the size of a format's end are no place to search.
+        most = _LARGEST * (1.0 + float(np.max(np.abs(x), initial=0.0)))
+        if not np.all(center > 0) or not start < most:
             return Answer(0.0)
-        guess = self._guess(traced, rows, center)
+        guess = min(self._guess(traced, rows, center), most)
         height = float(center.min())
         low, high = 0.0, np.inf
         radius = max(0.6 * guess, start * 1.02)
@@ -155,6 +158,8 @@ class Prover:
             if high < np.inf and not low < root < high:
                 root = (low + high) / 2
             radius = max(min(root, 2 * radius), start * 1.001)
+            if radius > most:
+                break
         return self._proved(traced, rows, need, best, start, count)
 
     def _guess(self, traced, rows, center):
