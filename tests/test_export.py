@@ -256,3 +256,11 @@ def test_a_layer_that_keras_cannot_write_is_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(scaled, name="mine")])
     with pytest.raises(UnsupportedLayerError, match="Received: layer 'mine'"):
         export_plain(model)
+
+
+def test_a_recurrent_layer_is_copied_with_the_activation_of_its_cell():
+    layer = keras.layers.LSTM(2)
+    model = keras.Sequential([keras.Input((3, 2)), layer])
+    layer.cell.activation = keras.activations.relu
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
+    assert np.allclose(export_plain(model)(x), model(x), atol=1e-6)

@@ -345,3 +345,25 @@ def test_attacks_look_through_a_softmax_behind_a_wrapper_as_certificates_do():
         beyond = attacks.PGD(radius=L2(float(radius.max()) * 4), steps=40)(model, x, labels)
         assert not np.any(inside.success)
         assert np.all(beyond.success)
+
+
+def test_a_monitors_stage_refuses_gains_that_training_moves():
+    from tf_lyapunov.bounds.stages import stages
+
+    def built(*inside):
+        return keras.Sequential([keras.Input((4,)), layers.Dense(4), *inside, layers.Dense(2)])
+
+    class Scale(keras.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, x):
+            return x * self.scale
+
+    moving = (layers.LayerNormalization(epsilon=0.1), layers.EinsumDense("ab,bc->ac", 4), Scale())
+    for layer in moving:
+        model = built(layer)
+        with pytest.raises(UnsupportedLayerError, match="stays as it is in training"):
+            stages(model)
+        layer.trainable = False
+        assert len(stages(model)) == 2

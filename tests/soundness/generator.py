@@ -64,7 +64,9 @@ class Case:
 class Kept:
     """What both runs of a seed share: its random numbers and the names of what was chosen."""
 
-    def __init__(self, seed, attempt, twin=False):
+    def __init__(self, seed, attempt, twin=False, compute=None):
+        # What the model computes in; the twin, in float64, must not round where it does not.
+        self.models = compute or self.compute
         self.rng = np.random.default_rng([seed, attempt])
         # `Input` follows floatx, not the policy: the twin's inputs would be rounded to float32.
         self.input_dtype = "float64" if twin else None
@@ -216,11 +218,11 @@ def twist(k, model):
                 variable.assign(k.rng.normal(size=variable.shape))
 
 
-def _run(seed, attempt, policy, prepare=None, twin=False):
-    k = Kept(seed, attempt, twin)
+def _run(seed, attempt, policy, prepare=None, twin=False, compute=None):
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
+        k = Kept(seed, attempt, twin, compute)
         keras.utils.set_random_seed(seed)
         model, threshold, shapes, dtype = _construct(k)
         if prepare is not None:
@@ -291,7 +293,8 @@ def _twin(case, model, attempt):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            twin = _run(case.seed, attempt, "float64", twin=True)[1]
+            compute = keras.dtype_policies.get(case.policy).compute_dtype
+            twin = _run(case.seed, attempt, "float64", twin=True, compute=compute)[1]
             copy_used_weights(model, twin)
             # Some layers, or layouts, do not run in float64.
             twin(keras.tree.map_structure(ops.convert_to_tensor, case.argument(case.x)))

@@ -153,7 +153,7 @@ def replaced_call_ignored():
 @contextlib.contextmanager
 def reading_cached():
     """A model is read once, and what was read is believed from then on."""
-    from tf_lyapunov.bounds import composition
+    from tf_lyapunov.bounds import upper_bound
     from tf_lyapunov.certification import margins
 
     original, kept = margins.read_network, {}
@@ -166,7 +166,7 @@ def reading_cached():
 
     with (
         mock.patch.object(margins, "read_network", read),
-        mock.patch.object(composition, "read_network", read),
+        mock.patch.object(upper_bound, "read_network", read),
     ):
         yield
 
@@ -338,8 +338,15 @@ def label_of_no_class_counted():
     """The metric takes any number for a label."""
     from tf_lyapunov import metrics
 
-    with mock.patch.object(
-        metrics, "names_one_class", lambda y, p: keras.ops.ones(keras.ops.shape(p)[:1], "bool")
+    def any_label(y_true, y_pred):
+        return keras.ops.ones(keras.ops.shape(y_pred)[:1], "bool")
+
+    def coded(y_true, y_pred):
+        return keras.ops.one_hot(keras.ops.cast(y_true, "int32"), y_pred.shape[-1])
+
+    with (
+        mock.patch.object(metrics, "names_one_class", any_label),
+        mock.patch.object(metrics, "unchecked_one_hot", coded),
     ):
         yield
 
@@ -446,7 +453,7 @@ FAULTS = {
 @contextlib.contextmanager
 def validation_off():
     """No comparison of a model with its reading: the oracles are alone."""
-    from tf_lyapunov.bounds import composition
+    from tf_lyapunov.bounds import upper_bound
     from tf_lyapunov.certification import margins
     from tf_lyapunov.program.validation import Validation
 
@@ -456,7 +463,7 @@ def validation_off():
     with (
         mock.patch.object(margins, "validate", nothing),
         mock.patch.object(margins, "check_balls", _none),
-        mock.patch.object(composition, "validate_on_probes", nothing),
+        mock.patch.object(upper_bound, "validate_on_probes", nothing),
     ):
         yield
 

@@ -16,7 +16,10 @@ def operation(k, x):
     back = k.compute
     name, apply = k.pick(
         [
-            ("cast float16", lambda: ops.cast(ops.cast(x, "float16"), back)),
+            (
+                "cast float16",
+                lambda: x if k.models == "float16" else ops.cast(ops.cast(x, "float16"), back),
+            ),
             ("cast int32", lambda: ops.cast(ops.cast(x, "int32"), back)),
             ("pad", lambda: ops.pad(x, [[0, 0]] * (len(x.shape) - 1) + [[1, 1]])),
             (

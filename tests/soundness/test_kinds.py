@@ -10,6 +10,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+from soundness import oracles
 from soundness.expectations import (
     L,
     assert_gain_sound_or_refused,
@@ -20,6 +21,7 @@ from soundness.expectations import (
 )
 
 import tf_lyapunov as tfl
+from tf_lyapunov.errors import UnsupportedLayerError
 
 # The graph that is read is the graph that computes -----------------------------------------------
 
@@ -299,3 +301,20 @@ def test_operations_in_the_graph_are_read_rightly_or_refused(name):
     model = keras.Model(x, y)
     assert_sound_or_refused(model, inputs_near_boundaries((4,), count=6))
     assert_gain_sound_or_refused(model)
+
+
+@pytest.mark.parametrize("shape, other", [((4,), (1,)), ((4, 4, 1), (1, 1, 1)), ((4, 3), (1, 1))])
+@pytest.mark.parametrize("add", [lambda a, b: a + b, lambda a, b: L.Add()([a, b])])
+def test_a_sum_that_keras_takes_for_a_bias_does_not_mix_samples(shape, other, add):
+    """Keras on TensorFlow adds (4, 1) to (4, 4) along the channels, for batches of four alone."""
+    x = keras.Input(shape)
+    side = L.Reshape(other)(L.Dense(1)(L.Flatten()(x)))
+    model = keras.Model(x, L.Dense(3)(L.Flatten()(add(x, side))))
+    points = inputs_near_boundaries(shape, count=4)
+    try:
+        certificate = tfl.certify(model, points)
+    except (UnsupportedLayerError, ValueError) as error:
+        assert "bias" in str(error)
+        return
+    alone = [oracles.evaluate(model, points[i : i + 1])[0] for i in range(4)]
+    assert np.array_equal(certificate.labels, np.argmax(alone, axis=1))

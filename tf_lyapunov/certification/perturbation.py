@@ -133,6 +133,7 @@ def minimal_perturbation_lower_bound(
 
     Example:
 
+    >>> import keras
     >>> identity = keras.layers.Dense(2, kernel_initializer="identity")
     >>> model = keras.Sequential([keras.Input((2,)), identity])
     >>> lower = minimal_perturbation_lower_bound(model, np.array([[3.0, 1.0]]))

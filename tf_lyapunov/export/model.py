@@ -119,16 +119,23 @@ def _copied(operation, name, names, copies):
     config = {**_written(operation, current_config), "name": names(name)}
     if not isinstance(operation, keras.Layer):
         return type(operation).from_config(config)
-    held = getattr(operation, "activation", None)
+    # Recurrent layers show the activation of their cell, which their configuration holds.
+    held = vars(operation).get("activation")
     inner = RULES.get(type(held))
     ignored = ("regularizer", "constraint", "initializer")
     config = {key: value for key, value in config.items() if not key.endswith(ignored)}
     is_function = callable(held) and not isinstance(held, keras.Layer)
     if inner is not None or is_function:
         config["activation"] = None
-    copy = type(operation).from_config(config)
+    copy = _written(operation, lambda layer: type(layer).from_config(config))
     if is_function:
-        copy.activation = held  # a name may stand for another form of the function
+        try:
+            copy.activation = held  # a name may stand for another form of the function
+        except AttributeError:
+            raise UnsupportedLayerError(
+                "A layer whose activation cannot be set has no plain form. Received: layer "
+                f"{name!r} of type {type(operation).__name__}."
+            ) from None
 
     def apply(*args, **kwargs):
         first = not copy.built

@@ -71,6 +71,10 @@ def test_half_precision_agrees_within_its_allowance(name, policy):
     config = {**layer.get_config(), "dtype": policy}
     model = model_of(type(layer).from_config(config), shape)
     assert validate_on_probes(read_network(model)).steps == 1
+    # Weights are rounded when they are read in half precision, never below those of float32.
+    bound = lipschitz_upper_bound(model).gain_upper_bound
+    exact = lipschitz_upper_bound(model_of(make(), shape)).gain_upper_bound
+    assert exact * (1 - 1e-6) <= bound <= exact * 1.1
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,32 @@ def broadcast_weights(inputs, output):
     return tuple(weights)
 
 
+def _refuse_as_bias(name, inputs):
+    """Keras on TensorFlow takes a tensor with one long axis, the batch's too, for a bias.
+
+    (4, 4) + (4, 1) then adds the second tensor along the channels: samples mix, for batches whose
+    size is that of an axis.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return
+    first = inputs[0].shape[1:]
+    for tensor in inputs[1:]:
+        own = tensor.shape[1:]
+        first, before = (
+            np.broadcast_shapes(*(tuple(n or 2**31 for n in s) for s in (first, own))),
+            first,
+        )
+        long = [i for i, n in enumerate(own) if n != 1]
+        is_channels = long == [len(own) - 1] and before[-1] == own[-1]
+        if tuple(own) != tuple(before) and len(long) <= 1 and not is_channels:
+            raise UnsupportedLayerError(
+                "Keras on TensorFlow adds a tensor of this shape as if it were a bias, wherever "
+                "the batch or an axis is as long as the other tensor has channels. Received: "
+                f"{name} of shapes {inputs[0].shape} and {tensor.shape}. Repeat the tensor to the "
+                "full shape first, or use `keras.layers.Subtract` of its negative."
+            )
+
+
 def merged_gain(name, inputs, output, dtype, axis=None):
     """`Gain` of Add, Subtract, Average (triangle inequality), Maximum, Minimum, Concatenate (√Σ).
 
@@ -146,6 +172,8 @@ def merged_gain(name, inputs, output, dtype, axis=None):
         weights, rule, value = (1.0,) * count, "root_sum_squares", 1.0
         return Gain("merge", value, "concatenation, √Σ L²", Affine(1.0, 0.0, cast), rule, weights)
     weights = broadcast_weights(inputs, output)
+    if name in ("Add", "Average"):
+        _refuse_as_bias(name, inputs)
     if name in ("Maximum", "Minimum"):
         method = f"elementwise {name.lower()}, √Σ L²"
         return Gain("merge", 1.0, method, Affine(1.0, 0.0, cast), "root_sum_squares", weights)

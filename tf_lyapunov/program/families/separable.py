@@ -175,6 +175,10 @@ def _of_call(call):
     unit = max(rounding.UNIT_ROUNDOFF.get(output, 0.0), _SINGLE)
     if abs(peak - 1) > 16 * unit:  # each matrix holds the others' row sums at that place
         matrices[0] = matrices[0] / peak ** (len(axes) - 1)
+    if "AdaptiveAverage" in type(call.operation).__name__:
+        # Means of the cells that were seen, whatever the format rounds their weights to.
+        cells = [np.asarray(m != 0, np.float64) for m in matrices]
+        matrices = [c / np.maximum(c.sum(axis=1, keepdims=True), 1.0) for c in cells]
     selects = all(_is_selection(m) for m in matrices)
     if not keras.backend.is_float_dtype(output):
         # Rounded results on zeros and ones tell nothing of the weights.
@@ -209,6 +213,8 @@ def _rule(call):
     else:
         error = _weight_error(found.matrices, unit)
         wide = rounding.product_up(*(matrix_norm_up(_dilated(m)) for m in found.matrices))
+        # Weights were read in the format of the input, which may round them.
+        value = rounding.sum_up(value, rounding.product_up(4 * unit, wide))
         affine = Affine(value, offset, error * wide, error * offset)
         method = "norm of its matrices along the axes"
     affine = with_cast(affine, tensor, dtype, rounding.unit_roundoff(dtype))
