@@ -12,6 +12,7 @@ import tf_lyapunov as tfl
 from tf_lyapunov.local import boxes
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import flow_of, trace
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program.network import read_network
@@ -177,3 +178,21 @@ def test_local_gains_exceed_every_slope_and_are_exact_where_nothing_switches(nor
 def test_regions_that_are_none_are_refused(make):
     with pytest.raises(ValueError, match="Received"):
         make()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_splits_of_units_tighten_bounds_and_stay_below_samples(seed):
+    model, rng = perceptron(4, (8, 6), seed), np.random.default_rng(seed)
+    network = read_network(model)
+    flow, center, rows = flow_of(network), rng.normal(size=4), rng.normal(size=(3, 3))
+    around = surround(flow, trace(flow, center), Region.ball(center, 1.0), Effort(6))
+    multipliers, _ = tried(around, rows, flow.output)
+    ascend(around, rows, flow.output, multipliers, 60)
+    whole = around.lower(rows, flow.output, multipliers)
+    found = split_lower(around, rows, multipliers, 5, 60)
+    moves = rng.normal(size=(20000, 4))
+    moves /= np.maximum(np.linalg.norm(moves, axis=1), 1.0)[:, None]
+    values = network.program.logits(center + moves) @ rows.T
+    assert np.all(values.min(axis=0) >= found)
+    gaps = values.min(axis=0) - whole, values.min(axis=0) - found
+    assert np.all(gaps[1] <= gaps[0] + 1e-9) and gaps[1].sum() < 0.95 * gaps[0].sum()

@@ -9,7 +9,7 @@ TRIALS = (0.0, 0.01, 0.05, 0.2, 0.6, 2.0)
 _RATE = 0.25
 _BETA = (0.8, 0.95)
 _PATIENCE = 6
-_SMALL = 0.005
+_SMALL = 0.001
 
 
 def tried(around, c, target, *, split=None, trials=TRIALS):
@@ -76,7 +76,7 @@ def _ascend(around, c, target, multipliers, steps, rate, split, stop):
         if i == steps or (stop is not None and np.all(best > stop)):
             break
         if i % _PATIENCE == _PATIENCE - 1:
-            # Gains below a part in 200 of what the bounds have gained so far are not worth a step.
+            # Gains below a thousandth of what the bounds have gained so far are not worth a step.
             gained = np.abs(best - before)
             if np.all(gained <= _SMALL * np.abs(best - first_bound) + 1e-6 * np.abs(best)):
                 break

@@ -8,6 +8,7 @@ import numpy as np
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import trace
 from tf_lyapunov.local.regions import Region, check_norm
 from tf_lyapunov.local.searching import SearchFlow
@@ -16,6 +17,10 @@ from tf_lyapunov.local.searching import SearchFlow
 _TOLERANCE = 8e-3
 _EVALUATIONS = 9
 _LARGEST = 1e9
+# Larger radii that splits are tried for, where hidden steps are narrow and where they are not.
+_MANY, _ENOUGH = 20, 4
+# First growth of a radius that splits are tried for, units split, and ascent steps on a branch.
+_GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
@@ -160,7 +165,41 @@ class Prover:
             radius = max(min(root, 2 * radius), start * 1.001)
             if radius > most:
                 break
-        return self._proved(traced, rows, need, best, start, count)
+        answer = self._proved(traced, rows, need, best, start, count)
+        if answer.radius > 0 and not large:
+            self._branched(traced, rows, need, answer, deadline)
+        return answer
+
+    def _branched(self, traced, rows, need, answer, deadline):
+        """Enlarges a proved radius by splits of units, while time lasts."""
+        growth, width = _GROWTH, sum(v.size for v in traced.values[1:-1])
+        for _ in range(_MANY if width < 1.2 * traced.values[0].size else _ENOUGH):
+            if growth <= 1 + _TOLERANCE / 2 or time.monotonic() > deadline:
+                break
+            radius = answer.radius * growth
+            region = self.region(traced.values[0][0], radius)
+            try:
+                around = surround(self.flow, traced, region, FULL, dict(answer.boxes), proof=True)
+                around.deadline = deadline
+                c = rows.reshape(len(rows), *traced.shape(self.flow.output))
+                multipliers = {}
+                around.backward(c, self.flow.output, multipliers)
+                adopt(multipliers, answer.multipliers, np.arange(len(rows)))
+                found = around.lower(c, self.flow.output, multipliers)
+                # The worst first: if it stays open, the others need no splits.
+                for i in np.argsort(found):
+                    if found[i] <= need(radius):
+                        held = {k: m.of_rows([i]) for k, m in multipliers.items()}
+                        row = rows[i : i + 1]
+                        found[i] = split_lower(around, row, held, _SPLITS, _SPLIT_STEPS)[0]
+                    if found[i] <= need(radius):
+                        break
+            except OutOfTime:
+                return
+            if np.all(found > need(radius)):
+                answer.radius = radius
+            else:
+                growth = 1 + (growth - 1) / 3
 
     def _guess(self, traced, rows, center):
         """Where the linearisation at the input reaches zero."""

@@ -52,6 +52,10 @@ class Multipliers:
         """The same values in arrays of their own."""
         return Multipliers(self.share.copy(), self.log_lam.copy(), self.columns)
 
+    def of_rows(self, rows):
+        """Those of some rows, in arrays of their own."""
+        return Multipliers(self.share[rows].copy(), self.log_lam[rows].copy(), self.columns)
+
     def adopt(self, other, mine, theirs):
         """Takes over rows `theirs` of another's into rows `mine`, for the units that both have."""
         _, here, there = np.intersect1d(self.columns, other.columns, return_indices=True)
