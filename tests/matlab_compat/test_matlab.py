@@ -205,7 +205,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     )
     with pytest.raises(ValueError, match="open_size"):
         export_mat(path, model=open_size)
-    unknown = keras.Sequential([keras.Input((3,)), keras.layers.LayerNormalization(name="norm")])
+    unknown = keras.Sequential([keras.Input((3,)), keras.layers.UnitNormalization(name="norm")])
     with pytest.raises(UnsupportedLayerError, match="norm"):
         export_mat(path, model=unknown)
     assert list(tmp_path.iterdir()) == []

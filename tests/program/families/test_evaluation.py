@@ -175,7 +175,9 @@ def test_errors_of_the_inputs_are_followed(name):
         change = np.abs(run(step, moved, EXACT).value - value)
         assert np.all(change <= bound * (1 + 1e-9) + 1e-12)
         reached = max(reached, np.max(change / np.maximum(bound, 1e-300)))
-    assert reached > 0.05
+    # A convolution by transforms is bounded by the absolute values of both transforms.
+    transformed = name.startswith(("sandwich 2d", "cayley 2d"))
+    assert reached > (5e-4 if transformed else 0.05)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
