@@ -41,6 +41,8 @@ class Certificate:
         perturbed: names of the inputs that the radii are about, all others being held fixed at
             the values given; None for all inputs.
         norm: `"l2"`, `"linf"` or `"l1"`.
+        within: the valid inputs that changes must stay within, in words; None for all of real
+            space.
 
     Example:
 
@@ -64,6 +66,7 @@ class Certificate:
     model_digest: str
     perturbed: tuple | None = None
     norm: str = "l2"
+    within: str | None = None
 
     # Set by `certify`, for proof files; no field, so that an edited copy carries none.
     proof = None
@@ -97,6 +100,8 @@ class Certificate:
             object.__setattr__(self, "perturbed", tuple(names))
         if self.norm not in NORMS:
             raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={self.norm!r}.")
+        if not (self.within is None or isinstance(self.within, str)):
+            raise ValueError(f"`within` must be text, or None. Received: {self.within!r}.")
         if self.verdict not in ("PROVED", "NOT_PROVED"):
             raise ValueError(f"Unknown verdict. Received: verdict={self.verdict!r}.")
 
@@ -139,7 +144,8 @@ class Certificate:
             f"{len(self)} inputs. The model chooses the label on {self.accuracy:.1%} of them, and "
             f"for {np.mean(proved):.1%} a positive radius is proved.",
             f"A radius r means: no change of {self._what()} with {_WORDS[self.norm]} norm up to r "
-            "alters the decision.",
+            + (f"that stays within {self.within} " if self.within else "")
+            + "alters the decision.",
             f"Median radius {median:.6g}, largest {largest:.6g}.",
         ]
         finite = self.radius[np.isfinite(self.radius)]
@@ -152,7 +158,8 @@ class Certificate:
         lines += [
             "",
             f"Gain: no change of {self._what()} moves the logits by more than "
-            f"{self.gain_upper_bound:.6g} times its norm. Layer by layer:",
+            f"{self.gain_upper_bound:.6g} times its {'' if self.norm == 'l2' else 'l2 '}norm. "
+            "Layer by layer:",
             "",
             *table(self.contributions),
             "",

@@ -236,6 +236,7 @@ def certify(
         model_digest=digest,
         perturbed=names,
         norm=norm,
+        within=widening.within,
     )
     if claim_digest(network, chosen) != digest:
         raise ValueError(

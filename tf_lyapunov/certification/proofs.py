@@ -118,6 +118,7 @@ def save_proof(certificate, path):
     expected = radii(*evaluate(plain, proof.inputs), certificate.labels, derived.pairs, shift)
     weaker = dataclasses.replace(
         certificate,
+        within=None,  # the global radii know no bounds
         radius=np.minimum(proof.radius, derived_radius),
         gain_upper_bound=max(certificate.gain_upper_bound, derived.gain),
         contributions=tuple(
@@ -158,7 +159,7 @@ def save_proof(certificate, path):
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
     fields = unseal(json.loads(weaker.to_json()))
-    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed", "norm")}
+    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed", "norm", "within")}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
 

@@ -44,6 +44,11 @@ class Widening:
         return self.local is not None or self.linear
 
     @property
+    def within(self):
+        """The bounds that radii are limited to, in words, or None."""
+        return _shown(self.bounds) if self.bounds is not None and self.linear else None
+
+    @property
     def gain_seconds(self):
         """Seconds for the search for global gains."""
         return self.seconds * (1 - _SHARE) if self.linear else self.seconds

@@ -43,8 +43,8 @@ class WindowMaximum:
         top = np.where(exists, high[cells], -np.inf)
         self.floor, self.ceiling = bottom.max(axis=1), top.max(axis=1)
         active = exists & (top > self.floor[:, None])
-        # A window whose cells are all one number keeps its first.
-        active[np.arange(len(cells)), np.argmax(top, axis=1)] = True
+        # The cell of the largest l stays, even if its box is that number alone.
+        active[np.arange(len(cells)), np.argmax(bottom, axis=1)] = True
         rows = np.arange(len(cells))
         first = np.argmax(np.where(active, top, -np.inf), axis=1)
         others = active.copy()

@@ -94,6 +94,8 @@ class Elementwise:
         below, above = whole.slopes()
         self.slopes = below.min(axis=0), above.max(axis=0)
         linear = (self.slopes[0] == self.slopes[1]) & (whole.error.max(axis=(0, 1)) == 0)
+        # Rows of boxes of their own may lie on different pieces of the same slope.
+        linear &= np.ptp(whole.intercept, axis=(0, 1)) == 0
         self.columns = np.flatnonzero(~linear)
         # Rows of boxes of their own may leave different units linear.
         self.free = None
