@@ -32,10 +32,15 @@ def main(
     scale: Annotated[bool, typer.Option("--scale", help="The large networks instead.")] = False,
     quick: Annotated[bool, typer.Option(help="Smaller sizes, fewer rounds.")] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Where benchmark.json goes.")] = RESULTS,
+    data_dir: Annotated[
+        pathlib.Path | None, typer.Option(help="Data sets that TFDS has prepared.")
+    ] = None,
 ):
     """Runs the benchmarks and merges them into OUT/benchmark.json."""
     from tf_lyapunov.writing import write_text
 
+    if data_dir is not None:
+        os.environ["TFDS_DATA_DIR"] = str(data_dir)
     default = [name for name, topic in TOPICS.items() if getattr(topic, "SCALE", False) == scale]
     chosen = [name for names in only or default for name in names.split(",") if name]
     unknown = sorted(set(chosen) - set(TOPICS))

@@ -50,7 +50,10 @@ _MODULES = {
 }
 _FUNCTIONS = {
     "bracket": "tf_lyapunov.evaluation.bracket:bracket",
+    "Region": "tf_lyapunov.local.regions:Region",
     "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",
+    "gain_on": "tf_lyapunov.local.outputs:gain_on",
+    "output_bounds": "tf_lyapunov.local.outputs:output_bounds",
     "localized_robustness": "tf_lyapunov.evaluation.localized:localized_robustness",
 }
 

@@ -17,7 +17,15 @@ from soundness import oracles
 import tf_lyapunov as tfl
 from tf_lyapunov.errors import UnfaithfulReading
 
-METHODS = ("composition",) * 6 + ("liplt", "closed_form", "eclipse", "local", "auto", "lipsdp")
+METHODS = ("composition",) * 6 + (
+    "liplt",
+    "closed_form",
+    "eclipse",
+    "local",
+    "linear",
+    "auto",
+    "lipsdp",
+)
 PRECISIONS = ("auto", "auto", "model", "float64")
 
 

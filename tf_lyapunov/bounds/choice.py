@@ -19,7 +19,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.progress import steps
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "local",
-           "auto")  # fmt: skip
+           "linear", "auto")  # fmt: skip
 # More classes than this get no bound per pair of logits.
 _CLASSES = 40
 
@@ -79,7 +79,7 @@ def network_gain(
     """
     begin = time.monotonic()
     end = network.logits if target is None else target
-    if method == "composition":
+    if method in ("composition", "linear"):  # the latter bounds inputs one by one
         return NetworkGain(constants[end], None, method, (), 0.0)
     composed, text = constants, ""
     if not network.is_chain:  # residual blocks, and what precedes the chain, as wholes

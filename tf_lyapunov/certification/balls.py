@@ -59,7 +59,7 @@ def without_overflow(network, norms, radius, sources):
     return radius
 
 
-def check_balls(network, x, labels, radius, own, chosen=None):
+def check_balls(network, x, labels, radius, own, chosen=None, bounds=None):
     """The model keeps its decision at points of the very balls that are claimed, or nothing is.
 
     At the claimed radius in random directions and towards inputs of other classes; a check that
@@ -69,9 +69,10 @@ def check_balls(network, x, labels, radius, own, chosen=None):
         network: `Network`.
         x: list with the first rows of every input, as the model receives them.
         labels: int64 (n,), at least as many.
-        radius: float64 (n,), claimed.
+        radius: float64 (n,), of l2 balls within what is claimed.
         own: `LogitsModel` of the network.
         chosen: bool per input, those that may change; None for all.
+        bounds: `(low, high)` of valid inputs, or None.
 
     Raises:
         UnfaithfulReading: naming an input whose decision changes within its radius.
@@ -92,9 +93,7 @@ def check_balls(network, x, labels, radius, own, chosen=None):
         size = np.maximum(_norms(directions), 1e-300)
         reach = radius[rows] * (1 - 1e-6) / size
         points = [
-            (a.astype(np.float64) + d * reach.reshape(-1, *[1] * (d.ndim - 1))).astype(a.dtype)
-            if m
-            else a
+            _moved(a, d * reach.reshape(-1, *[1] * (d.ndim - 1)), bounds) if m else a
             for a, d, m in zip(here, directions, moves, strict=True)
         ]
         # What the cast to the model's dtype moved must not leave the ball.
@@ -124,6 +123,12 @@ def check_balls(network, x, labels, radius, own, chosen=None):
                 f"Received: input {worst}, radius {radius[worst]:.6g}. No claim about this model "
                 "is made; please report it with the model."
             )
+
+
+def _moved(x, step, bounds):
+    """x + step among the valid inputs, which are no farther from x, in the model's dtype."""
+    points = x.astype(np.float64) + step
+    return (points if bounds is None else np.clip(points, *bounds)).astype(x.dtype)
 
 
 def _norms(arrays):

@@ -7,10 +7,12 @@ import numpy as np
 
 from tf_lyapunov.bounds.composition import Contribution, encode, numbered, table
 from tf_lyapunov.certification.proofs import claimed_fields, incomplete, save_proof
+from tf_lyapunov.local.regions import NORMS
 from tf_lyapunov.sealing import seal, unseal
 from tf_lyapunov.writing import write_text
 
 FORMAT = "tf_lyapunov.certificate/1"
+_WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Certificate:
     and the radius is 0 where the model does not choose `labels_i`, or nothing could be proved.
 
     Attributes:
-        radius: float64 (n,), l2, in units of the model's input; rounded down. Of several inputs
+        radius: float64 (n,), in `norm`, in units of the model's input; rounded down. Of several
+            inputs
             the norm is that of their concatenation, or of those in `perturbed`.
         predictions: int64 (n,), the model's own decisions.
         labels: int64 (n,), the classes that the radii refer to.
@@ -37,6 +40,9 @@ class Certificate:
             is not everything.
         perturbed: names of the inputs that the radii are about, all others being held fixed at
             the values given; None for all inputs.
+        norm: `"l2"`, `"linf"` or `"l1"`.
+        within: the valid inputs that changes must stay within, in words; None for all of real
+            space.
 
     Example:
 
@@ -59,6 +65,8 @@ class Certificate:
     float_allowance: float
     model_digest: str
     perturbed: tuple | None = None
+    norm: str = "l2"
+    within: str | None = None
 
     # Set by `certify`, for proof files; no field, so that an edited copy carries none.
     proof = None
@@ -90,6 +98,10 @@ class Certificate:
                     f"Received: perturbed={names!r}."
                 )
             object.__setattr__(self, "perturbed", tuple(names))
+        if self.norm not in NORMS:
+            raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={self.norm!r}.")
+        if not (self.within is None or isinstance(self.within, str)):
+            raise ValueError(f"`within` must be text, or None. Received: {self.within!r}.")
         if self.verdict not in ("PROVED", "NOT_PROVED"):
             raise ValueError(f"Unknown verdict. Received: verdict={self.verdict!r}.")
 
@@ -102,7 +114,7 @@ class Certificate:
         return float(np.mean(self.predictions == self.labels))
 
     def certified_accuracy(self, radius):
-        """Share of the inputs that keep their label under every change of l2 norm ≤ `radius`.
+        """Share of the inputs that keep their label under every change of norm ≤ `radius`.
 
         Args:
             radius: non-negative number or array, in units of the model's input.
@@ -131,8 +143,9 @@ class Certificate:
             "",
             f"{len(self)} inputs. The model chooses the label on {self.accuracy:.1%} of them, and "
             f"for {np.mean(proved):.1%} a positive radius is proved.",
-            f"A radius r means: no change of {self._what()} with l2 norm up to r alters the "
-            "decision.",
+            f"A radius r means: no change of {self._what()} with {_WORDS[self.norm]} norm up to r "
+            + (f"that stays within {self.within} " if self.within else "")
+            + "alters the decision.",
             f"Median radius {median:.6g}, largest {largest:.6g}.",
         ]
         finite = self.radius[np.isfinite(self.radius)]
@@ -145,7 +158,8 @@ class Certificate:
         lines += [
             "",
             f"Gain: no change of {self._what()} moves the logits by more than "
-            f"{self.gain_upper_bound:.6g} times its norm. Layer by layer:",
+            f"{self.gain_upper_bound:.6g} times its {'' if self.norm == 'l2' else 'l2 '}norm. "
+            "Layer by layer:",
             "",
             *table(self.contributions),
             "",
@@ -230,9 +244,9 @@ class Certificate:
         A name that ends in `.npz` makes a proof file: the claims, the inputs, the multipliers, and
         digests of the weights, all of which `tf_lyapunov.verification.verify` (and
         `tf-lyapunov verify`) re-checks from the model's weights alone. Its gains and radii are
-        rounded to the safe side by a part in 10⁶ at most, and radii of method `"local"` are the
-        global ones. It is about models with one input. Any other name makes JSON, a record that
-        proves nothing.
+        rounded to the safe side by a part in 10⁶ at most, and radii that bounds around inputs
+        enlarged (`"local"`, `"linear"`, `"auto"`) are the global ones, in l2. It is about models
+        with one input. Any other name makes JSON, a record that proves nothing.
 
         Args:
             path: file name; an existing file is replaced.

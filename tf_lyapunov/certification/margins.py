@@ -1,5 +1,7 @@
 """Certified radii from class margins: `certify`."""
 
+import math
+
 import numpy as np
 
 from tf_lyapunov.bounds.choice import METHODS, network_gain
@@ -15,8 +17,8 @@ from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.heads import heads, pair_distances
 from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
+from tf_lyapunov.certification.widening import Widening, checked
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.local.slopes import LocalGains, local_radii
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
@@ -52,6 +54,8 @@ def certify(
     batch_size=None,
     precision="auto",
     time_budget=60.0,
+    norm="l2",
+    bounds=None,
     progress=None,
 ):
     """Radii within which a classifier's decision provably stays, for every input.
@@ -79,8 +83,10 @@ def certify(
             `"liplt"` (norms of products of layers), `"closed_form"` and `"eclipse"` (multipliers
             layer by layer), `"lipsdp"` (one semidefinite program, and one per pair of classes),
             `"dissipativity"` (the cone of the network's (δ, ν)), `"local"` (slopes on the ball
-            around each input, ReLU and leaky ReLU), `"auto"` (the tightest of lipsdp, eclipse and
-            closed form within `time_budget`; the certificate says which).
+            around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
+            input, on any graph with one input), `"auto"` (per input the best of `"linear"` and the
+            tightest of lipsdp, eclipse and closed form within `time_budget`; the certificate says
+            which).
         perturbed: which input of several may change: its name or position, or a list of them, the
             others held fixed at the values given, as the model's dtype holds them. The norm is
             that of these inputs together; `None` perturbs all, in the norm of their concatenation.
@@ -90,6 +96,9 @@ def certify(
             `"auto"` chooses float64 where a float32 model's rounding would cost a typical input
             more than 5% of its radius, and keeps the precision of float16 and bfloat16 models.
         time_budget: seconds that the search for multipliers may take, about.
+        norm: `"l2"`, `"linf"` or `"l1"`, in which radii are measured.
+        bounds: `(low, high)` of valid inputs, numbers or arrays: radii by `"linear"` then concern
+            changes that stay within them alone. None for all of real space.
         progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
             notebook. Ctrl-C leaves the model as it was.
 
@@ -129,9 +138,10 @@ def certify(
         )
     given = Inputs.of(model)
     chosen = given.chosen(perturbed)
-    if method == "local" and given.several:
+    bounds = checked(norm, bounds)
+    if method in ("local", "linear") and given.several:
         raise UnsupportedLayerError(
-            "method='local' needs a model with one input. Received: model "
+            f"method={method!r} needs a model with one input. Received: model "
             f"{given.model!r} with the inputs {', '.join(map(repr, given.names))}. Use "
             "method='auto'."
         )
@@ -146,8 +156,9 @@ def certify(
             )
             constants = lipschitz_constants(network, sources)
             head = heads(network, constants, sources)
-            local = LocalGains(network) if method == "local" else None
+            widening = Widening(network, method, norm, bounds, time_budget)
         cast, norms, moved = checked_inputs(inputs, network, given, chosen)
+        widening.check(inputs)
         size = batch_size or int(np.clip(2**20 // max(entries(cast), 1), 32, 1024))
         if logits_model is None:
             digest = claim_digest(network, chosen)
@@ -164,7 +175,7 @@ def certify(
         if logits_model.precision == "float64":
             # A radius is about the class that the model itself decides for.
             own = decisions(own_logits.predict(cast, size))
-        kept = cast if local is not None or sum(map(len, own_parts)) < _SAMPLE else None
+        kept = cast if widening.reads_inputs or sum(map(len, own_parts)) < _SAMPLE else None
         own_parts.append(own)
         parts.append((logits, errors, moved, norms, labels, kept, inputs))
     logits, errors, moved = (np.concatenate([p[i] for p in parts]) for i in range(3))
@@ -176,19 +187,25 @@ def certify(
     labels = predictions
     if known[0] is not None:
         labels = checked_labels(np.concatenate(known), *logits.shape)
-    bound = network_gain(network, constants, method, time_budget=time_budget, sources=sources)
+    seconds = widening.gain_seconds
+    bound = network_gain(network, constants, method, time_budget=seconds, sources=sources)
     gain = bound.gain_upper_bound
     radius, margins = certified_radii(logits, labels, gain, errors, head, bound.pairs)
-    sentences, overall = list(bound.sentences), radius
-    if local is not None:
-        cast = np.concatenate([p[5][0] for p in parts])
-        wider = local_radii(local, cast, logits, labels, errors, radius)
-        sentences.append(
-            "Slopes on the ball around each input enlarged the radius of "
-            f"{np.mean(wider > radius):.1%} of them."
-        )
-        radius = wider
-    radius, overall = (without_overflow(network, norms, r, sources) for r in (radius, overall))
+    size = sum(math.prod(t.shape[1:]) for t in network.graph.inputs if t.producer in sources)
+    overall = widening.converted(radius, size)
+
+    def allowance(i, extra):
+        reached = {k: v[i : i + 1] + (extra if k in sources else 0.0) for k, v in norms.items()}
+        return float(rounding_errors(network, reached, network.logits, logits_model.precision)[0])
+
+    cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
+    with stage("bounds around every input"):
+        radius, found = widening.radii(cast, logits, labels, errors, radius, size, allowance)
+    sentences = [*bound.sentences, *found]
+    # Overflow and tries concern l2 balls around what is claimed, and within it.
+    ends = without_overflow(network, norms, widening.l2_around(radius, size), sources)
+    radius, overall = (np.minimum(r, widening.converted(ends, size)) for r in (radius, overall))
+    moved = widening.moved(moved, size)
     # Radii are about the cast input; the given one lies `moved` away from it.
     radius, overall = (
         np.where(moved > 0, np.maximum(rounding.down(r - moved), 0.0), r) for r in (radius, overall)
@@ -196,7 +213,8 @@ def certify(
     tried = zip(*(p[5] for p in parts if p[5] is not None), strict=True)
     tried = [np.concatenate(arrays)[:_SAMPLE] for arrays in tried]
     with stage("trying the radii on the model"):
-        check_balls(network, tried, labels, radius, own_logits, chosen)
+        within = widening.l2_within(radius, size)
+        check_balls(network, tried, labels, within, own_logits, chosen, bounds)
     names = given.chosen_names(chosen)
     certificate = Certificate(
         radius=radius,
@@ -206,7 +224,9 @@ def certify(
         gain_upper_bound=gain,
         contributions=contributions(network, constants, network.logits),
         assumptions=tuple(
-            _assumptions(network, names, logits.shape[1], norms, head, logits_model.precision)
+            widening.sentences(
+                _assumptions(network, names, logits.shape[1], norms, head, logits_model.precision)
+            )
             + sentences
             + [validation.sentence()]
         ),
@@ -215,6 +235,8 @@ def certify(
         float_allowance=float(np.max(errors)),
         model_digest=digest,
         perturbed=names,
+        norm=norm,
+        within=widening.within,
     )
     if claim_digest(network, chosen) != digest:
         raise ValueError(

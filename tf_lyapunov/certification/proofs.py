@@ -32,9 +32,11 @@ _GROWTHS = (1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 _LARGEST_LOSS = 1e-4
 _ARRAYS = ("radius", "predictions", "labels", "margins")
 _LOCAL = (
-    "The radii are those of the global gains. Those from slopes on the ball around each input "
-    "(method='local') cannot be re-checked from a proof file and were left out of it."
+    "The radii are those of the global gains. Those from bounds on the ball around each input "
+    "(method='local', 'linear', 'auto') cannot be re-checked from a proof file and were left out "
+    "of it."
 )
+_AROUND = ("Slopes on the ball", "Bounds around each input", "Time was up after", "Steps that pass")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +82,11 @@ def save_proof(certificate, path):
             f"model {proof.network.model.name!r} with {len(proof.network.inputs)} inputs. Save it "
             "as .json."
         )
+    if certificate.norm != "l2":
+        raise ValueError(
+            "A proof file holds radii in l2. Received: a certificate with "
+            f"norm={certificate.norm!r}. Save it as .json."
+        )
     if proof.inputs is None:
         raise ValueError(
             f"A proof file holds the inputs, up to {LARGEST_INPUTS // 2**20} MB of them. Received: "
@@ -111,6 +118,7 @@ def save_proof(certificate, path):
     expected = radii(*evaluate(plain, proof.inputs), certificate.labels, derived.pairs, shift)
     weaker = dataclasses.replace(
         certificate,
+        within=None,  # the global radii know no bounds
         radius=np.minimum(proof.radius, derived_radius),
         gain_upper_bound=max(certificate.gain_upper_bound, derived.gain),
         contributions=tuple(
@@ -126,9 +134,9 @@ def save_proof(certificate, path):
         verdict="PROVED" if np.any(np.minimum(proof.radius, derived_radius) > 0) else "NOT_PROVED",
     )
     notes = ()
-    if certificate.method == "local":
+    if certificate.method in ("local", "linear") or np.any(certificate.radius > proof.radius):
         notes = (_LOCAL,)
-        kept = [s for s in certificate.assumptions if not s.startswith("Slopes on the ball")]
+        kept = [s for s in certificate.assumptions if not s.startswith(_AROUND)]
         weaker = dataclasses.replace(weaker, assumptions=(*kept, _LOCAL))
     claim = _claim(weaker, proof.inputs)
     found, _ = objections(network, derived, claim)
@@ -151,7 +159,7 @@ def save_proof(certificate, path):
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
     fields = unseal(json.loads(weaker.to_json()))
-    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed")}
+    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed", "norm", "within")}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
 

@@ -41,7 +41,7 @@ def certify(
         list[float] | None, typer.Option(help="Radii to print. Default: those of the run.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="composition, liplt, closed_form, eclipse, lipsdp, local, auto, ...")
+        str, typer.Option(help="composition, lipsdp, eclipse, local, linear, auto, ...")
     ] = "composition",
     proof: Annotated[
         Path | None,

@@ -153,6 +153,7 @@ def accuracy_under_attack(
             another number of inputs.
     """
     x, labels = _checked(x, y, certificate)
+    check_is_l2(certificate)
     radii = _checked_radii(radii)
     if not isinstance(attacks, Mapping) or not all(callable(make) for make in attacks.values()):
         raise TypeError(
@@ -228,6 +229,20 @@ def largest_measured_gain(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     maximum, mean, by = max(found)
     return {"measured_max": maximum, "measured_mean": mean, "measured_by": by}
+
+
+def check_is_l2(certificate):
+    """Refuses certificates whose radii are not about whole l2 balls.
+
+    Raises:
+        ValueError: for another norm, or bounds of valid inputs.
+    """
+    norm, within = (getattr(certificate, k, v) for k, v in (("norm", "l2"), ("within", None)))
+    if norm != "l2" or within is not None:
+        raise ValueError(
+            "A certificate must be about l2 balls in all of real space here. Received: "
+            f"norm={norm!r}, inputs within {within}. Certify with norm='l2' and without `bounds`."
+        )
 
 
 def _checked(x, y, certificate):

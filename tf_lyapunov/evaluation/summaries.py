@@ -12,6 +12,8 @@ import numpy as np
 
 from tf_lyapunov.evaluation.results import plain
 
+from .accuracy import check_is_l2
+
 _CURVE_POINTS = 101
 _HISTOGRAM_BINS = 40
 
@@ -79,6 +81,7 @@ def certificate_summary(certificate) -> dict[str, Any]:
         "contributions" (dicts "name", "kind", "gain_upper_bound", "method", "assumption"),
         "assumptions", "digest".
     """
+    check_is_l2(certificate)  # reports and figures say so
     radius = np.asarray(certificate.radius, np.float64).reshape(-1)
     summary: dict[str, Any] = {
         "verdict": getattr(certificate, "verdict", None),

@@ -1,0 +1,163 @@
+"""Radii in other norms, and what bounds around each input add to those of the global gains."""
+
+import math
+import time
+
+import numpy as np
+
+from tf_lyapunov.local.linear import check_applies, linear_radii
+from tf_lyapunov.local.regions import check_norm, checked_bounds
+from tf_lyapunov.local.slopes import LocalGains, local_radii
+from tf_lyapunov.program import rounding
+
+_WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
+# Share of `time_budget` that bounds around inputs get, beside the search for gains.
+_SHARE = 0.5
+
+
+class Widening:
+    """What `certify` does beyond global gains, for one network.
+
+    Args:
+        network: `Network`.
+        method: of `certify`.
+        norm: `"l2"`, `"linf"` or `"l1"`.
+        bounds: `(low, high)` of valid inputs, or None.
+        time_budget: seconds for everything.
+
+    Raises:
+        UnsupportedLayerError: if the method does not apply to the model.
+    """
+
+    def __init__(self, network, method, norm, bounds, time_budget):
+        self.network, self.method, self.norm, self.bounds = network, method, norm, bounds
+        self.local = LocalGains(network) if method == "local" else None
+        self.linear = method in ("linear", "auto") and len(network.inputs) == 1
+        if method == "linear":
+            check_applies(network)
+        self.seconds = time_budget
+        self.deadline = time.monotonic() + time_budget
+
+    @property
+    def reads_inputs(self):
+        """Whether all inputs must be kept."""
+        return self.local is not None or self.linear
+
+    @property
+    def within(self):
+        """The bounds that radii are limited to, in words, or None."""
+        return _shown(self.bounds) if self.bounds is not None and self.linear else None
+
+    @property
+    def gain_seconds(self):
+        """Seconds for the search for global gains."""
+        return self.seconds * (1 - _SHARE) if self.linear else self.seconds
+
+    def check(self, arrays):
+        """Refuses inputs outside the bounds."""
+        for x in arrays if self.bounds is not None else ():
+            low, high = self.bounds
+            if np.any(x < low) or np.any(x > high):
+                raise ValueError(
+                    f"Inputs must lie within `bounds`. Received: values from {np.min(x)} to "
+                    f"{np.max(x)}, bounds={_shown(self.bounds)}. Scale them, or leave it out."
+                )
+
+    def converted(self, radius, size):
+        """Radii of l2 balls in the norm asked for: ‖e‖₂ ≤ √n‖e‖_∞ and ‖e‖₂ ≤ ‖e‖₁."""
+        if self.norm != "linf":
+            return radius
+        root = rounding.sqrt_up(float(size))
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isfinite(radius), rounding.down(radius / root), radius)
+
+    def l2_within(self, radius, size):
+        """Radii of l2 balls that lie within those of the norm: ‖e‖_∞ ≤ ‖e‖₂, ‖e‖₁ ≤ √n‖e‖₂."""
+        return radius / math.sqrt(size) if self.norm == "l1" else radius
+
+    def l2_around(self, radius, size):
+        """Radii of l2 balls that hold those of the norm."""
+        if self.norm != "linf":
+            return radius
+        return np.where(np.isfinite(radius), rounding.up(radius * rounding.sqrt_up(size)), radius)
+
+    def moved(self, moved, size):
+        """How far a cast moved the inputs, in the norm asked for."""
+        return rounding.up(moved * rounding.sqrt_up(float(size))) if self.norm == "l1" else moved
+
+    def radii(self, x, logits, labels, errors, radius, size, allowance):
+        """`(radius in the norm, sentences)` of all inputs.
+
+        Args:
+            x: inputs as the model receives them, or None where the method does not read them.
+            logits, labels, errors: see `margins.certified_radii`.
+            radius: float64 (n,), l2 radii by global gains.
+            size: entries of one input.
+            allowance: function of l2 norms beyond the inputs' own to bounds on the logits' error.
+        """
+        sentences = []
+        if self.local is not None:
+            wider = local_radii(self.local, x, logits, labels, errors, radius)
+            sentences.append(
+                "Slopes on the ball around each input enlarged the radius of "
+                f"{np.mean(wider > radius):.1%} of them."
+            )
+            radius = wider
+        radius = self.converted(radius, size)
+        if self.linear:
+            root = math.sqrt(size) if self.norm == "linf" else 1.0
+            factor = 1.0 if logits.shape[1] == 1 else math.sqrt(2.0)
+
+            def needed(i, r):
+                return factor * allowance(i, r * root) * (1 + 1e-12)
+
+            if x.dtype.kind in "iub":
+                x = x.astype(np.float64)
+            radius, more = linear_radii(
+                self.network,
+                x,
+                labels,
+                logits.shape[1],
+                radius,
+                needed,
+                norm=self.norm,
+                bounds=self._bounds(x),
+                deadline=self.deadline,
+            )
+            sentences += more
+        return radius, sentences
+
+    def _bounds(self, x):
+        if self.bounds is None:
+            return None
+        # A cast may have moved inputs beyond them.
+        low, high = self.bounds
+        return np.minimum(low, x.min(axis=0)), np.maximum(high, x.max(axis=0))
+
+    def sentences(self, sentences):
+        """Assumptions in the words of the norm and the bounds."""
+        found = []
+        for text in sentences:
+            if text.startswith("Changes of the input are measured in the l2 norm"):
+                text = text.replace("the l2 norm", f"the {_WORDS[self.norm]} norm")
+                if self.bounds is not None and self.linear:
+                    text = text.replace(
+                        "over all of real space", f"within the bounds {_shown(self.bounds)}"
+                    )
+            found.append(text)
+        return found
+
+
+def checked(norm, bounds):
+    """Bounds as arrays, and the name of the norm checked.
+
+    Raises:
+        ValueError: for an unknown norm, or bounds that are no pair low ≤ high.
+    """
+    check_norm(norm)
+    return None if bounds is None else checked_bounds(bounds)
+
+
+def _shown(bounds):
+    low, high = (v if v.ndim == 0 else np.array([v.min(), v.max()]) for v in bounds)
+    return f"{low.tolist()} to {high.tolist()}"

@@ -1,0 +1,160 @@
+"""Boxes, balls and relaxations of every step around one point, in the order of the flow."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tf_lyapunov.local.around import Around
+from tf_lyapunov.local.ascent import TRIALS, ascend, tried
+from tf_lyapunov.local.flow import Whole
+from tf_lyapunov.local.localgains import LocalGains
+from tf_lyapunov.local.maxima import is_window_maximum
+from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.windows import Windows, window_around
+
+# Entries of one block of rows, at the widest step.
+_BLOCK = 2**21
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is searched.
+
+    Attributes:
+        box_steps: ascent steps for boxes of hidden steps; 0 uses the first trials alone.
+        box_trials: values of λ tried first for boxes, see `ascent.TRIALS`.
+        margin_steps: ascent steps for the functionals asked for.
+        margin_trials: values of λ tried first for them.
+        balls: whether balls are used at all.
+    """
+
+    box_steps: int = 12
+    box_trials: tuple = (0.0, 0.05, 0.3)
+    margin_steps: int = 60
+    margin_trials: tuple = TRIALS
+    balls: bool = True
+
+
+CROWN = Effort(0, (0.0,), 0, (0.0,), False)
+
+
+@dataclasses.dataclass
+class Found:
+    """Multipliers of the boxes of one position.
+
+    Attributes:
+        units: int, the units that were bounded, in the order of the rows.
+        multipliers: dict of `Multipliers` by position; row i is the lower bound of units[i], row
+            len(units) + i minus the upper one.
+    """
+
+    units: np.ndarray
+    multipliers: dict
+
+
+def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64, proof=False,
+             target=None, deadline=np.inf):  # fmt: skip
+    """`Around` with every step up to `target` relaxed.
+
+    Args:
+        flow, traced: `Flow` and its `Trace` at the region's centre.
+        region: `Region`.
+        effort: `Effort`.
+        memory: dict from positions to lists of `Found`, read and renewed.
+        dtype: of the search; proofs are float64.
+        proof: whether boxes are proved with the multipliers of `memory` instead of searched.
+        target: position; by default the output.
+        deadline: see `Around`.
+    """
+    effort = effort or Effort()
+    memory = {} if memory is None else memory
+    around = Around(flow, traced, region, dtype, deadline)
+    gains = LocalGains(around) if effort.balls else None
+    last = flow.output if target is None else target
+    for k in range(1, last + 1):
+        link = flow.links[k - 1]
+        operation = link.operation
+        if not isinstance(operation, Whole) and has_pieces(operation):
+            source = link.inputs[0]
+            if source not in around.tightened and source > 0:
+                _tighten(around, k, effort, memory, proof)
+            _relax(around, k, gains)
+        elif is_window_maximum(operation):
+            around.relax(k)
+        around.advance(k)
+    return around
+
+
+def _relax(around, k, gains):
+    step = around.relax(k)
+    if gains is None:
+        return
+    gains.add(k)
+    if len(step.columns):
+        weights = np.zeros(step.center.shape[1])
+        weights[step.columns] = 1.0
+        step.radius = float(gains.radius(around.flow.links[k - 1].inputs[0], weights))
+
+
+def _tighten(around, k, effort, memory, proof):
+    """Improves the box of what link k reads, where it is not linear on the box at hand."""
+    source = around.flow.links[k - 1].inputs[0]
+    units = around.relax(k).columns
+    windows = Windows(around.flow, around.trace, source)
+    shape = around.trace.shape(source)
+    size = int(np.prod(shape))
+    widest = max(v.size for v in around.values[: source + 1])
+    if windows.applies:
+        widest = max(math.prod(n for n, _, _ in windows.plans[i]) * around.trace.shape(i)[-1]
+                     for i in range(source))  # fmt: skip
+    block = max(_BLOCK // widest // 2, 8)
+    low, high = (v.copy().reshape(-1) for v in around.box(source))
+    known, renewed = memory.get(source, []), []
+    for start in range(0, len(units), block):
+        some = units[start : start + block]
+        count = len(some)
+        if windows.applies:
+            inner, c = window_around(around, windows, some, effort.balls)
+        else:
+            inner = around
+            c = np.zeros((2 * count, size), around.dtype)
+            c[np.arange(count), some] = 1.0
+            c[count + np.arange(count), some] = -1.0
+            c = c.reshape(-1, *shape)
+        found, multipliers = _bounds(inner, c, source, effort, known, some, proof)
+        renewed.append(Found(some, multipliers))
+        low[some] = np.maximum(low[some], found[:count])
+        high[some] = np.minimum(high[some], -found[count:])
+    memory[source] = renewed
+    around.tighten(source, low.reshape(1, *shape), high.reshape(1, *shape))
+
+
+def _bounds(around, c, source, effort, known, units, proof):
+    """Lower bounds of rows, and their multipliers."""
+    if proof:
+        multipliers = remembered(around, c, source, known, units)
+        return around.lower(c, source, multipliers), multipliers
+    multipliers, found = tried(around, c, source, trials=effort.box_trials)
+    if known:
+        multipliers = remembered(around, c, source, known, units, multipliers)
+    if multipliers and effort.box_steps:
+        found = ascend(around, c, source, multipliers, effort.box_steps)
+    return found, multipliers
+
+
+def remembered(around, c, source, known, units, multipliers=None):
+    """Multipliers of earlier searches, row by row, where there are any."""
+    if multipliers is None:
+        multipliers = {k: step.blank(c) for k, step in around.steps.items() if k <= source}
+    count = len(units)
+    for old in known:
+        _, mine, theirs = np.intersect1d(units, old.units, return_indices=True)
+        if not len(mine):
+            continue
+        mine = np.concatenate([mine, count + mine])
+        theirs = np.concatenate([theirs, len(old.units) + theirs])
+        for k, held in multipliers.items():
+            if k in old.multipliers:
+                held.adopt(old.multipliers[k], mine, theirs)
+    return multipliers

@@ -1,0 +1,213 @@
+"""A program up to its logits as single operations, traced at one input."""
+
+import dataclasses
+import functools
+
+import keras
+import numpy as np
+
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.local.gains import is_known
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.graph import Tensor
+from tf_lyapunov.program.operation import EXACT, Signal
+from tf_lyapunov.program.tensors import as_array, as_tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Link:
+    """One operation of a flow.
+
+    Attributes:
+        name: of the step that it belongs to.
+        operation: an `Operation`, or `Whole`.
+        inputs: positions in the flow of what it reads; 0 is the input itself.
+    """
+
+    name: str
+    operation: object
+    inputs: tuple
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Whole:
+    """A step that only the model itself evaluates; known by its nodes' gains alone.
+
+    Attributes:
+        nodes: tuple of `network.Node` of the step, one after the other.
+        evaluate: function of float64 inputs (1, …) that gives `(value, l2 error)`.
+    """
+
+    nodes: tuple
+    evaluate: object
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flow:
+    """Links in topological order; position 0 is the input, link k makes position k + 1.
+
+    Attributes:
+        links: tuple of `Link`.
+        name: of the model, for messages.
+    """
+
+    links: tuple
+    name: str
+
+    @property
+    def output(self):
+        """Position of the output."""
+        return len(self.links)
+
+    def consumers(self):
+        """Numbers of links that read each position."""
+        found = [0] * (len(self.links) + 1)
+        for link in self.links:
+            for k in link.inputs:
+                found[k] += 1
+        return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """Values of a flow at one input, with the rounding of each link alone.
+
+    Attributes:
+        values: list of float64 (1, *shape), one per position.
+        noise: list of float64 arrays of that shape, or a number: bounds on what the link's own
+            evaluation errs by, from its inputs as computed.
+    """
+
+    values: list
+    noise: list
+
+    def shape(self, k):
+        """Shape of a sample at position k."""
+        return self.values[k].shape[1:]
+
+
+def flow_of(network, *, decision=False):
+    """`Flow` of a network's program.
+
+    Args:
+        network: `network.Network` with one input.
+        decision: whether a final softmax or sigmoid takes part.
+
+    Raises:
+        UnsupportedLayerError: if the model has several inputs.
+    """
+    program = network.program
+    if len(program.inputs) != 1:
+        raise UnsupportedLayerError(
+            "Bounds around an input need a model with one input. Received: "
+            f"{len(program.inputs)} inputs. Concatenate them inside the model."
+        )
+    target = program.output
+    end = program.decision if program.decision is not None and not decision else target
+    steps = []
+    needed = {end}
+    for step in reversed(program.steps):
+        if step.name in needed:
+            needed.update(step.inputs)
+            steps.append(step)
+    places, links = {program.inputs[0]: 0}, []
+    for step in reversed(steps):
+        inputs = tuple(places[name] for name in step.inputs)
+        operations = step.operations
+        if operations is not None and step.name == program.decision and not decision:
+            operations = operations[:-1]
+        if operations is None or not all(map(is_known, operations)):
+            nodes = tuple(n for n in network.nodes if n.call == step.name)
+            if step.name == program.decision and not decision:
+                nodes = tuple(n for n in nodes if n.name != network.decision_node)
+            if operations is None or step.is_declared:
+                evaluate = _evaluation(network, step, nodes)
+            else:
+                evaluate = functools.partial(_exactly, operations)
+            links.append(Link(step.name, Whole(nodes, evaluate), inputs))
+            places[step.name] = len(links)
+            continue
+        for operation in operations:
+            links.append(Link(step.name, operation, inputs))
+            inputs = (len(links),)
+        places[step.name] = inputs[0]
+    if places[end] != len(links):
+        # The output is an earlier position: everything after it is no part of it.
+        links = links[: places[end]]
+    return Flow(tuple(links), network.model.name)
+
+
+def _evaluation(network, step, nodes):
+    """Evaluates one step by the model's own layer, with a bound on its rounding and its cast."""
+    call = next(c for c in network.graph.calls if c.name == step.name)
+    if not nodes or len(nodes) < sum(n.call == step.name for n in network.nodes):
+        raise UnsupportedLayerError(
+            "A step that holds the decision, or is folded into another, must be evaluated apart "
+            f"from the model. Received: step {step.name!r}: {step.why}"
+        )
+
+    def evaluate(values):
+        casts = [as_tensor(v, t.dtype) for v, t in zip(values, call.inputs, strict=True)]
+        given = iter(casts)
+        args, kwargs = keras.tree.map_structure(
+            lambda a: next(given) if isinstance(a, Tensor) else a, (call.args, call.kwargs)
+        )
+        value = as_array(keras.tree.flatten(call.operation(*args, **kwargs))[0])
+        casts = [as_array(c) for c in casts]
+        moved = [_norm(c - v) for c, v in zip(casts, values, strict=True)]
+        norms = [_norm(c) for c in casts]
+        for node in nodes:
+            reading = sum(w * (n + e) for w, n, e in zip(node.weights, norms, moved, strict=True))
+            shifted = sum(w * e for w, e in zip(node.weights, moved, strict=True))
+            gain, affine = node.gain_upper_bound, node.affine
+            own = affine.slope * reading + affine.constant
+            norms, moved = [gain * reading + affine.offset], [(gain * shifted + own) * (1 + 1e-9)]
+        return value, moved[0]
+
+    return evaluate
+
+
+def _exactly(operations, values):
+    """Operations one after the other in float64, and an l2 bound on their rounding."""
+    signals = [Signal(v, np.zeros_like(v)) for v in values]
+    for operation in operations:
+        signals = [operation.forward(signals, EXACT)]
+    if signals[0].error is None:
+        return signals[0].value, np.inf
+    return signals[0].value, _norm(signals[0].error)
+
+
+def _norm(array):
+    return float(rounding.euclidean_norms_up(array.reshape(1, -1))[0])
+
+
+def gain_of(nodes, radii):
+    """How far a step of several nodes, one after the other, moves if its inputs move by `radii`."""
+    for node in nodes:
+        weighted = [rounding.product_up(w, r) for w, r in zip(node.weights, radii, strict=True)]
+        combine = (
+            rounding.root_sum_squares_up if node.rule == "root_sum_squares" else rounding.sum_up
+        )
+        radii = [rounding.product_up(node.gain_upper_bound, combine(*weighted))]
+    return radii[0]
+
+
+def trace(flow, x):
+    """`Trace` of a flow at one input x of the program's shape."""
+    values, noise = [np.asarray(x, np.float64)[None]], [0.0]
+    for link in flow.links:
+        read = [values[k] for k in link.inputs]
+        if isinstance(link.operation, Whole):
+            value, error = link.operation.evaluate(read)
+        else:
+            signals = [Signal(v, np.zeros_like(v)) for v in read]
+            found = link.operation.forward(signals, EXACT)
+            value, error = found.value, found.error
+        if not np.all(np.isfinite(value)):
+            raise ValueError(
+                "The program's values must be finite at the centre of a region. Received: NaN or "
+                f"infinity at step {link.name!r}."
+            )
+        values.append(np.asarray(value, np.float64))
+        noise.append(error)
+    return Trace(values, noise)

@@ -1,0 +1,92 @@
+"""Radii by bounds around each input, for `certify`."""
+
+import time
+
+import numpy as np
+
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.local.flow import Whole, flow_of
+from tf_lyapunov.local.maps import is_linear
+from tf_lyapunov.local.maxima import is_window_maximum
+from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.radii import Prover, margin_rows
+
+
+def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", bounds=None,
+                 deadline=np.inf):  # fmt: skip
+    """Radii at which every margin stays above its allowance, by bounds around each input.
+
+    Args:
+        network: `Network`.
+        x: inputs (n, …) as the model receives them.
+        labels: int64 (n,).
+        classes: number of logits.
+        radius: float64 (n,), radii that are proved already, in `norm`.
+        allowance: function of an input's index and a radius: what its margins must exceed.
+        norm, bounds: see `certify`.
+        deadline: `time.monotonic()` at which the search stops.
+
+    Returns:
+        `(radius, sentences)`, radii at least those given.
+
+    Raises:
+        UnsupportedLayerError: if the model has several inputs.
+    """
+    flow = flow_of(network)
+    prover = Prover(flow, norm, bounds)
+    found = np.array(radius, dtype=np.float64)
+    begun = 0
+    for i, point in enumerate(np.asarray(x)):
+        if time.monotonic() > deadline:
+            break
+        begun = i + 1
+        rows = margin_rows(classes, int(labels[i]))
+        answer = prover.radius(
+            point.astype(np.float64),
+            rows,
+            lambda r, i=i: allowance(i, r),
+            start=float(found[i]),
+            deadline=deadline,
+        )
+        found[i] = max(found[i], answer.radius)
+    wider = found > radius
+    sentences = [
+        f"Bounds around each input (linear relaxations that join balls and boxes) enlarged the "
+        f"radius of {np.mean(wider):.1%} of them; proved in float64 with a bound on the rounding."
+    ]
+    if begun < len(x):
+        sentences.append(
+            f"Time was up after {begun} of {len(x)} inputs; the others keep their radius by gains."
+        )
+    by_gain = passed(flow)
+    if by_gain:
+        sentences.append(f"Steps that pass balls by their gain alone: {', '.join(by_gain)}.")
+    return found, sentences
+
+
+def passed(flow):
+    """Names of the steps without a relaxation."""
+    names = [
+        link.name
+        for link in flow.links
+        if isinstance(link.operation, Whole)
+        or not (
+            is_linear(link.operation)
+            or has_pieces(link.operation)
+            or is_window_maximum(link.operation)
+        )
+    ]
+    return list(dict.fromkeys(names))
+
+
+def check_applies(network):
+    """Refuses models that bounds around an input do not apply to, before anything is computed.
+
+    Raises:
+        UnsupportedLayerError: if the model has several inputs.
+    """
+    if len(network.inputs) != 1:
+        raise UnsupportedLayerError(
+            "method='linear' needs a model with one input. Received: "
+            f"{len(network.inputs)} inputs. Concatenate them inside the model."
+        )

@@ -1,0 +1,228 @@
+"""Gains of every step on the ball around one point, from the slopes that its boxes leave.
+
+On the boxes, y = φ(z) moves from y⁰ by M(z - z⁰) + ψ with |ψ_i| ≤ s_i|z_i - z⁰_i|, M the middle
+and s half the width of the chords' slopes (φ(t) - φ(z⁰))/(t - z⁰). Hence, for weights w on the
+signal z of a step, with J the linearised maps from the input and from the outputs of the steps j
+before it,
+
+    t(w) = ‖w^½ J‖·r + Σ_j ‖w^½ J_j s_j^½‖·t_j,     t_j = t(s_j) of the signal at step j,     (t)
+
+bounds √(Σ w_i (z_i - z⁰_i)²): ‖w^½J_jψ_j‖ ≤ ‖w^½J_j s_j^½‖·‖s_j^½ (z - z⁰)‖. The maps are rows
+of one backward pass without a relaxation.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tf_lyapunov.local import maps
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families.linear import Linear
+from tf_lyapunov.program.families.merging import Weighted
+from tf_lyapunov.program.families.scaling import Scaled
+
+UNIT = rounding.UNIT_ROUNDOFF["float64"]
+_TINY = 1e-12
+# Sides up to this have their eigenvalues computed in a search too.
+_EXACT = 160
+
+
+def chords(step):
+    """Bounds on (φ(t) - φ(z⁰))/(t - z⁰) over the box of an elementwise step, (*shape) each.
+
+    On a linear piece the chord's slope is monotone in t, so that the ends of pieces hold its
+    extremes; near z⁰, and where pieces are inexact, the slopes of the pieces bound it.
+    """
+    low, high = (s.copy() for s in step.slopes)
+    p, index = step.pieces, step.columns
+    if len(index) and not np.any(p.error):
+        z = step.z[0]
+        value = _value(p, z)
+        least, most = np.full(z.shape, np.inf), np.full(z.shape, -np.inf)
+        for k in range(len(p.slope)):
+            start, stop, slope = p.start[k].min(0), p.stop[k].max(0), p.slope[k][0]
+            for t in (start, stop):
+                away = t - z
+                far = np.abs(away) > 1e-6 * (1 + np.abs(z))
+                chord = (slope * t + p.intercept[k][0] - value) / np.where(far, away, 1.0)
+                least = np.where(far, np.minimum(least, chord), least)
+                most = np.where(far, np.maximum(most, chord), most)
+            near = (start - 1e-6 * (1 + np.abs(z)) <= z) & (z <= stop + 1e-6 * (1 + np.abs(z)))
+            near &= stop > start
+            least = np.where(near, np.minimum(least, slope), least)
+            most = np.where(near, np.maximum(most, slope), most)
+        # Chords start at z⁰ as computed; differences cancel to 10⁻¹⁰ of their size at most.
+        low[index] = np.maximum(low[index], least - 1e-8)
+        high[index] = np.minimum(high[index], most + 1e-8)
+    return low, np.maximum(high, low)
+
+
+def _value(p, z):
+    """φ(z⁰) of exact pieces."""
+    held = np.full(z.shape, np.nan)
+    for k in range(len(p.slope)):
+        inside = (p.start[k][0] <= z) & (z <= p.stop[k][0])
+        held = np.where(inside, p.slope[k][0] * z + p.intercept[k][0], held)
+    return np.where(np.isnan(held), p.slope[0][0] * z + p.intercept[0][0], held)
+
+
+class LocalGains:
+    """(t) for one `Around`, step by step.
+
+    Args:
+        around: `Around`; its `steps` are read as they become known.
+        largest: rows of a linearised map that are formed at most; wider ones use ρ.
+    """
+
+    def __init__(self, around, largest=1200):
+        self.around, self.largest = around, largest
+        self.middles, self.roots, self.signals = {}, {}, {}
+
+    def add(self, k):
+        """Takes in the elementwise step that makes position k, whose relaxation is known."""
+        around = self.around
+        step = around.steps[k]
+        low, high = chords(step)
+        self.middles[k] = (low + high) / 2
+        spread = (high - low) / 2 * (1 + 8 * UNIT) + 4 * UNIT * np.maximum(
+            np.abs(low), np.abs(high)
+        )
+        spread = np.where(high > low, spread, 0.0)
+        self.roots[k] = np.sqrt(spread)
+        source = around.flow.links[k - 1].inputs[0]
+        self.signals[k] = self.radius(source, spread)
+
+    def radius(self, source, weights):
+        """Bound on √(Σ w_i (z_i - z⁰_i)²) at a position, z⁰ as computed.
+
+        Args:
+            source: position.
+            weights: float64 (n,) ≥ 0 over the flat sample.
+        """
+        around = self.around
+        weights = np.asarray(weights).ravel()
+        used = np.flatnonzero(weights)
+        if not len(used):
+            return 0.0
+        roots = np.sqrt(weights[used])
+        largest = float(roots.max()) * self._radius_at(source)
+        entries = roots * np.broadcast_to(self._entries_at(source), weights.shape)[used]
+        whole = min(largest, float(rounding.euclidean_norms_up(entries[None])[0]))
+        if len(used) > self.largest or around.trace.values[0].size > 4 * self.largest:
+            return whole * (1 + _TINY)
+        found = self._through(source, used, roots)
+        return min(whole, found) * (1 + _TINY)
+
+    def _radius_at(self, k):
+        return self.around.radii[k]
+
+    def _entries_at(self, k):
+        return self.around.reach[k].ravel()
+
+    def _noise_at(self, k):
+        noise = self.around.trace.noise[k]
+        return noise if np.ndim(noise) == 0 else float(np.linalg.norm(noise))
+
+    def _through(self, source, used, roots):
+        around = self.around
+        shape = around.trace.shape(source)
+        rows = np.zeros((len(used), int(np.prod(shape))))
+        rows[np.arange(len(used)), used] = roots
+        held = {source: rows.reshape(len(used), *shape)}
+        # ‖|rows|‖ bounds, in size, what rounding is relative to.
+        sizes = {source: float(roots.max())}
+        total = 0.0
+        for k in range(source, 0, -1):
+            if k not in held:
+                continue
+            c, size = held.pop(k), sizes.pop(k)
+            link = around.flow.links[k - 1]
+            total += size * self._noise_at(k)
+            if k in self.middles:
+                flat = c.reshape(len(c), -1)
+                total += self._norm(flat * self.roots[k], size) * self.signals[k]
+                found = [(flat * self.middles[k]).reshape(c.shape)]
+                widest = float(np.max(np.abs(self.middles[k]), initial=0.0))
+                grown = [size * (widest + 1)]
+            elif around._linear(link):
+                shapes = around._shapes(link)
+                found = maps.adjoint(link.operation, c, shapes)
+                grown = [size * n for n in absolute_norms(link.operation, shapes)]
+            else:
+                total += self._norm(c.reshape(len(c), -1), size) * self._radius_at(k)
+                continue
+            for i, part, g in zip(link.inputs, found, grown, strict=True):
+                held[i] = held[i] + part if i in held else part
+                sizes[i] = sizes.get(i, 0.0) + g
+        if 0 in held:
+            total += self._norm(held[0].reshape(len(used), -1), sizes[0]) * self._radius_at(0)
+        return total * (1 + 1e-9)
+
+    def _norm(self, matrix, size):
+        """Spectral norm from above: of what was computed, plus what rounding may have moved."""
+        if self.around.dtype != np.float64 and min(matrix.shape) > _EXACT:
+            return _estimate(matrix)  # of a search, which proves nothing
+        found = spectral_norm(matrix)
+        return found + rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(matrix))
+
+
+def _estimate(matrix, steps=40):
+    """Spectral norm by power iteration, a little enlarged."""
+    vector = matrix[np.argmax(np.einsum("ij,ij->i", matrix, matrix))]
+    size = 0.0
+    for _ in range(steps):
+        norm = float(np.linalg.norm(vector))
+        if norm == 0:
+            break
+        image = matrix @ (vector / norm)
+        size = float(np.linalg.norm(image))
+        vector = image @ matrix
+    return size * 1.005
+
+
+def spectral_norm(matrix):
+    """Upper bound on ‖A‖₂ by the eigenvalues of its smaller Gram matrix."""
+    gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    trace = float(np.trace(gram))
+    if trace == 0:
+        return 0.0
+    largest = float(np.linalg.eigvalsh(gram)[-1])
+    # Products and a backward stable eigensolver err by a small multiple of n·u·trace.
+    room = 20 * (max(matrix.shape) + 10) * UNIT * trace
+    return float(np.sqrt(max(largest, 0.0) + room)) * (1 + 4 * UNIT)
+
+
+def absolute_norms(operation, shapes):
+    """Bounds on the norms of |W_k|, by Schur's test, √(largest row sum · largest column sum)."""
+    return _absolute(maps._Kept(operation), tuple(tuple(s) for s in shapes))
+
+
+_CACHE = {}
+
+
+def _absolute(kept, shapes):
+    key = (id(kept.operation), shapes)
+    if key not in _CACHE or _CACHE[key][0] is not kept.operation:
+        found = []
+        for i in range(len(shapes)):
+            ones = [np.ones((1, *s)) if i == j else np.zeros((1, *s)) for j, s in enumerate(shapes)]
+            rows = maps.absolute(kept.operation, ones)
+            # The sum of |W|ᵀ1 over outputs bounds every column's.
+            column = column_sums(kept.operation, shapes, i)
+            found.append(float(np.sqrt(rows.max() * column)) * (1 + 1e-9))
+        if len(_CACHE) > 512:
+            _CACHE.clear()
+        _CACHE[key] = kept.operation, tuple(found)
+    return _CACHE[key][1]
+
+
+def column_sums(operation, shapes, i):
+    """Largest column sum of |W_i|."""
+    ones = np.ones((1, *maps.applied_shape(operation, shapes)))
+    if isinstance(operation, Linear):
+        operation = dataclasses.replace(operation, kernel=np.abs(operation.kernel))
+    elif isinstance(operation, Weighted):
+        operation = Weighted(tuple(map(abs, operation.weights)))
+    elif isinstance(operation, Scaled):
+        operation = dataclasses.replace(operation, scale=np.abs(operation.scale))
+    return float(maps.adjoint(operation, ones, shapes)[i].max())

@@ -1,0 +1,242 @@
+"""Proved ranges of outputs and hidden units over a region, and proved gains on it."""
+
+import dataclasses
+
+import numpy as np
+
+from tf_lyapunov.local import gains, maps
+from tf_lyapunov.local.ascent import ascend, tried
+from tf_lyapunov.local.boxes import Effort, surround
+from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
+from tf_lyapunov.local.localgains import LocalGains
+from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.regions import Region
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.network import read_network
+from tf_lyapunov.program.validation import validate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutputBounds:
+    """Proved ranges over a region.
+
+    Attributes:
+        lower, upper: float64 (functionals,), of every functional of the output.
+        steps: dict from names of steps to `(low, high)`, float64 of the shape of what the step
+            makes (its last operation).
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    steps: dict
+
+
+def output_bounds(model, region, functionals=None, *, outputs="logits", effort=None):
+    """Proved lower and upper bounds of linear functions of a model's output over a region.
+
+    For every x of the region, lower ≤ A f(x) ≤ upper, f the exact function of the model's settings
+    and of its weights as cast for inference.
+
+    Args:
+        model: a built Keras model of supported layers with one input.
+        region: `Region` of inputs as the model receives them.
+        functionals: float (m, outputs), the rows of A; None for every output by itself.
+        outputs: `"logits"` stops before a final softmax or sigmoid, `"model"` includes it.
+        effort: `boxes.Effort`, or None.
+
+    Returns:
+        `OutputBounds`.
+
+    Raises:
+        UnsupportedLayerError: naming a step without a proven gain.
+        ValueError: if shapes do not fit, or functionals are not finite.
+
+    Example:
+
+    >>> import keras
+    >>> dense = keras.layers.Dense(1, kernel_initializer="ones", activation="relu")
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> found = output_bounds(model, Region.ball(np.zeros(2), 1.0, "linf"))
+    >>> bool(-1e-6 < found.lower[0] <= 0), round(float(found.upper[0]), 6)
+    (True, 2.0)
+    """
+    flow, traced = _read(model, region, outputs)
+    size = traced.values[-1].size
+    rows = np.eye(size) if functionals is None else np.asarray(functionals, np.float64)
+    if rows.ndim != 2 or rows.shape[1] != size or not np.all(np.isfinite(rows)):
+        raise ValueError(
+            f"`functionals` must be finite rows of {size} numbers, one per output. Received: "
+            f"shape {rows.shape}."
+        )
+    effort = effort or Effort()
+    around = surround(flow, traced, region, effort)
+    c = np.concatenate([rows, -rows]).reshape(-1, *traced.shape(flow.output))
+    multipliers, _ = tried(around, c, flow.output, trials=effort.margin_trials)
+    if multipliers and effort.margin_steps:
+        ascend(around, c, flow.output, multipliers, effort.margin_steps)
+    found = around.lower(c, flow.output, multipliers)
+    low, high = (v.reshape(-1) for v in around.box(flow.output))
+    if functionals is None:
+        found = np.maximum(found, np.concatenate([low, -high]))
+    names = {link.name: k for k, link in enumerate(flow.links, 1)}
+    steps = {name: tuple(v[0] for v in around.box(k)) for name, k in names.items()}
+    return OutputBounds(found[: len(rows)], -found[len(rows) :], steps)
+
+
+def gain_on(model, x, radius, *, norm="l2", outputs="logits", effort=None):
+    """Proved gain of a model on the ball around each input: how far any two points may be taken.
+
+    ‖f(u) - f(v)‖ ≤ gain·‖u - v‖ for all u, v within `radius` of x, both norms l2, or both l∞: with
+    the slopes that proved boxes leave, M their middle and S half their width, by the recursion of
+    `localgains` for l2, and |J|1 + Σ_j |J_j|S_j D_j, entry by entry, for l∞.
+
+    Args:
+        model: a built Keras model of supported layers with one input.
+        x: inputs (n, …).
+        radius: positive number, of the ball in the same norm.
+        norm: `"l2"` or `"linf"`.
+        outputs: `"logits"` or `"model"`, see `output_bounds`.
+        effort: `boxes.Effort`, or None.
+
+    Returns:
+        float64 (n,).
+
+    Raises:
+        ValueError: for another norm, or a radius that is not positive.
+
+    Example:
+
+    >>> import keras
+    >>> dense = keras.layers.Dense(2, kernel_initializer="identity", activation="relu")
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> found = gain_on(model, np.array([[2.0, -2.0], [0.1, -2.0]]), 1.0)
+    >>> np.round(found, 6).tolist()
+    [1.0, 1.0]
+    """
+    if norm not in ("l2", "linf"):
+        raise ValueError(f"`norm` must be 'l2' or 'linf'. Received: norm={norm!r}.")
+    if not radius > 0 or not np.isfinite(radius):
+        raise ValueError(f"`radius` must be a positive number. Received: radius={radius!r}.")
+    found = []
+    for point in np.asarray(x, np.float64):
+        region = Region.ball(point, radius, norm)
+        flow, traced = _read(model, region, outputs)
+        around = surround(flow, traced, region, effort or Effort())
+        kind = SlopeGains if norm == "l2" else EntryGains
+        found.append(kind(around).gain())
+    return np.array(found)
+
+
+def _read(model, region, outputs):
+    if outputs not in ("logits", "model"):
+        raise ValueError(f"`outputs` must be 'logits' or 'model'. Received: outputs={outputs!r}.")
+    network = read_network(model, [(None, *region.center.shape)])
+    dtype = network.graph.inputs[0].dtype
+    validate(network, [region.center[None].astype("float32" if dtype == "bfloat16" else dtype)])
+    flow = flow_of(network, decision=outputs == "model")
+    return flow, trace(flow, region.center)
+
+
+class SlopeGains(LocalGains):
+    """l2 gains between any two points of the region, from the slopes of a finished `Around`."""
+
+    def __init__(self, around):
+        super().__init__(around)
+        self.bounds = [1.0]
+        for k, link in enumerate(around.flow.links, 1):
+            radii = [self.bounds[i] for i in link.inputs]
+            shapes = around._shapes(link)
+            if k in around.steps and has_pieces(link.operation):
+                low, high = around.steps[k].slopes
+                steepest = float(np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0))
+                self.middles[k] = (low + high) / 2
+                spread = np.where(high > low, (high - low) / 2 * (1 + 1e-12), 0.0)
+                self.roots[k] = np.sqrt(spread) * (1 + 1e-12)
+                self.signals[k] = self.radius(link.inputs[0], spread)
+                self.bounds.append(rounding.product_up(steepest, radii[0]))
+            elif isinstance(link.operation, Whole):
+                self.bounds.append(gain_of(link.operation.nodes, radii))
+            elif around._linear(link):
+                self.bounds.append(maps.radius(link.operation, shapes, radii))
+            else:
+                self.bounds.append(gains.radius(link.operation, shapes, radii))
+
+    def gain(self):
+        """Upper bound on the gain to the output."""
+        size = self.around.values[-1].size
+        return float(self.radius(self.around.flow.output, np.ones(size)))
+
+    def _radius_at(self, k):
+        return self.bounds[k]
+
+    def _entries_at(self, k):
+        return self.bounds[k]
+
+    def _noise_at(self, k):
+        return 0.0
+
+
+class EntryGains:
+    """l∞ gains of every entry, between any two points of the region."""
+
+    def __init__(self, around):
+        self.around = around
+        self.bounds = [np.ones_like(around.values[0])]
+        for k, link in enumerate(around.flow.links, 1):
+            reads = [self.bounds[i] for i in link.inputs]
+            if k in around.steps and has_pieces(link.operation):
+                low, high = around.steps[k].slopes
+                steepest = np.maximum(np.abs(low), np.abs(high)).reshape(around.values[k].shape)
+                found = steepest * reads[0]
+            elif around._linear(link):
+                terms = maps.terms(link.operation, around._shapes(link))
+                found = maps.absolute(link.operation, reads)
+                found = found * (1 + rounding.gamma(terms + 8, 2.0**-53))
+            else:
+                # From l∞ to l2 and back: ‖e‖₂ ≤ √n‖e‖_∞.
+                sizes = [float(rounding.euclidean_norms_up(v)[0]) for v in reads]
+                if isinstance(link.operation, Whole):
+                    size = gain_of(link.operation.nodes, sizes)
+                else:
+                    size = gains.radius(link.operation, around._shapes(link), sizes)
+                found = np.full(around.values[k].shape, size)
+            self.bounds.append(found * (1 + 1e-12))
+
+    def gain(self):
+        """Upper bound on the largest row sum."""
+        around = self.around
+        target = around.flow.output
+        shape = around.trace.shape(target)
+        size = around.values[-1].size
+        held = {target: np.eye(size).reshape(size, *shape)}
+        total = np.zeros(size)
+        for k in range(target, 0, -1):
+            if k not in held:
+                continue
+            c = held.pop(k)
+            link = around.flow.links[k - 1]
+            flat = np.abs(c.reshape(size, -1))
+            if k in around.steps and has_pieces(link.operation):
+                low, high = around.steps[k].slopes
+                source = self.bounds[link.inputs[0]].ravel()
+                total += flat @ ((high - low) / 2 * source)
+                found = [c * ((low + high) / 2).reshape(c.shape[1:])]
+            elif around._linear(link):
+                found = maps.adjoint(link.operation, c, around._shapes(link))
+            else:
+                total += flat @ self.bounds[k].ravel()
+                continue
+            # Rounding of the adjoint, relative to what it sums up.
+            reads = [self.bounds[i] for i in link.inputs]
+            if around._linear(link):
+                total += (
+                    rounding.gamma(around.sum_length, 2.0**-53)
+                    * flat
+                    @ maps.absolute(link.operation, reads).ravel()
+                )
+            for i, part in zip(link.inputs, found, strict=True):
+                held[i] = held[i] + part if i in held else part
+        if 0 in held:
+            total += np.abs(held[0].reshape(size, -1)).sum(axis=1)
+        whole = float(np.max(self.bounds[target]))
+        return min(whole, float(np.max(total)) * (1 + 1e-9))

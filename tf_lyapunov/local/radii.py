@@ -1,0 +1,246 @@
+"""The largest radius at which linear functions of the output stay positive, by repeated bounds."""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.local.ascent import ascend, tried
+from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.branching import split_lower
+from tf_lyapunov.local.flow import trace
+from tf_lyapunov.local.regions import Region, check_norm
+from tf_lyapunov.local.searching import SearchFlow
+
+# Relative distance between a proved radius and one that is not, at which the search ends.
+_TOLERANCE = 8e-3
+_EVALUATIONS = 9
+_LARGEST = 1e9
+# Larger radii that splits are tried for, where hidden steps are narrow and where they are not.
+_MANY, _ENOUGH = 20, 4
+# First growth of a radius that splits are tried for, units split, and ascent steps on a branch.
+_GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
+_RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
+FULL = Effort()
+# The first search around an input, and later ones, which begin where it ended.
+_SMALL = FULL, Effort(box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
+_LARGE = Effort(box_steps=4, margin_steps=30), Effort(2, (0.0,), 12, (0.0,))
+# Entries of all signals together from which on searches are short.
+_ENTRIES = 4000
+
+
+@dataclasses.dataclass
+class Answer:
+    """A proved radius.
+
+    Attributes:
+        radius: float, 0 where nothing is proved.
+        multipliers: of the rows, by position, at that radius; None without a proof.
+        boxes: dict from positions to lists of `Found`.
+        evaluations: radii that were tried.
+    """
+
+    radius: float
+    multipliers: dict | None = None
+    boxes: dict | None = None
+    evaluations: int = 0
+
+
+class Prover:
+    """Bounds of one flow around many inputs.
+
+    Args:
+        flow: `Flow`.
+        norm: `"l2"`, `"linf"` or `"l1"`.
+        bounds: `(low, high)` of valid inputs, or None.
+        efforts: `(first, later)` `Effort`s of a search; by default by the size of the flow.
+    """
+
+    def __init__(self, flow, norm="l2", bounds=None, efforts=None):
+        check_norm(norm)
+        self.flow, self.norm, self.bounds, self.efforts = flow, norm, bounds, efforts
+        self.search = SearchFlow(flow, norm == "l2" and bounds is None)
+
+    def region(self, x, radius):
+        """The region of one input."""
+        return Region.ball(x, radius, self.norm, self.bounds)
+
+    def evaluate(self, traced, radius, rows, effort, memory, held=None, deadline=np.inf):
+        """Searches multipliers at one radius: `(bounds, multipliers)`, nothing proved.
+
+        Args:
+            traced: `(trace, search trace)`.
+            radius: float.
+            rows: float64 (rows, outputs).
+            effort: `Effort`.
+            memory: of boxes, renewed.
+            held: multipliers of the rows at a similar radius, or None.
+            deadline: see `Around`.
+        """
+        region = self.search.region(self.region(traced[0].values[0][0], radius))
+        around = surround(
+            self.search.flow,
+            traced[1],
+            region,
+            effort,
+            memory,
+            dtype=np.float32,
+            deadline=deadline,
+        )
+        c = rows.astype(np.float32).reshape(len(rows), *around.trace.shape(self.flow.output))
+        target = self.flow.output
+        multipliers, found = tried(around, c, target, trials=effort.margin_trials)
+        if held is not None:
+            units = np.arange(len(rows))
+            adopt(multipliers, held, units)
+        if multipliers and effort.margin_steps:
+            found = ascend(around, c, target, multipliers, effort.margin_steps)
+        return found.astype(np.float64), multipliers
+
+    def prove(self, traced, radius, rows, memory, held, balls=True):
+        """Proved lower bounds of `rows` over the region, float64 (rows,).
+
+        Args:
+            memory, held: multipliers of boxes and rows; any are valid.
+        """
+        region = self.region(traced.values[0][0], radius)
+        effort = dataclasses.replace(FULL, balls=balls)
+        around = surround(self.flow, traced, region, effort, dict(memory), proof=True)
+        c = rows.reshape(len(rows), *traced.shape(self.flow.output))
+        multipliers = {}
+        around.backward(c, self.flow.output, multipliers)
+        adopt(multipliers, held, np.arange(len(rows)))
+        return around.lower(c, self.flow.output, multipliers)
+
+    def radius(self, x, rows, need, start=0.0, deadline=np.inf):
+        """`Answer` with the largest radius found at which every row exceeds its need.
+
+        Args:
+            x: one input, as the model receives it, in float64.
+            rows: float64 (rows, outputs).
+            need: function of a radius, float: what every row must exceed there.
+            start: a radius that is known already; nothing below it is looked for.
+            deadline: `time.monotonic()` at which the search stops.
+        """
+        traced = trace(self.flow, x)
+        pair = traced, self.search.trace(traced)
+        large = sum(v.size for v in traced.values) > _ENTRIES
+        efforts = self.efforts or (_LARGE if large else _SMALL)
+        center = rows @ traced.values[-1].reshape(-1) - need(0.0)
+        # Nobody asks for more, and numbers of the size of a format's end are no place to search.
+        most = _LARGEST * (1.0 + float(np.max(np.abs(x), initial=0.0)))
+        if not np.all(center > 0) or not start < most:
+            return Answer(0.0)
+        guess = min(self._guess(traced, rows, center), most)
+        height = float(center.min())
+        low, high = 0.0, np.inf
+        radius = max(0.6 * guess, start * 1.02)
+        memory, held, best = {}, None, None
+        count = 0
+        while count < _EVALUATIONS and time.monotonic() < deadline:
+            effort = efforts[0 if count == 0 else 1]
+            try:
+                found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
+            except OutOfTime:
+                break
+            value = float(np.min(found)) - need(radius)
+            count += 1
+            if not np.isfinite(value):
+                value = -10 * height
+            if value > 0:
+                best = radius, held, dict(memory)
+                low = radius
+            else:
+                high = radius
+            if high <= max(low * (1 + _TOLERANCE), start):
+                break
+            # Bounds fall like height·(1 - r/guess) - curvature·r², the curvature growing slowly.
+            curvature = (height * (1 - radius / guess) - value) / radius**2
+            root = _root(height, height / guess, curvature) * (1 - _TOLERANCE / 2)
+            if value > 0 and root <= radius * (1 + _TOLERANCE):
+                break
+            if high < np.inf and not low < root < high:
+                root = (low + high) / 2
+            radius = max(min(root, 2 * radius), start * 1.001)
+            if radius > most:
+                break
+        answer = self._proved(traced, rows, need, best, start, count)
+        if answer.radius > 0 and not large:
+            self._branched(traced, rows, need, answer, deadline)
+        return answer
+
+    def _branched(self, traced, rows, need, answer, deadline):
+        """Enlarges a proved radius by splits of units, while time lasts."""
+        growth, width = _GROWTH, sum(v.size for v in traced.values[1:-1])
+        for _ in range(_MANY if width < 1.2 * traced.values[0].size else _ENOUGH):
+            if growth <= 1 + _TOLERANCE / 2 or time.monotonic() > deadline:
+                break
+            radius = answer.radius * growth
+            region = self.region(traced.values[0][0], radius)
+            try:
+                around = surround(self.flow, traced, region, FULL, dict(answer.boxes), proof=True)
+                around.deadline = deadline
+                c = rows.reshape(len(rows), *traced.shape(self.flow.output))
+                multipliers = {}
+                around.backward(c, self.flow.output, multipliers)
+                adopt(multipliers, answer.multipliers, np.arange(len(rows)))
+                found = around.lower(c, self.flow.output, multipliers)
+                # The worst first: if it stays open, the others need no splits.
+                for i in np.argsort(found):
+                    if found[i] <= need(radius):
+                        held = {k: m.of_rows([i]) for k, m in multipliers.items()}
+                        row = rows[i : i + 1]
+                        found[i] = split_lower(around, row, held, _SPLITS, _SPLIT_STEPS)[0]
+                    if found[i] <= need(radius):
+                        break
+            except OutOfTime:
+                return
+            if np.all(found > need(radius)):
+                answer.radius = radius
+            else:
+                growth = 1 + (growth - 1) / 3
+
+    def _guess(self, traced, rows, center):
+        """Where the linearisation at the input reaches zero."""
+        scale = max(float(np.max(np.abs(traced.values[0]))), 1.0) * 1e-6
+        around = surround(self.flow, traced, self.region(traced.values[0][0], scale), CROWN)
+        c = rows.reshape(len(rows), *traced.shape(self.flow.output))
+        found, _, _ = around.backward(c, self.flow.output, {})
+        slopes = np.maximum((rows @ traced.values[-1].reshape(-1) - found) / scale, 1e-30)
+        return float(np.min(center / slopes))
+
+    def _proved(self, traced, rows, need, best, start, count):
+        if best is None:
+            return Answer(0.0, evaluations=count)
+        radius, held, memory = best
+        for retreat in _RETREATS:
+            smaller = radius * (1 - retreat)
+            if smaller <= start:
+                break
+            if np.all(self.prove(traced, smaller, rows, memory, held) > need(smaller)):
+                return Answer(smaller, held, memory, count)
+        return Answer(0.0, evaluations=count)
+
+
+def _root(height, slope, curvature):
+    """Positive root of height - slope·r - curvature·r², or a large number."""
+    square = slope**2 + 4 * curvature * height
+    below = slope + np.sqrt(max(square, 0.0))
+    return 2 * height / below if below > 0 and square > 0 else 1e30
+
+
+def adopt(multipliers, held, rows):
+    """Takes over the multipliers of the same rows from another search, where steps are shared."""
+    for k, own in multipliers.items():
+        if k in held:
+            own.adopt(held[k], rows, rows)
+
+
+def margin_rows(classes, label):
+    """Rows of f_label - f_j for all j ≠ label, or ±f of a single output."""
+    if classes == 1:
+        return np.array([[1.0 if label == 1 else -1.0]])
+    rows = -np.eye(classes)[np.arange(classes) != label]
+    rows[:, label] = 1.0
+    return rows

@@ -1,0 +1,284 @@
+"""The relaxation of an elementwise step that joins the ball and the box of its input.
+
+For z with Σ w_i (z_i - z⁰_i)² ≤ ρ² and l ≤ z ≤ u, any coefficients c, any g and any λ ≥ 0,
+
+    cᵀφ(z) ≥ gᵀz + h,
+    h = Σ_i min_{l_i ≤ t ≤ u_i} [c_i φ_i(t) - g_i t + (λ/2) w_i (t - z⁰_i)²] - λρ²/2.      (L)
+
+Proof. cᵀφ(z) - gᵀz = Σ_i [c_i φ_i(z_i) - g_i z_i + (λ/2) w_i (z_i - z⁰_i)²] - (λ/2) Σ w_i (z_i -
+z⁰_i)², whose first sum is at least that of the minima and whose second is at most λρ²/2.
+
+With `Pieces` φ_i(t) ≥ s t + d - e where c_i > 0, and ≤ s t + d + e where c_i < 0, so that the
+minimum is one over pieces of a convex quadratic (a line for λ = 0), attained at
+clip(z⁰ - (c s - g)/(λ w), a, b). Special cases: λ = 0 is CROWN and α-CROWN; a box without ends is
+SDP-CROWN's Theorem 4.1; a unit that was split has a smaller box.
+
+Rounding. Let t* be the minimiser of the piece that holds the exact minimum, t̂ the computed one.
+Both are clipped to [a, b], so q(t̂) ≤ q(t*) + λw·d² with d the error of the unclipped point, at
+most 4u(|z⁰| + |t̂ - z⁰|), or q(t̂) is linear; and q(t̂) is computed with an error of at most
+8u(|c|(|s||t̂| + |d|) + |g||t̂| + λw(t̂ - z⁰)²/2). Every one of these is below u·`slack`, which sums
+them for the whole row with the largest values over the box, and the sum over units costs γ_n of it
+once more.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tf_lyapunov.local.pieces import Columns, pieces
+
+_TINY = 1e-30
+_CANDIDATES = 5
+_PLUS, _MINUS = 1.0, -1.0
+# Far beyond what helps, far from what overflows.
+_LOG_LAM = (-40.0, 30.0)
+
+
+@dataclasses.dataclass(eq=False)
+class Multipliers:
+    """g and λ of one step for a batch of rows; any values are valid.
+
+    Attributes:
+        share: g_i = share·c_i of the units that are not linear on their box, float64 (rows, m).
+        log_lam: log λ, float64 (rows,); -inf for λ = 0.
+        columns: int (m,), which units these are.
+    """
+
+    share: np.ndarray
+    log_lam: np.ndarray
+    columns: np.ndarray
+
+    def copy(self):
+        """The same values in arrays of their own."""
+        return Multipliers(self.share.copy(), self.log_lam.copy(), self.columns)
+
+    def of_rows(self, rows):
+        """Those of some rows, in arrays of their own."""
+        return Multipliers(self.share[rows].copy(), self.log_lam[rows].copy(), self.columns)
+
+    def adopt(self, other, mine, theirs):
+        """Takes over rows `theirs` of another's into rows `mine`, for the units that both have."""
+        _, here, there = np.intersect1d(self.columns, other.columns, return_indices=True)
+        self.share[np.ix_(mine, here)] = other.share[np.ix_(theirs, there)]
+        self.log_lam[mine] = other.log_lam[theirs]
+
+    def take(self, other, rows):
+        """Takes over the rows of another where `rows` (bool) says so."""
+        self.share[rows] = other.share[rows]
+        self.log_lam[rows] = other.log_lam[rows]
+
+    def move(self, directions, size):
+        """Moves by a step in the directions of `share` and `log_lam`."""
+        self.share = self.share + 0.3 * size * directions[0]
+        self.log_lam = np.clip(self.log_lam + size * directions[1], *_LOG_LAM)
+
+
+class Elementwise:
+    """(L) of one elementwise step around one point.
+
+    Args:
+        operation: an elementwise operation that `pieces` knows.
+        center: float64 (1 or rows, *shape), z⁰ as computed.
+        low, high: float64 (1 or rows, *shape), the box of z.
+        radius: ρ for `weights`, with the rounding of z⁰; infinite if unknown.
+        weights: float64 (*shape) w ≥ 0, or None for 1 on the units that are not linear.
+    """
+
+    def __init__(self, operation, center, low, high, radius=np.inf, weights=None):
+        self.operation, self.shape = operation, center.shape[1:]
+        self.center = center.reshape(len(center), -1)
+        self.low, self.high = (v.reshape(len(v), -1) for v in (low, high))
+        self.radius = radius
+        everything = Columns(np.arange(self.center.shape[1]), self.shape)
+        whole = pieces(operation, self.low, self.high, everything)
+        below, above = whole.slopes()
+        self.slopes = below.min(axis=0), above.max(axis=0)
+        linear = (self.slopes[0] == self.slopes[1]) & (whole.error.max(axis=(0, 1)) == 0)
+        # Rows of boxes of their own may lie on different pieces of the same slope.
+        linear &= np.ptp(whole.intercept, axis=(0, 1)) == 0
+        self.columns = np.flatnonzero(~linear)
+        # Rows of boxes of their own may leave different units linear.
+        self.free = None
+        if len(below) > 1:
+            self.free = ((below != above) | (whole.error.max(axis=0) > 0))[:, self.columns]
+        # Of a linear unit all pieces agree; of the others nothing is read here.
+        kind = self.center.dtype
+        self.slope = np.where(linear, whole.slope[0, 0], 0.0).astype(kind)
+        self.shift = np.where(linear, whole.intercept[0, 0], 0.0).astype(kind)
+        self.has_shift = bool(np.any(self.shift))
+        index = self.columns
+        self.pieces = dataclasses.replace(
+            whole,
+            **{
+                f.name: getattr(whole, f.name)[..., index].astype(kind)
+                for f in dataclasses.fields(whole)
+            },
+        )
+        self.kinds = [_kind(slope) for slope in self.pieces.slope]
+        self.shifted = [bool(np.any(v)) for v in self.pieces.intercept]
+        self.inexact = [bool(np.any(v)) for v in self.pieces.error]
+        self.z = self.center[:, index]
+        self.weights = 1.0 if weights is None else np.asarray(weights).ravel()[index][None]
+        self.starts = None
+        # For the slack: largest values over the box.
+        size = np.maximum(np.abs(self.low), np.abs(self.high)).max(axis=0)
+        steepest = np.abs(whole.slope).max(axis=(0, 1))
+        self.largest_z = size
+        self.largest_value = (
+            steepest * size
+            + np.abs(whole.intercept).max(axis=(0, 1))
+            + whole.error.max(axis=(0, 1))
+        )
+        reach = np.maximum(np.abs(self.high - self.center), np.abs(self.low - self.center))
+        squares = reach.max(axis=0)[index] ** 2
+        self.square = float(np.sum(self.weights * squares))
+
+    def range(self):
+        """Bounds on φ over the box, (*shape) each, for the one box of all rows."""
+        everything = Columns(np.arange(self.center.shape[1]), self.shape)
+        low, high = pieces(self.operation, self.low, self.high, everything).range()
+        return low.min(axis=0).reshape(self.shape), high.max(axis=0).reshape(self.shape)
+
+    def _starts(self, sign):
+        """CROWN's slopes for a sign of c: of lines through the pieces, best amid the box."""
+        p = self.pieces
+        first, last = p.start.min(axis=0), p.stop.max(axis=0)
+        z = (first + last) / 2
+        at = [p.slope * t + p.intercept for t in (p.start, p.stop)]
+        begin = np.where(p.start == first, at[0], -np.inf).max(axis=0)
+        end = np.where(p.stop == last, at[1], -np.inf).max(axis=0)
+        chord = (end - begin) / np.maximum(last - first, _TINY)
+        stops = np.unique(np.linspace(0, len(p.slope) - 1, _CANDIDATES).astype(int))
+        best = held = None
+        for slope in (chord, *(p.slope[k] for k in stops)):
+            # min over the pieces of sign·φ(t) - g t, plus g z⁰: the bound's value at z.
+            inner = np.minimum(
+                *(a - slope * t for a, t in zip(at, (p.start, p.stop), strict=True))
+            ) if sign is _PLUS else np.minimum(
+                *(slope * t - a for a, t in zip(at, (p.start, p.stop), strict=True))
+            )  # fmt: skip
+            value = (inner - p.error).min(axis=0) + sign * slope * z
+            better = None if best is None else value > best
+            best = value if best is None else np.where(better, value, best)
+            held = slope + 0.0 * chord if held is None else np.where(better, slope, held)
+        return held
+
+    def start(self, c):
+        """`Multipliers` with CROWN's slopes and λ = 0."""
+        units = c.reshape(len(c), -1)[:, self.columns]
+        if self.starts is None:
+            self.starts = self._starts(_PLUS), self._starts(_MINUS)
+        share = np.where(units > 0, *self.starts)
+        return Multipliers(share, np.full(len(c), -np.inf, c.dtype), self.columns)
+
+    def blank(self, c):
+        """`Multipliers` of zeros, to be filled from others."""
+        share = np.zeros((len(c), len(self.columns)), c.dtype)
+        return Multipliers(share, np.full(len(c), -np.inf, c.dtype), self.columns)
+
+    def backward(self, c, multipliers, record=True):
+        """`(g, h, memory)` of (L); `memory` is for `forward`, None without `record`."""
+        flat = c.reshape(len(c), -1)
+        g = flat * self.slope
+        h = flat @ self.shift if self.has_shift else np.zeros(len(c), c.dtype)
+        units = flat[:, self.columns]
+        own = multipliers.share * units
+        g[:, self.columns] = own
+        lam = np.zeros(len(c), c.dtype)
+        if np.isfinite(self.radius):
+            lam = np.exp(multipliers.log_lam)
+        curve = lam[:, None] * self.weights
+        half, curve = 0.5 * curve, np.maximum(curve, _TINY)
+        best = None
+        p = self.pieces
+        for k in range(len(p.slope)):
+            if self.kinds[k] == 0:
+                slope = -own
+            else:
+                slope = units - own if self.kinds[k] == 1 else units * p.slope[k] - own
+            t = slope / curve
+            np.subtract(self.z, t, out=t)
+            np.maximum(t, p.start[k], out=t)
+            np.minimum(t, p.stop[k], out=t)
+            value = t - self.z
+            value *= value
+            value *= half
+            value += slope * t
+            if self.shifted[k]:
+                value += units * p.intercept[k]
+            if self.inexact[k]:
+                value -= np.abs(units) * p.error[k]
+            if best is None:
+                best, point = value, t
+                read = self._line(k, units, t) if record else None
+            elif not record:
+                np.minimum(best, value, out=best)
+            else:
+                # Products with zeros and ones are several times faster than selections.
+                better = (value < best).astype(value.dtype)
+                np.minimum(best, value, out=best)
+                line = self._line(k, units, t)
+                t -= point
+                t *= better
+                point += t
+                read = read + better * (line - read)
+        if best is None or not best.shape[1]:
+            return g.reshape(c.shape), h, None
+        h = h + best.sum(axis=1)
+        if np.isfinite(self.radius):
+            h = h - lam * (self.radius**2 / 2)
+        if not record:
+            return g.reshape(c.shape), h, None
+        return g.reshape(c.shape), h, (units, point, read, lam, multipliers.share)
+
+    def _line(self, k, units, point):
+        """Piece k at a point: φ, or the line below or above it that stands for it."""
+        p = self.pieces
+        if self.kinds[k] == 0:
+            found = np.zeros((1, 1), point.dtype)
+        else:
+            found = point.copy() if self.kinds[k] == 1 else p.slope[k] * point
+        if self.shifted[k]:
+            found = found + p.intercept[k]
+        if self.inexact[k]:
+            found = found - np.sign(units) * p.error[k]
+        return found
+
+    def slack(self, c, g, multipliers):
+        """What `backward` summed up, in size, per row: its rounding is below γ_n of it."""
+        flat, own = np.abs(c.reshape(len(c), -1)), np.abs(g.reshape(len(g), -1))
+        found = 4 * (flat @ self.largest_value) + 4 * (own @ self.largest_z)
+        if np.isfinite(self.radius):
+            lam = np.exp(multipliers.log_lam)
+            found = found + lam * 4 * (self.square + self.radius**2)
+        return found
+
+    def forward(self, y, memory):
+        """Derivatives of the bound: by c, and by the multipliers, from `y`, that by g.
+
+        Returns:
+            `(by_c, by_share, by_log_lam)`.
+        """
+        flat = y.reshape(len(y), -1)
+        found = flat * self.slope + self.shift
+        if memory is None:
+            return found.reshape(y.shape), np.zeros((len(y), 0)), np.zeros(len(y))
+        units, point, read, lam, share = memory
+        through = flat[:, self.columns] - point
+        found[:, self.columns] = read + share * through
+        away = point - self.z
+        square = np.sum(self.weights * away * away, axis=1)
+        by_lam = np.zeros(len(y))
+        if np.isfinite(self.radius):
+            by_lam = lam * (square - self.radius**2) / 2
+        by_share = units * through
+        if self.free is not None:
+            by_share = np.where(self.free, by_share, 0.0)
+        return found.reshape(y.shape), by_share, by_lam
+
+
+def _kind(slope):
+    """0 or 1 where a piece has this slope for all units, else 2."""
+    if not slope.size:
+        return 2
+    return 0 if np.all(slope == 0) else 1 if np.all(slope == 1) else 2
