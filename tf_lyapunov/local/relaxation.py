@@ -82,9 +82,13 @@ class Elementwise:
         low, high: float64 (1 or rows, *shape), the box of z.
         radius: ρ for `weights`, with the rounding of z⁰; infinite if unknown.
         weights: float64 (*shape) w ≥ 0, or None for 1 on the units that are not linear.
+        columns: int, units to be treated as not linear even where their boxes leave them so: g is
+            free there, as the multiplier of what makes the box that small. None for none.
     """
 
-    def __init__(self, operation, center, low, high, radius=np.inf, weights=None):
+    def __init__(
+        self, operation, center, low, high, radius=np.inf, weights=None, columns=None
+    ):
         self.operation, self.shape = operation, center.shape[1:]
         self.center = center.reshape(len(center), -1)
         self.low, self.high = (v.reshape(len(v), -1) for v in (low, high))
@@ -96,6 +100,8 @@ class Elementwise:
         linear = (self.slopes[0] == self.slopes[1]) & (whole.error.max(axis=(0, 1)) == 0)
         # Rows of boxes of their own may lie on different pieces of the same slope.
         linear &= np.ptp(whole.intercept, axis=(0, 1)) == 0
+        if columns is not None:
+            linear[columns] = False
         self.columns = np.flatnonzero(~linear)
         # Rows of boxes of their own may leave different units linear.
         self.free = None

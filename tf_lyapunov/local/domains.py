@@ -1,0 +1,469 @@
+"""Bounds over many boxes within one region at once, by lines below and above every activation.
+
+A domain is a box of the input, cut with the region's ball if it has one. Position by position it
+gets boxes by intervals, and those of activations that are not linear on theirs by a backward pass
+of their own, in which each activation stands between two lines,
+
+    α y + β ≤ φ(y) ≤ α' y + β',     cᵀφ(y) ≥ (c⁺α + c⁻α')ᵀy + c⁺ᵀβ + c⁻ᵀβ',                  (C)
+
+which is (L) of `relaxation` with λ = 0 and one g per unit and sign; one row per (domain, unit) that
+needs it, all domains together.
+
+Rounding. As `around` says, a pass errs by at most γ_N of the sum over its links of the sizes that
+each sums up. Every size there is |c|ᵀs for the row's coefficients c at that link, with s a bound on
+what the link's entries sum up over the whole region; and |c| at a link is at most |W|ᵀ|c| of the
+next one, or the steepest slope times it. So that sum is at most |c|ᵀL for the row's own c, with
+
+    L_0 = 2|x⁰| + 8·reach,   L_k = 2s_k + |W|L_{k-1},   L_k = 4·max|φ| + σ(4·max|y| + L_{k-1}),    (S)
+
+for linear links and activations of steepest slope σ, once for all domains.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tf_lyapunov.local import maps
+from tf_lyapunov.local.flow import Whole
+from tf_lyapunov.local.maxima import is_window_maximum, windows_of
+from tf_lyapunov.local.pieces import Columns, has_pieces, linear_pieces, pieces
+from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families.elementwise import Kinked
+from tf_lyapunov.program.families.merging import Extreme
+from tf_lyapunov.program.families.softmax import Softmax
+from tf_lyapunov.program.operation import EXACT, Signal
+
+UNIT = rounding.UNIT_ROUNDOFF["float64"]
+_MARGIN = 1 + 1e-9
+# Entries of one block of rows, at the widest step.
+_BLOCK = 2**21
+
+
+@dataclasses.dataclass(eq=False)
+class Lines:
+    """Lines below and above an activation on every domain, float64 (domains, units) each."""
+
+    low_slope: np.ndarray
+    low_shift: np.ndarray
+    high_slope: np.ndarray
+    high_shift: np.ndarray
+    open: np.ndarray  # bool, whether the two differ
+
+
+class Domains:
+    """Bounds of one flow over domains of one region.
+
+    Args:
+        around: proved `Around` of the whole region, complete.
+    """
+
+    def __init__(self, around):
+        self.around, self.flow, self.region = around, around.flow, around.region
+        self.shapes = [v.shape[1:] for v in around.values]
+        self.center = around.values[0].reshape(-1)
+        self.rounding = rounding.gamma(around.sum_length, UNIT)
+        self.whole = [
+            tuple(v.reshape(-1) for v in around.box(k)) for k in range(len(self.shapes))
+        ]
+        self.sizes = self._sizes()
+        self.is_box = not np.isfinite(min(self.region.radius, self.region.radius_l1))
+        # What links with lines read, in order: these boxes are kept from a domain to its parts.
+        self.kept = list(dict.fromkeys(
+            link.inputs[0] for link in self.flow.links if self._has_lines(link.operation)
+        ))  # fmt: skip
+        self.affine = [True]
+        for link in self.flow.links:
+            linear = around._linear(link) and all(self.affine[i] for i in link.inputs)
+            self.affine.append(linear)
+
+    def _has_lines(self, operation):
+        if isinstance(operation, Whole):
+            return False
+        return has_pieces(operation) or is_window_maximum(operation)
+
+    def _sizes(self):
+        """L of (S), per position, flat."""
+        around = self.around
+        reach = self.region.reach()
+        found = [2 * np.abs(around.values[0]) + (4 * reach + 4 * self.region.l2_radius())[None]]
+        for k, link in enumerate(self.flow.links, 1):
+            reads = [found[i] for i in link.inputs]
+            low, high = around.box(k)
+            size = np.maximum(np.abs(low), np.abs(high))
+            if around._linear(link):
+                size = 2 * around.sizes[k] + maps.absolute(link.operation, reads)
+            elif self._has_lines(link.operation):
+                step, source = around.steps[k], around.box(link.inputs[0])
+                largest = np.maximum(np.abs(source[0]), np.abs(source[1]))
+                if has_pieces(link.operation):
+                    slopes = np.maximum(*(np.abs(s) for s in step.slopes)).reshape(size.shape)
+                    size = 4 * step.largest_value.reshape(size.shape) + slopes * (
+                        4 * largest + reads[0]
+                    )
+                else:
+                    cells, out = windows_of(link.operation, self.shapes[link.inputs[0]])
+                    inner = np.where(cells >= 0, (8 * largest + reads[0]).reshape(-1)[cells], 0.0)
+                    size = 4 * size + inner.max(axis=1).reshape(1, *out)
+            else:
+                size = 4 * size
+            found.append(size * _MARGIN)
+        return [f.reshape(-1) for f in found]
+
+    # Boxes and lines ----------------------------------------------------------------------------
+
+    def bound(self, low, high, boxes, rows, wanted, deadline_passed):
+        """Lower bounds of rows of the output over domains.
+
+        Args:
+            low, high: float64 (domains, inputs), flat boxes of the input within the region.
+            boxes: dict from `kept` positions to `(low, high)` (domains, units), known already;
+                renewed.
+            rows: float64 (r, outputs).
+            wanted: bool (domains, r), which to bound.
+            deadline_passed: function without arguments; the pass raises `OutOfTime` by it.
+
+        Returns:
+            `(lower, domain, slopes)`: float64 (domains, r), -inf where not wanted; the domain of
+            each bounded row, and its coefficients at the input, (p, inputs).
+        """
+        box, lines = {0: (low, high)}, {}
+        for k, link in enumerate(self.flow.links, 1):
+            operation = link.operation
+            if self._has_lines(operation):
+                source = link.inputs[0]
+                if source in boxes and source not in lines:
+                    self._tighten(source, box, boxes, lines, link, deadline_passed)
+                lines[k] = self._lines(operation, source, *box[source])
+            deadline_passed()
+            box[k] = self._interval(k, link, box)
+        domain, row = np.nonzero(wanted)
+        found, slopes = self.lower(rows[row], domain, self.flow.output, box, lines)
+        ends = box[self.flow.output]
+        plain = self._at_box(rows[row], domain, ends)
+        lower = np.full(wanted.shape, -np.inf)
+        lower[domain, row] = np.maximum(found, plain)
+        return lower, domain, row, slopes
+
+    def _tighten(self, source, box, boxes, lines, link, deadline_passed):
+        """The box at a position, from intervals, from what is known, and by passes of its own."""
+        low, high = (np.array(v) for v in box[source])
+        known = boxes[source]
+        if known is not None:
+            np.maximum(low, known[0], out=low)
+            np.minimum(high, known[1], out=high)
+        exact = self.affine[source] and self.is_box
+        if not exact:
+            mask = self._matters(link, low, high)
+            domain, unit = np.nonzero(mask)
+            width = max(math.prod(s) for s in self.shapes[: source + 1])
+            block = max(_BLOCK // width // 2, 16)
+            for start in range(0, len(domain), block):
+                deadline_passed()
+                some, at = domain[start : start + block], unit[start : start + block]
+                count = len(some)
+                c = np.zeros((2 * count, low.shape[1]))
+                c[np.arange(count), at] = 1.0
+                c[count + np.arange(count), at] = -1.0
+                found, _ = self.lower(c, np.concatenate([some, some]), source, box, lines)
+                low[some, at] = np.maximum(low[some, at], found[:count])
+                high[some, at] = np.minimum(high[some, at], -found[count:])
+        # An empty box is a domain without inputs, of which anything holds.
+        np.maximum(high, low, out=high)
+        box[source] = boxes[source] = low, high
+
+    def _matters(self, link, low, high):
+        """Units whose activation is not linear on their box."""
+        operation = link.operation
+        if is_window_maximum(operation):
+            cells, _ = windows_of(operation, self.shapes[link.inputs[0]])
+            found, exists = np.zeros(low.shape, bool), cells >= 0
+            bottom = np.where(exists, low[:, cells], -np.inf)
+            active = _active(exists, bottom, np.where(exists, high[:, cells], -np.inf))
+            active &= active.sum(axis=2, keepdims=True) > 1
+            domain, window, cell = np.nonzero(active)
+            found[domain, cells[window, cell]] = True
+            return found
+        breaks = _breaks(operation)
+        if breaks is None:
+            return high > low
+        return np.any([(low < b) & (b < high) for b in breaks], axis=0)
+
+    def _lines(self, operation, source, low, high):
+        if is_window_maximum(operation):
+            return _window_lines(operation, self.shapes[source], low, high)
+        return lines_of(operation, low, high, self.shapes[source])
+
+    def _interval(self, k, link, box):
+        """Intervals of a position, (domains, entries), by those of what its link reads."""
+        operation = link.operation
+        reads = [
+            tuple(v.reshape(-1, *self.shapes[i]) for v in box[i]) for i in link.inputs
+        ]
+        if isinstance(operation, Whole):
+            found = None
+        elif self.around._linear(link):
+            found = self._linear_interval(k, link, reads)
+        elif has_pieces(operation):
+            low, high = reads[0]
+            flat = low.reshape(len(low), -1), high.reshape(len(low), -1)
+            everything = Columns(np.arange(flat[0].shape[1]), self.shapes[k])
+            found = _range(operation, *flat, everything)
+        elif isinstance(operation, Softmax):
+            found = _softmax_range(operation, *reads[0])
+        elif isinstance(operation, Extreme) or is_window_maximum(operation):
+            # Nondecreasing in every entry, and exact.
+            found = tuple(
+                _exactly(operation, [read[end] for read in reads]) for end in (0, 1)
+            )
+        else:
+            found = None
+        count = len(box[0][0])
+        low, high = (np.broadcast_to(v, (count, v.shape[-1])) for v in self.whole[k])
+        if found is None:
+            return low, high
+        low = np.maximum(low, found[0].reshape(count, -1))
+        high = np.minimum(high, found[1].reshape(count, -1))
+        return low, np.maximum(low, high)
+
+    def _linear_interval(self, k, link, reads):
+        operation = link.operation
+        middle = [low / 2 + high / 2 for low, high in reads]
+        half = [np.maximum(high - m, m - low) for m, (low, high) in zip(middle, reads, strict=True)]
+        value = maps.applied(operation, middle)
+        reach = maps.absolute(operation, half)
+        room = self.rounding * 2 * self.around.sizes[k] * _MARGIN + 1e-290
+        reach = reach * (1 + self.rounding) + room
+        return value - reach, value + reach
+
+    # Backwards ----------------------------------------------------------------------------------
+
+    def lower(self, c, domain, target, box, lines):
+        """Proved lower bounds of rows of a position, each over one domain.
+
+        Args:
+            c: float64 (p, entries).
+            domain: int (p,).
+            target: position.
+            box: dict from positions to intervals (domains, entries).
+            lines: dict from positions to `Lines`, as far as the target needs them.
+
+        Returns:
+            `(lower, slopes)`: float64 (p,), and (p, inputs), the row's coefficients at the input.
+        """
+        lost = self.rounding * (np.abs(c) @ self.sizes[target]) * _MARGIN + 1e-290
+        held = {target: c}
+        constant = np.zeros(len(c))
+        for k in range(target, 0, -1):
+            if k not in held:
+                continue
+            c, link = held.pop(k), self.flow.links[k - 1]
+            operation = link.operation
+            if self.around._linear(link):
+                shaped = c.reshape(-1, *self.shapes[k])
+                shift = maps.offset(operation)
+                if shift is not None:
+                    shift = np.broadcast_to(shift, self.shapes[k])
+                    constant += c @ shift.reshape(-1)
+                found = maps.adjoint(operation, shaped, [self.shapes[i] for i in link.inputs])
+                found = [f.reshape(len(c), -1) for f in found]
+            elif k in lines:
+                found, added = _through(lines[k], c, domain)
+                constant += added
+            else:
+                constant += self._plain(c, domain, box[k])
+                continue
+            for i, part in zip(link.inputs, found, strict=True):
+                held[i] = held[i] + part if i in held else part
+        slopes = held.get(0)
+        if slopes is None:
+            slopes = np.zeros((len(c), len(self.center)))
+        else:
+            constant += slopes @ self.center + self._at_input(slopes, domain, *box[0])
+        found = rounding.down(constant - lost)
+        return np.where(np.isfinite(found), found, -np.inf), slopes
+
+    def _at_input(self, c, domain, low, high):
+        low, high = (low - self.center)[domain], (high - self.center)[domain]
+        if self.is_box:
+            return np.einsum("ij,ij->i", c, np.where(c > 0, low, high))
+        return self.region.minimum_between(c.reshape(-1, *self.shapes[0]), low, high)[0]
+
+    def _plain(self, c, domain, box):
+        return np.einsum("ij,ij->i", c, np.where(c > 0, box[0][domain], box[1][domain]))
+
+    def _at_box(self, c, domain, box):
+        lost = self.rounding * 4 * np.einsum(
+            "ij,ij->i", np.abs(c), np.maximum(np.abs(box[0]), np.abs(box[1]))[domain]
+        )
+        return rounding.down(self._plain(c, domain, box) - lost * _MARGIN - 1e-290)
+
+
+def _through(lines, c, domain):
+    """`(coefficients per input, constants)` of (C)."""
+    if isinstance(lines, WindowLines):
+        return lines.through(c, domain)
+    g = lines.high_slope[domain]
+    plus = np.maximum(c, 0.0)
+    added = np.einsum("ij,ij->i", c, lines.high_shift[domain])
+    g *= c
+    if lines.low_shift is not None:
+        added += np.einsum("ij,ij->i", plus, (lines.low_shift - lines.high_shift)[domain])
+    else:
+        added -= np.einsum("ij,ij->i", plus, lines.high_shift[domain])
+    plus *= (lines.low_slope - lines.high_slope)[domain]
+    g += plus
+    return [g], added
+
+
+def _breaks(operation):
+    """Where a piecewise linear function changes its slope, or None for others."""
+    if isinstance(operation, Kinked):
+        return (0.0,)
+    exact = linear_pieces(operation)
+    return None if exact is None else exact[0]
+
+
+def lines_of(operation, low, high, shape):
+    """`Lines` of an activation on boxes (domains, units) of samples of a shape."""
+    slopes = _leak(operation)
+    if slopes is not None and np.all((slopes >= 0) & (slopes <= 1)):
+        slopes = np.broadcast_to(slopes, shape).reshape(-1)
+        return _leaky_lines(slopes, low, high)
+    p = pieces(operation, low, high, Columns(np.arange(low.shape[1]), shape))
+    at = [p.slope * t + p.intercept for t in (p.start, p.stop)]
+    begin = np.where(p.start == low, at[0], -np.inf).max(axis=0)
+    end = np.where(p.stop == high, at[1], -np.inf).max(axis=0)
+    least, most = p.slopes()
+    wide = high > low
+    chord = np.where(wide, (end - begin) / np.where(wide, high - low, 1.0), p.slope[0])
+    chord = np.clip(chord, p.slope.min(axis=0), p.slope.max(axis=0))
+    middle = low / 2 + high / 2
+    count = len(p.slope)
+    candidates = [chord] + [
+        np.broadcast_to(p.slope[k], chord.shape) for k in sorted({0, count // 2, count - 1})
+    ]
+    found = []
+    for sign in (1.0, -1.0):
+        best = slope = shift = None
+        for s in candidates:
+            ends = [sign * (a - s * t) for a, t in zip(at, (p.start, p.stop), strict=True)]
+            inner = (np.minimum(*ends) - p.error).min(axis=0)
+            value = inner + sign * s * middle
+            if best is None:
+                best, slope, shift = value, s, sign * inner
+            else:
+                better = value > best
+                best = np.where(better, value, best)
+                slope = np.where(better, s, slope)
+                shift = np.where(better, sign * inner, shift)
+        found += [slope, shift]
+    open_ = (least < most) & wide
+    return Lines(*found, open_)
+
+
+def _leak(operation):
+    """Slopes below zero of a function that is t above it, or None for others."""
+    if isinstance(operation, Kinked):
+        return operation.slopes
+    exact = linear_pieces(operation)
+    if exact is not None and exact[0] == (0.0,) and exact[1][1] == (1.0, 0.0):
+        slope, shift = exact[1][0]
+        return np.array(slope) if shift == 0.0 else None
+    return None
+
+
+def _leaky_lines(slopes, low, high):
+    """max(t, slope·t): the chord above, the nearer of its two lines below."""
+    open_ = (low < 0) & (high > 0)
+    width = np.where(open_, high - low, 1.0)
+    share = np.where(open_, high / width, np.where(low >= 0, 1.0, 0.0))
+    high_slope = slopes + (1 - slopes) * share
+    # At t = high the chord gives high: high·(1 - slope of the chord).
+    shift = np.where(open_, high * (1 - high_slope), 0.0)
+    low_slope = np.where(open_, np.where(high > -low, 1.0, slopes), high_slope)
+    return Lines(low_slope, None, high_slope, shift, open_)
+
+
+@dataclasses.dataclass(eq=False)
+class WindowLines:
+    """(M) of `maxima` on every domain: a cell below, and α times a cell plus b above."""
+
+    below: np.ndarray
+    above: np.ndarray
+    alpha: np.ndarray
+    shift: np.ndarray
+    size: int
+
+    def through(self, c, domain):
+        """`(coefficients per input, constants)`."""
+        minus = np.minimum(c, 0.0)
+        found = np.zeros((len(c), self.size))
+        row = np.arange(len(c))[:, None]
+        np.add.at(found, (row, self.below[domain]), np.maximum(c, 0.0))
+        np.add.at(found, (row, self.above[domain]), minus * self.alpha[domain])
+        return [found], np.einsum("ij,ij->i", minus, self.shift[domain])
+
+
+def _window_lines(operation, shape, low, high):
+    cells, _ = windows_of(operation, shape)
+    exists = cells >= 0
+    bottom = np.where(exists, low[:, cells], -np.inf)
+    top = np.where(exists, high[:, cells], -np.inf)
+    active = _active(exists, bottom, top)
+    first = np.where(active, top, -np.inf).argmax(axis=2)
+    pick = np.arange(cells.shape[1]) == first[:, :, None]
+    second = np.where(active & ~pick, top, -np.inf).max(axis=2)
+    middle = np.where(active, (bottom + top) / 2, -np.inf)
+    index = np.arange(len(cells))
+    below = cells[index, middle.argmax(axis=2)]
+    above = cells[index, first]
+    rows = np.arange(len(low))[:, None]
+    least, most = low[rows, above], high[rows, above]
+    alone = ~np.isfinite(second)
+    second = np.where(alone, least, second)
+    width = np.maximum(most - least, 1e-30)
+    alpha = np.where(alone, 1.0, np.clip((most - second) / width, 0.0, 1.0))
+    shift = np.where(alone, 0.0, np.maximum((1 - alpha) * most, second - alpha * least))
+    below = np.where(alone, above, below)
+    return WindowLines(below, above, alpha, shift, low.shape[1])
+
+
+def _active(exists, bottom, top):
+    """Cells that may be the largest of their window, the one of the largest lower end among them."""
+    active = exists & (top > bottom.max(axis=2, keepdims=True))
+    np.put_along_axis(active, bottom.argmax(axis=2)[:, :, None], True, axis=2)
+    return active
+
+
+def _range(operation, low, high, columns):
+    slopes = _leak(operation)
+    if slopes is not None and np.all(slopes >= 0):
+        slopes = np.broadcast_to(slopes, columns.shape).reshape(-1)
+        return (np.where(low > 0, low, rounding.down(slopes * low)),
+                np.where(high > 0, high, rounding.up(slopes * high)))  # fmt: skip
+    return pieces(operation, low, high, columns).range()
+
+
+def _softmax_range(operation, low, high):
+    """Entry i is least where it alone is low and the others are high."""
+    top = high.max(axis=operation.axes, keepdims=True)
+    down, up = np.exp(low - top), np.exp(high - top)
+    total = lambda v: v.sum(axis=operation.axes, keepdims=True)  # noqa: E731
+    # Differences of sums of positive numbers cancel; their rounding is relative to the sums.
+    count = math.prod(low.shape[a] for a in operation.axes)
+    room = 4 * (count + 64) * UNIT
+    least = down / ((down + np.maximum(total(up) * (1 + room) - up, 0.0)) * (1 + room))
+    rest = np.maximum(total(down) * (1 - room) - down, 0.0)
+    most = up / np.maximum(up + rest, 1e-300) * (1 + room)
+    # exp errs relative to its argument's rounding.
+    spread = (1 + np.abs(low - top)) * room
+    least, most = least * (1 - spread), np.minimum(most * (1 + spread), 1.0)
+    if not operation.logarithm:
+        return np.maximum(least, 0.0), most
+    with np.errstate(divide="ignore"):
+        return np.log(np.maximum(least, 0.0)) - spread, np.log(most) + spread
+
+
+def _exactly(operation, values):
+    return operation.forward([Signal(v) for v in values], EXACT).value

@@ -1,0 +1,187 @@
+"""Branch and bound on the input: boxes halved until every one is proved, the worst first."""
+
+import heapq
+import itertools
+import time
+
+import numpy as np
+
+from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.program import rounding
+
+# Domains of one batch: few at first, then as many as pass in this time.
+_FIRST, _MOST, _SECONDS = 16, 4096, 0.4
+# Numbers that open domains may hold, boxes of hidden units above all, before the best is split.
+_ROOM = 2**26
+
+
+class InputTree:
+    """Domains of one region, split along their inputs.
+
+    Args:
+        domains: `Domains`.
+        unsafe: `Unsafe`.
+        attacker: `Attacker`, to which the corners of bounds are shown.
+        clock: `Clock`.
+
+    Attributes:
+        branches: number of domains that were bounded.
+        counterexample: what the attacker found, or None.
+    """
+
+    def __init__(self, domains, unsafe, attacker, clock):
+        self.domains, self.unsafe, self.attacker, self.clock = domains, unsafe, attacker, clock
+        self.counter = itertools.count()
+        self.heap, self.stuck = [], []
+        self.closed = np.inf
+        self.branches, self.counterexample = 0, None
+
+    @property
+    def bound(self):
+        """Proved lower bound of the margin over the region."""
+        open_ = [b[0] for b in self.heap[:1]] + self.stuck
+        return min([self.closed, *open_])
+
+    @property
+    def open(self):
+        """Number of domains that are not proved."""
+        return len(self.heap) + len(self.stuck)
+
+    def run(self, root_bound=-np.inf):
+        """Splits until nothing is open, a counterexample is found, or time is up.
+
+        Args:
+            root_bound: of the whole region, known already.
+        """
+        region, kept = self.domains.region, self.domains.kept
+        attacker = self.attacker
+        low, high = attacker.low.reshape(1, -1), attacker.high.reshape(1, -1)
+        # Within the region's reach, rounded outwards.
+        low, high = rounding.down(low), rounding.up(high)
+        low = np.maximum(low, region.low.reshape(1, -1))
+        high = np.minimum(high, region.high.reshape(1, -1))
+        sets = len(self.unsafe.starts)
+        self.heap = [(root_bound, next(self.counter), (low[0], high[0]), {}, np.ones(sets, bool), -1)]
+        size, rounds = _FIRST, 0
+        batch = self._pop(1)
+        split = False
+        while batch:
+            begin = time.monotonic()
+            try:
+                parts = self._bounded(batch, kept, split)
+            except OutOfTime:
+                for record in batch:
+                    heapq.heappush(self.heap, record)
+                return
+            rounds += 1
+            found = self._shown(*parts, rounds)
+            if found is not None or self.clock.is_up():
+                return
+            spent = max(time.monotonic() - begin, 1e-4)
+            limit = min(_SECONDS, 0.05 * self.clock.timeout)
+            size = int(np.clip(size * np.clip(limit / spent, 0.5, 2.0), 1, _MOST))
+            batch, split = self._pop(size), True
+
+    def _pop(self, count):
+        if not self.heap:
+            return []
+        numbers = sum(2 * len(self.domains.whole[k][0]) for k in self.domains.kept)
+        if len(self.heap) * numbers < _ROOM:
+            return [heapq.heappop(self.heap) for _ in range(min(count, len(self.heap)))]
+        # No room for more: those that are nearly proved first; a sorted list is a heap.
+        self.heap.sort()
+        found, self.heap = self.heap[-count:], self.heap[:-count]
+        return found
+
+    def _bounded(self, batch, kept, split):
+        """Bounds of the halves of a batch (or of the batch itself), and what is open again."""
+        low = np.stack([record[2][0] for record in batch])
+        high = np.stack([record[2][1] for record in batch])
+        mask = np.stack([record[4] for record in batch])
+        before = np.array([record[0] for record in batch])
+        boxes = dict.fromkeys(kept)
+        if split:
+            for k in kept:
+                boxes[k] = tuple(
+                    np.repeat(np.stack([record[3][k][e] for record in batch]), 2, axis=0).astype(
+                        np.float64
+                    )
+                    for e in (0, 1)
+                )
+            low, high, mask, before = (np.repeat(v, 2, axis=0) for v in (low, high, mask, before))
+            at = np.repeat([record[5] for record in batch], 2)
+            rows = np.arange(len(at))
+            middle = low[rows, at] / 2 + high[rows, at] / 2
+            even = rows % 2 == 0
+            high[rows[even], at[even]] = middle[even]
+            low[rows[~even], at[~even]] = middle[~even]
+        unsafe = self.unsafe
+        wanted = mask[:, unsafe.set_of]
+        lower, domain, row, slopes = self.domains.bound(
+            low, high, boxes, unsafe.rows, wanted, self.clock.check
+        )
+        excess = rounding.down(lower - unsafe.bounds)
+        self.branches += len(low)
+        holds = unsafe.holds(excess) & mask
+        values = np.maximum(unsafe.of_rows(excess), before[:, None])
+        # A set that is left behind counts with the bound that it was left with.
+        closed = np.where(holds, values, np.inf)
+        self.closed = min(self.closed, float(closed.min()))
+        mask = mask & ~holds
+        bounds = np.where(mask, values, np.inf)
+        target = bounds.argmin(axis=1)
+        bound = bounds[np.arange(len(bounds)), target]
+        best = self._best_rows(excess, target, domain, row, slopes)
+        corners = np.where(best > 0, low, high)
+        at = np.argmax(self._scores(best, low, high), axis=1)
+        for i in np.flatnonzero(mask.any(axis=1)):
+            a, b = low[i, at[i]], high[i, at[i]]
+            if not a < a / 2 + b / 2 < b:
+                self.stuck.append(float(bound[i]))
+                continue
+            held = {k: _narrow(*(v[i] for v in boxes[k])) for k in kept}
+            record = float(bound[i]), next(self.counter), (low[i], high[i]), held, mask[i], at[i]
+            heapq.heappush(self.heap, record)
+        return low, high, corners, bound
+
+    def _best_rows(self, excess, target, domain, row, slopes):
+        """Slopes at the input of each domain's row that decides its worst set."""
+        n = len(excess)
+        starts, lengths = self.unsafe.starts, self.unsafe.lengths
+        index = np.arange(excess.shape[1])
+        own = (index >= starts[target][:, None]) & (index < (starts + lengths)[target][:, None])
+        best = np.where(own, excess, -np.inf).argmax(axis=1)
+        place = np.full(excess.shape, -1)
+        place[domain, row] = np.arange(len(domain))
+        at = place[np.arange(n), best]
+        return np.where((at >= 0)[:, None], slopes[at], 0.0)
+
+    def _scores(self, slopes, low, high):
+        """How much the bound moves along an input, and a little for its share of the region."""
+        width = high - low
+        whole = np.maximum((self.attacker.high - self.attacker.low).reshape(-1), 1e-300)
+        moved = np.abs(slopes) * width
+        largest = moved.max(axis=1, keepdims=True)
+        return moved + np.where(largest > 0, 0.05 * largest, 1.0) * width / whole
+
+    def _shown(self, low, high, corners, bound, rounds):
+        """Shows corners and centres to the attacker, and descends from the worst now and then."""
+        attacker, shape = self.attacker, self.attacker.low.shape
+        points = np.concatenate([corners, low / 2 + high / 2])
+        points = attacker.projected(points.reshape(-1, *shape))
+        found = attacker.tried(points)
+        if found is None and self.heap and (rounds & (rounds - 1)) == 0 and rounds > 1:
+            worst = np.argsort(bound, kind="stable")[:16]
+            found = attacker.search(
+                corners[worst].reshape(-1, *shape), starts=8, steps=20, stop=self.clock.is_up
+            )
+        self.counterexample = found
+        return found
+
+
+def _narrow(low, high):
+    """Boxes in float32, rounded outwards, to be kept."""
+    with np.errstate(over="ignore"):
+        a, b = low.astype(np.float32), high.astype(np.float32)
+    a = np.where(a > low, np.nextafter(a, np.float32(-np.inf)), a)
+    return a, np.where(b < high, np.nextafter(b, np.float32(np.inf)), b)

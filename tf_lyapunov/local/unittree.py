@@ -1,0 +1,308 @@
+"""Branch and bound on hidden units: their boxes split at corners, the worst branch first.
+
+On a branch (L) of `relaxation` holds with the smaller box, and g of a unit that was split is the
+multiplier of what makes it smaller. Multipliers of a branch begin where its parent's ended. A
+branch without a unit left to split is split along the input.
+"""
+
+import copy
+import dataclasses
+import heapq
+import itertools
+import time
+
+import numpy as np
+
+from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.local.ascent import ascend, tried
+from tf_lyapunov.local.domains import _breaks, lines_of
+from tf_lyapunov.local.relaxation import Elementwise, Multipliers
+from tf_lyapunov.program import rounding
+
+_FIRST, _MOST, _SECONDS = 4, 256, 0.6
+_STEPS, _LOOK, _ROWS = 16, 3, 16
+
+
+@dataclasses.dataclass(eq=False)
+class Branch:
+    """Part of a region, for one unsafe set.
+
+    Attributes:
+        number: of the unsafe set.
+        bound: proved lower bound of the largest of its rows, A y - b.
+        splits: dict from (position, unit) to (low, high).
+        box: (low, high) of the input, flat, or None for the region's own.
+        held: dict from positions to `Multipliers` of the set's rows.
+        choices: list of what may be split next, best first: (position, unit, point), position 0
+            for the input.
+    """
+
+    number: int
+    bound: float
+    splits: dict
+    box: tuple | None
+    held: dict
+    choices: list
+
+
+class UnitTree:
+    """Branches of one region, split at hidden units.
+
+    Args:
+        around: proved `Around` of the whole region, complete.
+        unsafe: `Unsafe`.
+        attacker: `Attacker`, to which the minimisers of bounds are shown.
+        clock: `Clock`.
+
+    Attributes:
+        branches: number of branches that were bounded.
+        counterexample: what the attacker found, or None.
+    """
+
+    def __init__(self, around, unsafe, attacker, clock):
+        self.around, self.unsafe, self.attacker, self.clock = around, unsafe, attacker, clock
+        self.around.deadline = clock.deadline
+        self.columns = {
+            k: step.columns
+            for k, step in around.steps.items()
+            if isinstance(step, Elementwise) and len(step.columns)
+        }
+        self.counter = itertools.count()
+        self.heap, self.stuck = [], []
+        self.closed = np.inf
+        self.branches, self.counterexample = 0, None
+
+    @property
+    def bound(self):
+        """Proved lower bound of the margin over the region."""
+        return min([self.closed, *(b[0] for b in self.heap[:1]), *self.stuck])
+
+    @property
+    def open(self):
+        """Number of branches that are not proved."""
+        return len(self.heap) + len(self.stuck)
+
+    def run(self, steps, before):
+        """Splits until nothing is open, a counterexample is found, or time is up.
+
+        Args:
+            steps: of ascent for the whole region.
+            before: dict from the sets that are open to their bounds so far.
+        """
+        whole = [Branch(i, bound, {}, None, {}, []) for i, bound in before.items()]
+        whole.sort(key=lambda b: b.bound)
+        waiting, size, rounds = whole, _FIRST, 0
+        try:
+            points = []
+            # The whole region for some sets at a time, then the worst branches.
+            while waiting:
+                points += self._evaluate(waiting[:_ROWS], steps)
+                waiting = waiting[_ROWS:]
+            self.counterexample = self.attacker.search(points[:32], starts=4, stop=self.clock.is_up)
+            while self.heap and self.counterexample is None:
+                self.clock.check()
+                begin = time.monotonic()
+                waiting = [heapq.heappop(self.heap)[2] for _ in range(min(size, len(self.heap)))]
+                children = [c for b in waiting for c in self._chosen(b)]
+                points = self._evaluate(children, _STEPS, push=False)
+                for child in children:
+                    self._settle(child)
+                waiting = []
+                rounds += 1
+                self.counterexample = self._shown(points, rounds)
+                spent = max(time.monotonic() - begin, 1e-4)
+                limit = min(_SECONDS, 0.05 * self.clock.timeout)
+                size = int(np.clip(size * np.clip(limit / spent, 0.5, 2.0), 1, _MOST))
+        except OutOfTime:
+            for branch in waiting:
+                self._push(branch)
+
+    def _push(self, branch):
+        heapq.heappush(self.heap, (branch.bound, next(self.counter), branch))
+
+    def _settle(self, branch):
+        """Puts a bounded branch where it belongs."""
+        strict = self._strict(branch)
+        if branch.bound > 0 or (strict and branch.bound >= 0):
+            self.closed = min(self.closed, branch.bound)
+        elif not branch.choices:
+            self.stuck.append(branch.bound)
+        else:
+            self._push(branch)
+
+    def _strict(self, branch):
+        start = self.unsafe.starts[branch.number]
+        return bool(np.all(self.unsafe.strict[start : start + self.unsafe.lengths[branch.number]]))
+
+    def _shown(self, points, rounds):
+        found = self.attacker.tried(np.stack(points)) if points else None
+        if found is None and points and (rounds & (rounds - 1)) == 0:
+            found = self.attacker.search(points[:16], starts=4, steps=20, stop=self.clock.is_up)
+        return found
+
+    # Bounds -------------------------------------------------------------------------------------
+
+    def _rows(self, branches):
+        starts, lengths = self.unsafe.starts, self.unsafe.lengths
+        counts = [int(lengths[b.number]) for b in branches]
+        index = np.concatenate(
+            [starts[b.number] + np.arange(n) for b, n in zip(branches, counts, strict=True)]
+        )
+        return index, np.repeat(np.arange(len(branches)), counts)
+
+    def _setting(self, branches, owner):
+        """`(around, split)` of rows of branches: their boxes of hidden units, and of the input."""
+        around, split = self.around, {}
+        for k, columns in self.columns.items():
+            if not any(p == k for b in branches for p, _ in b.splits):
+                continue
+            step = around.steps[k]
+            low = np.repeat(step.low, len(branches), axis=0)
+            high = np.repeat(step.high, len(branches), axis=0)
+            for i, b in enumerate(branches):
+                for (p, unit), (a, z) in b.splits.items():
+                    if p == k:
+                        low[i, unit], high[i, unit] = a, z
+            center = step.center.reshape(1, *step.shape)
+            split[k] = Elementwise(
+                step.operation, center, low[owner], high[owner], step.radius, columns=columns
+            )
+            # Of a unit that was split g is free.
+            split[k].free = None
+        if any(b.box is not None for b in branches):
+            around = copy.copy(around)
+            around.region = _Boxes(around.region, [b.box for b in branches], owner)
+        return around, split
+
+    def _evaluate(self, branches, steps, push=True):
+        """Bounds branches, and says what may be split next; gives the points where they are low."""
+        index, owner = self._rows(branches)
+        around, split = self._setting(branches, owner)
+        target = around.flow.output
+        c = self.unsafe.rows[index].reshape(len(index), *around.trace.shape(target))
+        need = self.unsafe.bounds[index]
+        if branches[0].held:
+            multipliers = _joined([b.held for b in branches])
+        else:
+            multipliers, _ = tried(around, c, target)
+        room = 1e-9 * (1 + np.abs(need))
+        if multipliers and steps:
+            ascend(around, c, target, multipliers, steps, split=split, stop=need + room)
+        lower = rounding.down(around.lower(c, target, multipliers, split=split) - need)
+        _, _, memory = around.backward(c, target, multipliers, record=True, split=split)
+        self.branches += len(branches)
+        memory = dict(memory)
+        best = [int(np.flatnonzero(owner == i)[np.argmax(lower[owner == i])])
+                for i in range(len(branches))]  # fmt: skip
+        gaps = {k: _gaps(split.get(k) or around.steps[k]) for k in self.columns}
+        points = []
+        for i, branch in enumerate(branches):
+            rows = np.flatnonzero(owner == i)
+            branch.bound = max(branch.bound, float(lower[best[i]]))
+            branch.held = {k: m.of_rows(rows) for k, m in multipliers.items()}
+            branch.choices = self._choices(branch, memory, best[i], gaps, split)
+            if 0 in memory:
+                points.append(memory[0][best[i]])
+            if push:
+                self._settle(branch)
+        return points
+
+    def _choices(self, branch, memory, row, gaps, split):
+        """What may be split next, by how much its relaxation costs the row that decides."""
+        scores = []
+        for k, columns in self.columns.items():
+            own = memory.get(k)
+            if own is None:
+                continue
+            step = split.get(k) or self.around.steps[k]
+            i = row if len(step.low) > 1 else 0
+            cost = np.abs(own[0][row]) * gaps[k][i]
+            for j in np.argsort(-cost)[: 2 * _LOOK]:
+                unit = int(columns[j])
+                low, high = float(step.low[i, unit]), float(step.high[i, unit])
+                point = _point(step.operation, low, high)
+                if cost[j] > 0 and point is not None:
+                    scores.append((float(cost[j]), k, unit, point))
+        scores.sort(reverse=True)
+        if scores:
+            return [s[1:] for s in scores[:_LOOK]]
+        low, high = self._box(branch)
+        width = (high - low) / np.maximum(self.attacker.high - self.attacker.low, 1e-300).ravel()
+        unit = int(np.argmax(width))
+        point = low[unit] / 2 + high[unit] / 2
+        return [(0, unit, float(point))] if low[unit] < point < high[unit] else []
+
+    def _box(self, branch):
+        if branch.box is not None:
+            return branch.box
+        region = self.around.region
+        low = rounding.down(self.attacker.low.reshape(-1))
+        high = rounding.up(self.attacker.high.reshape(-1))
+        return np.maximum(low, region.low.ravel()), np.minimum(high, region.high.ravel())
+
+    def _chosen(self, branch):
+        """The two parts of a branch."""
+        return self._parts(branch, branch.choices[0])
+
+    def _parts(self, branch, choice):
+        k, unit, point = choice
+        found = []
+        for side in (0, 1):
+            splits, box = dict(branch.splits), branch.box
+            if k == 0:
+                box = tuple(v.copy() for v in self._box(branch))
+                box[1 - side][unit] = point
+            else:
+                step = self.around.steps[k]
+                low, high = splits.get((k, unit), (step.low[0, unit], step.high[0, unit]))
+                splits[k, unit] = (low, point) if side == 0 else (point, high)
+            found.append(Branch(branch.number, branch.bound, splits, box, branch.held, []))
+        return found
+
+
+class _Boxes:
+    """A region whose rows have boxes of the input of their own."""
+
+    def __init__(self, region, boxes, owner):
+        shape = region.center.shape
+        low = [region.low if b is None else b[0].reshape(shape) for b in boxes]
+        high = [region.high if b is None else b[1].reshape(shape) for b in boxes]
+        self.whole = region
+        self.low, self.high = ((np.stack(v) - region.center)[owner] for v in (low, high))
+
+    def minimum(self, c):
+        return self.whole.minimum_between(c, self.low, self.high)
+
+    def slack(self, c):
+        return self.whole.slack(c)
+
+
+def _joined(held):
+    found = {}
+    for k, first in held[0].items():
+        found[k] = Multipliers(
+            np.concatenate([h[k].share for h in held]),
+            np.concatenate([h[k].log_lam for h in held]),
+            first.columns,
+        )
+    return found
+
+
+def _gaps(step):
+    """How far the lines around an activation are apart amid its box, (rows, columns)."""
+    shape = step.shape
+    lines = lines_of(step.operation, step.low, step.high, shape)
+    middle = step.low / 2 + step.high / 2
+    low_shift = 0.0 if lines.low_shift is None else lines.low_shift
+    gap = lines.high_shift - low_shift + (lines.high_slope - lines.low_slope) * middle
+    return np.where(lines.open, gap, 0.0)[:, step.columns]
+
+
+def _point(operation, low, high):
+    """Where to split a unit's box: at the corner nearest its middle, or amid, or None."""
+    breaks = _breaks(operation)
+    if breaks is None:
+        point = low / 2 + high / 2
+        return point if low < point < high else None
+    inside = [b for b in breaks if low < b < high]
+    return min(inside, key=lambda b: abs(b - (low + high) / 2)) if inside else None
