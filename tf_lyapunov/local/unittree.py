@@ -20,7 +20,7 @@ from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.program import rounding
 
 _FIRST, _MOST, _SECONDS = 4, 256, 0.6
-_STEPS, _LOOK, _ROWS = 16, 3, 16
+_STEPS, _RATE, _LOOK, _ROWS = 20, 0.1, 3, 16
 
 
 @dataclasses.dataclass(eq=False)
@@ -185,9 +185,11 @@ class UnitTree:
             multipliers = _joined([b.held for b in branches])
         else:
             multipliers, _ = tried(around, c, target)
-        room = 1e-9 * (1 + np.abs(need))
+        stop = need + 1e-9 * (1 + np.abs(need))
         if multipliers and steps:
-            ascend(around, c, target, multipliers, steps, split=split, stop=need + room)
+            # From where a parent's search ended smaller steps lead on, which lose at first.
+            slow = {"rate": _RATE, "patience": None} if branches[0].held else {}
+            ascend(around, c, target, multipliers, steps, split=split, stop=stop, **slow)
         lower = rounding.down(around.lower(c, target, multipliers, split=split) - need)
         _, _, memory = around.backward(c, target, multipliers, record=True, split=split)
         self.branches += len(branches)
@@ -199,7 +201,8 @@ class UnitTree:
         for i, branch in enumerate(branches):
             rows = np.flatnonzero(owner == i)
             branch.bound = max(branch.bound, float(lower[best[i]]))
-            branch.held = {k: m.of_rows(rows) for k, m in multipliers.items()}
+            branch.held = {k: _shifted(m.of_rows(rows), memory.get(k), rows)
+                           for k, m in multipliers.items()}  # fmt: skip
             branch.choices = self._choices(branch, memory, best[i], gaps, split)
             if 0 in memory:
                 points.append(memory[0][best[i]])
@@ -280,12 +283,23 @@ class _Boxes:
 def _joined(held):
     found = {}
     for k, first in held[0].items():
-        found[k] = Multipliers(
-            np.concatenate([h[k].share for h in held]),
-            np.concatenate([h[k].log_lam for h in held]),
-            first.columns,
-        )
+        parts = [
+            None if getattr(first, name) is None else np.concatenate(
+                [getattr(h[k], name) for h in held])
+            for name in ("share", "log_lam", "shift", "scale")
+        ]  # fmt: skip
+        found[k] = Multipliers(parts[0], parts[1], first.columns, parts[2], parts[3])
     return found
+
+
+def _shifted(multipliers, memory, rows):
+    """With shifts, whose steps are a share of the coefficients' size."""
+    if memory is not None and isinstance(memory, tuple) and len(memory) == 6:
+        size = np.abs(memory[0][rows])
+        multipliers.scale = 0.3 * size.max(axis=1, keepdims=True) + 1e-30
+        if multipliers.shift is None:
+            multipliers.shift = np.zeros_like(multipliers.share)
+    return multipliers
 
 
 def _gaps(step):
