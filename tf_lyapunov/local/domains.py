@@ -63,9 +63,7 @@ class Domains:
         self.shapes = [v.shape[1:] for v in around.values]
         self.center = around.values[0].reshape(-1)
         self.rounding = rounding.gamma(around.sum_length, UNIT)
-        self.whole = [
-            tuple(v.reshape(-1) for v in around.box(k)) for k in range(len(self.shapes))
-        ]
+        self.whole = [tuple(v.reshape(-1) for v in around.box(k)) for k in range(len(self.shapes))]
         self.sizes = self._sizes()
         self.is_box = not np.isfinite(min(self.region.radius, self.region.radius_l1))
         # What links with lines read, in order: these boxes are kept from a domain to its parts.
@@ -197,9 +195,7 @@ class Domains:
     def _interval(self, k, link, box):
         """Intervals of a position, (domains, entries), by those of what its link reads."""
         operation = link.operation
-        reads = [
-            tuple(v.reshape(-1, *self.shapes[i]) for v in box[i]) for i in link.inputs
-        ]
+        reads = [tuple(v.reshape(-1, *self.shapes[i]) for v in box[i]) for i in link.inputs]
         if isinstance(operation, Whole):
             found = None
         elif self.around._linear(link):
@@ -213,9 +209,7 @@ class Domains:
             found = _softmax_range(operation, *reads[0])
         elif isinstance(operation, Extreme) or is_window_maximum(operation):
             # Nondecreasing in every entry, and exact.
-            found = tuple(
-                _exactly(operation, [read[end] for read in reads]) for end in (0, 1)
-            )
+            found = tuple(_exactly(operation, [read[end] for read in reads]) for end in (0, 1))
         else:
             found = None
         count = len(box[0][0])
@@ -293,8 +287,10 @@ class Domains:
         return np.einsum("ij,ij->i", c, np.where(c > 0, box[0][domain], box[1][domain]))
 
     def _at_box(self, c, domain, box):
-        lost = self.rounding * 4 * np.einsum(
-            "ij,ij->i", np.abs(c), np.maximum(np.abs(box[0]), np.abs(box[1]))[domain]
+        lost = (
+            self.rounding
+            * 4
+            * np.einsum("ij,ij->i", np.abs(c), np.maximum(np.abs(box[0]), np.abs(box[1]))[domain])
         )
         return rounding.down(self._plain(c, domain, box) - lost * _MARGIN - 1e-290)
 

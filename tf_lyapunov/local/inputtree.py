@@ -61,7 +61,9 @@ class InputTree:
         low = np.maximum(low, region.low.reshape(1, -1))
         high = np.minimum(high, region.high.reshape(1, -1))
         sets = len(self.unsafe.starts)
-        self.heap = [(root_bound, next(self.counter), (low[0], high[0]), {}, np.ones(sets, bool), -1)]
+        self.heap = [
+            (root_bound, next(self.counter), (low[0], high[0]), {}, np.ones(sets, bool), -1)
+        ]
         size, rounds = _FIRST, 0
         batch = self._pop(1)
         split = False

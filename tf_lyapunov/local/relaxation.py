@@ -100,9 +100,7 @@ class Elementwise:
             free there, as the multiplier of what makes the box that small. None for none.
     """
 
-    def __init__(
-        self, operation, center, low, high, radius=np.inf, weights=None, columns=None
-    ):
+    def __init__(self, operation, center, low, high, radius=np.inf, weights=None, columns=None):
         self.operation, self.shape = operation, center.shape[1:]
         self.center = center.reshape(len(center), -1)
         self.low, self.high = (v.reshape(len(v), -1) for v in (low, high))
