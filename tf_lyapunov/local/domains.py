@@ -14,9 +14,9 @@ each sums up. Every size there is |c|ᵀs for the row's coefficients c at that l
 what the link's entries sum up over the whole region; and |c| at a link is at most |W|ᵀ|c| of the
 next one, or the steepest slope times it. So that sum is at most |c|ᵀL for the row's own c, with
 
-    L_0 = 2|x⁰| + 8·reach,   L_k = 2s_k + |W|L_{k-1},   L_k = 4·max|φ| + σ(4·max|y| + L_{k-1}),    (S)
+    L_0 = 2|x⁰| + 4(reach + ρ),   L_k = 2s_k + |W|L_{k-1},   L_k = 4·max|φ| + σ(4·max|y| + L_{k-1})
 
-for linear links and activations of steepest slope σ, once for all domains.
+for linear links and activations of steepest slope σ, once for all domains.                     (S)
 """
 
 import dataclasses
@@ -426,7 +426,7 @@ def _window_lines(operation, shape, low, high):
 
 
 def _active(exists, bottom, top):
-    """Cells that may be the largest of their window, the one of the largest lower end among them."""
+    """Cells that may be the largest of their window, that of the largest lower end included."""
     active = exists & (top > bottom.max(axis=2, keepdims=True))
     np.put_along_axis(active, bottom.argmax(axis=2)[:, :, None], True, axis=2)
     return active

@@ -77,9 +77,9 @@ def _pulled(operation, c, read, value):
         return [found.reshape(read[0].shape)]
     if isinstance(operation, Softmax):
         total = lambda v: v.sum(axis=operation.axes, keepdims=True)  # noqa: E731
-        return [
-            c - np.exp(value) * total(c) if operation.logarithm else value * (c - total(c * value))
-        ]
+        if operation.logarithm:
+            return [c - np.exp(value) * total(c)]
+        return [value * (c - total(c * value))]
     if isinstance(operation, Extreme):
         return [maps.reduced_to(c * (r == value), s) for r, s in zip(read, shapes, strict=True)]
     return [c if r.shape == c.shape else np.zeros_like(r) for r in read]
