@@ -1,5 +1,7 @@
 """Properties against the exact extremes of tiny networks, attacks, and random inputs."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -266,4 +268,4 @@ def test_the_result_prints_as_one_table():
     lines = text.splitlines()
     assert lines[0].split() == ["property", "1", "linear", "inequality"]
     assert "REFUTED" in lines[1] and lines[-1].startswith("counterexample")
-    assert len({line.index(line.split("  ")[-1].strip()) for line in lines}) == 1
+    assert len({re.match(r"\S.*?  +", line).end() for line in lines}) == 1
