@@ -6,9 +6,9 @@ import numpy as np
 
 # λ that are tried first, relative to ‖c‖/ρ of each row and step; 0 is CROWN's.
 TRIALS = (0.0, 0.01, 0.05, 0.2, 0.6, 2.0)
-_RATE = 0.25
+RATE = 0.25
 _BETA = (0.8, 0.95)
-_PATIENCE = 6
+PATIENCE = 6
 _SMALL = 0.001
 
 
@@ -44,8 +44,8 @@ def tried(around, c, target, *, split=None, trials=TRIALS):
     return multipliers, best
 
 
-def ascend(around, c, target, multipliers, steps, *, rate=_RATE, split=None, stop=None,
-           patience=_PATIENCE):  # fmt: skip
+def ascend(around, c, target, multipliers, steps, *, rate=RATE, split=None, stop=None,
+           patience=PATIENCE):  # fmt: skip
     """Improves multipliers in place by Adam on the bound's own derivatives, row by row.
 
     Args:

@@ -37,7 +37,7 @@ from tf_lyapunov.program.operation import EXACT, Signal
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _MARGIN = 1 + 1e-9
 # Entries of one block of rows, at the widest step.
-_BLOCK = 2**21
+_BLOCK = 2**17
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,6 +49,11 @@ class Lines:
     high_slope: np.ndarray
     high_shift: np.ndarray
     open: np.ndarray  # bool, whether the two differ
+
+    def __post_init__(self):
+        # What the line above has more of both: cᵀφ(y) takes it where c is negative.
+        self.bend = self.high_slope - self.low_slope
+        self.shift = self.high_shift if self.low_shift is None else self.high_shift - self.low_shift
 
 
 class Domains:
@@ -299,17 +304,13 @@ def _through(lines, c, domain):
     """`(coefficients per input, constants)` of (C)."""
     if isinstance(lines, WindowLines):
         return lines.through(c, domain)
-    g = lines.high_slope[domain]
-    plus = np.maximum(c, 0.0)
-    added = np.einsum("ij,ij->i", c, lines.high_shift[domain])
-    g *= c
+    minus = np.minimum(c, 0.0)
+    added = np.einsum("ij,ij->i", minus, lines.shift[domain])
     if lines.low_shift is not None:
-        added += np.einsum("ij,ij->i", plus, (lines.low_shift - lines.high_shift)[domain])
-    else:
-        added -= np.einsum("ij,ij->i", plus, lines.high_shift[domain])
-    plus *= (lines.low_slope - lines.high_slope)[domain]
-    g += plus
-    return [g], added
+        added += np.einsum("ij,ij->i", c, lines.low_shift[domain])
+    minus *= lines.bend[domain]
+    minus += c * lines.low_slope[domain]
+    return [minus], added
 
 
 def _breaks(operation):

@@ -136,12 +136,13 @@ class InputTree:
         best = self._best_rows(excess, target, domain, row, slopes)
         corners = np.where(best > 0, low, high)
         at = np.argmax(self._scores(best, low, high), axis=1)
+        narrow = {k: _narrow(*boxes[k]) for k in kept}
         for i in np.flatnonzero(mask.any(axis=1)):
             a, b = low[i, at[i]], high[i, at[i]]
             if not a < a / 2 + b / 2 < b:
                 self.stuck.append(float(bound[i]))
                 continue
-            held = {k: _narrow(*(v[i] for v in boxes[k])) for k in kept}
+            held = {k: (a[i].copy(), b[i].copy()) for k, (a, b) in narrow.items()}
             record = float(bound[i]), next(self.counter), (low[i], high[i]), held, mask[i], at[i]
             heapq.heappush(self.heap, record)
         return low, high, corners, bound

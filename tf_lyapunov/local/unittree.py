@@ -20,7 +20,9 @@ from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.program import rounding
 
 _FIRST, _MOST, _SECONDS = 4, 256, 0.6
-_STEPS, _RATE, _LOOK, _ROWS = 20, 0.1, 3, 16
+_STEPS, _LOOK, _ROWS = 20, 3, 16
+# Of ascents: steps of shares lose at first, so that nobody is to lose patience.
+RATE = 0.1
 
 
 @dataclasses.dataclass(eq=False)
@@ -187,9 +189,9 @@ class UnitTree:
             multipliers, _ = tried(around, c, target)
         stop = need + 1e-9 * (1 + np.abs(need))
         if multipliers and steps:
-            # From where a parent's search ended smaller steps lead on, which lose at first.
-            slow = {"rate": _RATE, "patience": None} if branches[0].held else {}
-            ascend(around, c, target, multipliers, steps, split=split, stop=stop, **slow)
+            # Small steps, which lose at first: large ones lead nowhere from where a search ended.
+            ascend(around, c, target, multipliers, steps, split=split, stop=stop, rate=RATE,
+                   patience=None)  # fmt: skip
         lower = rounding.down(around.lower(c, target, multipliers, split=split) - need)
         _, _, memory = around.backward(c, target, multipliers, record=True, split=split)
         self.branches += len(branches)

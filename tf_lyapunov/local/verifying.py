@@ -14,7 +14,7 @@ from tf_lyapunov.local.inputtree import InputTree
 from tf_lyapunov.local.outputs import read_around
 from tf_lyapunov.local.property import Property
 from tf_lyapunov.local.regions import Region
-from tf_lyapunov.local.unittree import UnitTree
+from tf_lyapunov.local.unittree import RATE, UnitTree
 from tf_lyapunov.program import rounding
 from tf_lyapunov.progress import reports_progress, stage
 
@@ -22,6 +22,8 @@ BRANCHING = ("inputs", "units")
 PROVED, REFUTED, UNKNOWN = "PROVED", "REFUTED", "UNKNOWN"
 # Inputs that may change, up to which these are split rather than hidden units.
 _FEW = 8
+# Of regions that are boxes, whose balls say nothing.
+_BOXED = Effort(20, (0.0,), 60, (0.0,), False, RATE, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,7 +202,8 @@ class _Search:
                     tree.run(self.bound)
             else:
                 with stage("bounding the region"):
-                    effort = effort or Effort(balls=np.isfinite(self.region.radius))
+                    balls = bool(np.isfinite(self.region.radius))
+                    effort = effort or (Effort() if balls else _BOXED)
                     around = self._around(effort)
                 tree = UnitTree(around, self.unsafe, self.attacker, self.clock)
                 with stage("splitting hidden units"):
