@@ -126,7 +126,7 @@ def test_no_sample_of_a_domain_lies_below_its_bound(name, kind):
     boxes = dict.fromkeys(domains.kept)
     wanted = np.ones((6, 3), bool)
     wanted[1, 2] = False
-    lower, *_ = domains.bound(low, high, boxes, rows, wanted, lambda: None)
+    lower = domains.bound(low, high, boxes, rows, wanted, lambda: None).lower
     assert lower.shape == (6, 3) and np.isneginf(lower[1, 2])
     tested = 0
     for i in range(6):
@@ -149,7 +149,8 @@ def test_bounds_of_small_domains_meet_the_function(name):
     for size in (1e-1, 1e-2, 1e-3):
         low, high = parts(domains, region, 4, np.random.default_rng(5), size)
         boxes = dict.fromkeys(domains.kept)
-        lower, *_ = domains.bound(low, high, boxes, rows, np.ones((4, 2), bool), lambda: None)
+        wanted = np.ones((4, 2), bool)
+        lower = domains.bound(low, high, boxes, rows, wanted, lambda: None).lower
         middle = (low / 2 + high / 2).reshape(-1, *region.center.shape)
         gap = values(flow, middle) @ rows.T - lower
         assert np.all(gap >= -1e-9)
@@ -162,13 +163,13 @@ def test_boxes_of_a_domain_carry_over_to_its_parts():
     _, region, domains, rng = setting("relu", "box")
     rows, low, high = np.eye(2), *parts(domains, region, 1, rng, 1.0)
     boxes, wanted = dict.fromkeys(domains.kept), np.ones((1, 2), bool)
-    whole, *_ = domains.bound(low, high, boxes, rows, wanted, lambda: None)
+    whole = domains.bound(low, high, boxes, rows, wanted, lambda: None).lower
     halves = [np.concatenate([v, v]) for v in (low, high)]
     middle = (low[0, 0] + high[0, 0]) / 2
     halves[1][0, 0], halves[0][1, 0] = middle, middle
     inherited = {k: tuple(np.concatenate([v, v]) for v in boxes[k]) for k in domains.kept}
     wanted = np.ones((2, 2), bool)
-    found, *_ = domains.bound(*halves, inherited, rows, wanted, lambda: None)
+    found = domains.bound(*halves, inherited, rows, wanted, lambda: None).lower
     for k in domains.kept:
         assert np.all(inherited[k][0] >= boxes[k][0] - 1e-12)
         assert np.all(inherited[k][1] <= boxes[k][1] + 1e-12)

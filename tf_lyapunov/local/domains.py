@@ -38,6 +38,8 @@ UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _MARGIN = 1 + 1e-9
 # Entries of one block of rows, at the widest step.
 _BLOCK = 2**17
+# Inputs that move, up to which the slopes of hidden units by each are kept.
+_FEW = 32
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,6 +56,29 @@ class Lines:
         # What the line above has more of both: cᵀφ(y) takes it where c is negative.
         self.bend = self.high_slope - self.low_slope
         self.shift = self.high_shift if self.low_shift is None else self.high_shift - self.low_shift
+
+    def gap(self, low, high):
+        """How far they are apart amid a box."""
+        return self.shift + self.bend * (low / 2 + high / 2)
+
+
+@dataclasses.dataclass(eq=False)
+class Bounded:
+    """What was found of rows over domains.
+
+    Attributes:
+        lower: float64 (domains, r), -inf where not wanted.
+        place: int (domains, r), each wanted row's position among the p that were bounded, or -1.
+        slopes: float64 (p, inputs), coefficients of the rows at the input.
+        costs: dict from positions to lists of `(coefficients (p, units), gaps (domains, units))`.
+        steep: dict from positions to slopes of their units, (domains, units, moving), or None.
+    """
+
+    lower: np.ndarray
+    place: np.ndarray
+    slopes: np.ndarray
+    costs: dict
+    steep: dict
 
 
 class Domains:
@@ -75,7 +100,8 @@ class Domains:
         self.kept = list(dict.fromkeys(
             link.inputs[0] for link in self.flow.links if self._has_lines(link.operation)
         ))  # fmt: skip
-        self.affine = [True]
+        self.moving = np.flatnonzero(self.whole[0][0] < self.whole[0][1])
+        self._slopes, self.affine = {}, [True]
         for link in self.flow.links:
             linear = around._linear(link) and all(self.affine[i] for i in link.inputs)
             self.affine.append(linear)
@@ -127,35 +153,77 @@ class Domains:
             deadline_passed: function without arguments; the pass raises `OutOfTime` by it.
 
         Returns:
-            `(lower, domain, slopes)`: float64 (domains, r), -inf where not wanted; the domain of
-            each bounded row, and its coefficients at the input, (p, inputs).
+            `Bounded`.
         """
-        box, lines = {0: (low, high)}, {}
+        box, lines, steep = {0: (low, high)}, {}, {}
         for k, link in enumerate(self.flow.links, 1):
             operation = link.operation
             if self._has_lines(operation):
                 source = link.inputs[0]
-                if source in boxes and source not in lines:
-                    self._tighten(source, box, boxes, lines, link, deadline_passed)
+                if source not in steep:
+                    steep[source] = self._tighten(source, box, boxes, lines, link, deadline_passed)
                 lines[k] = self._lines(operation, source, *box[source])
             deadline_passed()
             box[k] = self._interval(k, link, box)
         domain, row = np.nonzero(wanted)
-        found, slopes = self.lower(rows[row], domain, self.flow.output, box, lines)
+        passed = {}
+        found, slopes = self.lower(rows[row], domain, self.flow.output, box, lines, passed)
         ends = box[self.flow.output]
         plain = self._at_box(rows[row], domain, ends)
         lower = np.full(wanted.shape, -np.inf)
         lower[domain, row] = np.maximum(found, plain)
-        return lower, domain, row, slopes
+        place = np.full(wanted.shape, -1)
+        place[domain, row] = np.arange(len(domain))
+        return Bounded(lower, place, slopes, self._costs(box, lines, passed), steep)
+
+    def _costs(self, box, lines, passed):
+        """How much of its width each unit's activation costs a row: |c|·gap/width, by source."""
+        found = {}
+        for k, c in passed.items():
+            line, source = lines[k], self.flow.links[k - 1].inputs[0]
+            if isinstance(line, WindowLines):
+                continue
+            low, high = box[source]
+            gap = np.where(line.open, line.gap(low, high), 0.0) / np.maximum(high - low, 1e-30)
+            found.setdefault(source, []).append((c, gap))
+        return found
+
+    def losses(self, bounded, rows):
+        """What relaxations lose to the width of each input, about, for one row of each domain.
+
+        A unit whose box spans u - l by input j's part |a_j|·width_j owes it that share of what the
+        gap of its lines costs the row. Inputs that nothing is known of lose 0.
+
+        Args:
+            bounded: `Bounded`.
+            rows: int (domains,), position of each domain's row among those that were bounded.
+
+        Returns:
+            float64 (domains, inputs), to be multiplied by the widths.
+        """
+        total = np.zeros((len(rows), len(self.center)))
+        for source, parts in bounded.costs.items():
+            steep = bounded.steep[source]
+            if steep is None:
+                continue
+            for c, gap in parts:
+                weight = np.abs(c[rows]) * gap
+                total[:, self.moving] += np.einsum("bu,bun->bn", weight, np.abs(steep))
+        return total
 
     def _tighten(self, source, box, boxes, lines, link, deadline_passed):
         """The box at a position, from intervals, from what is known, and by passes of its own."""
         low, high = (np.array(v) for v in box[source])
+        steep = None
+        if len(self.moving) <= _FEW:
+            steep = np.zeros((*low.shape, len(self.moving)))
         known = boxes[source]
         if known is not None:
             np.maximum(low, known[0], out=low)
             np.minimum(high, known[1], out=high)
         exact = self.affine[source] and self.is_box
+        if exact and steep is not None:
+            steep[:] = self._affine_slopes(source)
         if not exact:
             mask = self._matters(link, low, high)
             domain, unit = np.nonzero(mask)
@@ -168,12 +236,25 @@ class Domains:
                 c = np.zeros((2 * count, low.shape[1]))
                 c[np.arange(count), at] = 1.0
                 c[count + np.arange(count), at] = -1.0
-                found, _ = self.lower(c, np.concatenate([some, some]), source, box, lines)
+                found, slopes = self.lower(c, np.concatenate([some, some]), source, box, lines)
                 low[some, at] = np.maximum(low[some, at], found[:count])
                 high[some, at] = np.minimum(high[some, at], -found[count:])
+                if steep is not None:
+                    slopes = slopes[:, self.moving]
+                    steep[some, at] = (slopes[:count] - slopes[count:]) / 2
         # An empty box is a domain without inputs, of which anything holds.
         np.maximum(high, low, out=high)
         box[source] = boxes[source] = low, high
+        return steep
+
+    def _affine_slopes(self, source):
+        """Slopes of an affine position at the inputs that move, (units, moving)."""
+        if source not in self._slopes:
+            size = len(self.whole[source][0])
+            box = {0: tuple(v[None] for v in self.whole[0])}
+            _, slopes = self.lower(np.eye(size), np.zeros(size, int), source, box, {})
+            self._slopes[source] = slopes[:, self.moving]
+        return self._slopes[source]
 
     def _matters(self, link, low, high):
         """Units whose activation is not linear on their box."""
@@ -237,7 +318,7 @@ class Domains:
 
     # Backwards ----------------------------------------------------------------------------------
 
-    def lower(self, c, domain, target, box, lines):
+    def lower(self, c, domain, target, box, lines, passed=None):
         """Proved lower bounds of rows of a position, each over one domain.
 
         Args:
@@ -246,6 +327,7 @@ class Domains:
             target: position.
             box: dict from positions to intervals (domains, entries).
             lines: dict from positions to `Lines`, as far as the target needs them.
+            passed: dict that takes the rows' coefficients at every activation, or None.
 
         Returns:
             `(lower, slopes)`: float64 (p,), and (p, inputs), the row's coefficients at the input.
@@ -267,6 +349,8 @@ class Domains:
                 found = maps.adjoint(operation, shaped, [self.shapes[i] for i in link.inputs])
                 found = [f.reshape(len(c), -1) for f in found]
             elif k in lines:
+                if passed is not None:
+                    passed[k] = c
                 found, added = _through(lines[k], c, domain)
                 constant += added
             else:

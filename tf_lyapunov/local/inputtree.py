@@ -13,6 +13,8 @@ from tf_lyapunov.program import rounding
 _FIRST, _MOST, _SECONDS = 16, 4096, 0.4
 # Numbers that open domains may hold, boxes of hidden units above all, before the best is split.
 _ROOM = 2**26
+# Weight of a row's own slope beside what relaxations lose, in the choice of an input.
+_OWN = 0.2
 
 
 class InputTree:
@@ -119,10 +121,8 @@ class InputTree:
             low[rows[~even], at[~even]] = middle[~even]
         unsafe = self.unsafe
         wanted = mask[:, unsafe.set_of]
-        lower, domain, row, slopes = self.domains.bound(
-            low, high, boxes, unsafe.rows, wanted, self.clock.check
-        )
-        excess = rounding.down(lower - unsafe.bounds)
+        bounded = self.domains.bound(low, high, boxes, unsafe.rows, wanted, self.clock.check)
+        excess = rounding.down(bounded.lower - unsafe.bounds)
         self.branches += len(low)
         holds = unsafe.holds(excess) & mask
         values = np.maximum(unsafe.of_rows(excess), before[:, None])
@@ -133,9 +133,10 @@ class InputTree:
         bounds = np.where(mask, values, np.inf)
         target = bounds.argmin(axis=1)
         bound = bounds[np.arange(len(bounds)), target]
-        best = self._best_rows(excess, target, domain, row, slopes)
-        corners = np.where(best > 0, low, high)
-        at = np.argmax(self._scores(best, low, high), axis=1)
+        rows = bounded.place[np.arange(len(low)), self._deciding(excess, target)]
+        slopes = np.where((rows >= 0)[:, None], bounded.slopes[rows], 0.0)
+        corners = np.where(slopes > 0, low, high)
+        at = self._chosen(bounded, rows, slopes, low, high)
         narrow = {k: _narrow(*boxes[k]) for k in kept}
         for i in np.flatnonzero(mask.any(axis=1)):
             a, b = low[i, at[i]], high[i, at[i]]
@@ -147,25 +148,26 @@ class InputTree:
             heapq.heappush(self.heap, record)
         return low, high, corners, bound
 
-    def _best_rows(self, excess, target, domain, row, slopes):
-        """Slopes at the input of each domain's row that decides its worst set."""
-        n = len(excess)
-        starts, lengths = self.unsafe.starts, self.unsafe.lengths
+    def _deciding(self, excess, target):
+        """The row that decides each domain's worst set."""
+        starts, ends = self.unsafe.starts, self.unsafe.starts + self.unsafe.lengths
         index = np.arange(excess.shape[1])
-        own = (index >= starts[target][:, None]) & (index < (starts + lengths)[target][:, None])
-        best = np.where(own, excess, -np.inf).argmax(axis=1)
-        place = np.full(excess.shape, -1)
-        place[domain, row] = np.arange(len(domain))
-        at = place[np.arange(n), best]
-        return np.where((at >= 0)[:, None], slopes[at], 0.0)
+        own = (index >= starts[target][:, None]) & (index < ends[target][:, None])
+        return np.where(own, excess, -np.inf).argmax(axis=1)
 
-    def _scores(self, slopes, low, high):
-        """How much the bound moves along an input, and a little for its share of the region."""
+    def _chosen(self, bounded, rows, slopes, low, high):
+        """The input along which to split each domain: whose width costs its bound most.
+
+        What relaxations lose shrinks with the width; what the row itself moves along an input is
+        part of the function, but decides which half is the worse one.
+        """
         width = high - low
+        score = (self.domains.losses(bounded, rows) + _OWN * np.abs(slopes)) * width
+        # Where nothing is lost, the widest for its share of the region.
         whole = np.maximum((self.attacker.high - self.attacker.low).reshape(-1), 1e-300)
-        moved = np.abs(slopes) * width
-        largest = moved.max(axis=1, keepdims=True)
-        return moved + np.where(largest > 0, 0.05 * largest, 1.0) * width / whole
+        largest = score.max(axis=1, keepdims=True)
+        score += np.where(largest > 0, 1e-3 * largest, 1.0) * width / whole
+        return np.argmax(score, axis=1)
 
     def _shown(self, low, high, corners, bound, rounds):
         """Shows corners and centres to the attacker, and descends from the worst now and then."""

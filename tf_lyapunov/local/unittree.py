@@ -308,9 +308,7 @@ def _gaps(step):
     """How far the lines around an activation are apart amid its box, (rows, columns)."""
     shape = step.shape
     lines = lines_of(step.operation, step.low, step.high, shape)
-    middle = step.low / 2 + step.high / 2
-    low_shift = 0.0 if lines.low_shift is None else lines.low_shift
-    gap = lines.high_shift - low_shift + (lines.high_slope - lines.low_slope) * middle
+    gap = lines.gap(step.low, step.high)
     return np.where(lines.open, gap, 0.0)[:, step.columns]
 
 
