@@ -268,7 +268,7 @@ class Domains:
             domain, window, cell = np.nonzero(active)
             found[domain, cells[window, cell]] = True
             return found
-        breaks = _breaks(operation)
+        breaks = breaks_of(operation)
         if breaks is None:
             return high > low
         return np.any([(low < b) & (b < high) for b in breaks], axis=0)
@@ -397,7 +397,7 @@ def _through(lines, c, domain):
     return [minus], added
 
 
-def _breaks(operation):
+def breaks_of(operation):
     """Where a piecewise linear function changes its slope, or None for others."""
     if isinstance(operation, Kinked):
         return (0.0,)

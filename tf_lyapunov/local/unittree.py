@@ -15,7 +15,8 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.domains import _breaks, lines_of
+from tf_lyapunov.local.domains import breaks_of, lines_of
+from tf_lyapunov.local.leaves import Leaves
 from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.program import rounding
 
@@ -69,6 +70,7 @@ class UnitTree:
             for k, step in around.steps.items()
             if isinstance(step, Elementwise) and len(step.columns)
         }
+        self.leaves = Leaves(around, self.columns)
         self.counter = itertools.count()
         self.heap, self.stuck = [], []
         self.closed = np.inf
@@ -206,10 +208,35 @@ class UnitTree:
             branch.held = {k: _shifted(m.of_rows(rows), memory.get(k), rows)
                            for k, m in multipliers.items()}  # fmt: skip
             branch.choices = self._choices(branch, memory, best[i], gaps, split)
+            if self._is_leaf(branch) and self.leaves.applies:
+                points += self._solve(branch)
             if 0 in memory:
                 points.append(memory[0][best[i]])
             if push:
                 self._settle(branch)
+        return points
+
+    def _is_leaf(self, branch):
+        is_open = branch.bound < 0 or (branch.bound == 0 and not self._strict(branch))
+        return is_open and not any(k for k, _, _ in branch.choices)
+
+    def _solve(self, branch):
+        """Bounds an affine branch by a linear program's duals; gives the minimisers."""
+        start = self.unsafe.starts[branch.number]
+        own = slice(start, start + self.unsafe.lengths[branch.number])
+        rows, bounds = self.unsafe.rows[own], self.unsafe.bounds[own]
+        around, split = self._setting([branch], np.zeros(1, int))
+        target, points = around.flow.output, []
+        for weights, multipliers, x in self.leaves.solve(rows, bounds, *self._box(branch), split):
+            c = (weights @ rows).reshape(1, *around.trace.shape(target))
+            lower = around.lower(c, target, multipliers, split=split) - weights @ bounds
+            size = float(weights @ np.abs(bounds))
+            # Weights sum to one up to rounding, as does what they say of b.
+            lower = float(rounding.down(lower[0] - 2.0**-48 * size)) / max(weights.sum(), 1.0)
+            branch.bound = max(branch.bound, lower)
+            points.append(x.reshape(around.values[0].shape[1:]))
+            if not self._is_leaf(branch):
+                break
         return points
 
     def _choices(self, branch, memory, row, gaps, split):
@@ -314,7 +341,7 @@ def _gaps(step):
 
 def _point(operation, low, high):
     """Where to split a unit's box: at the corner nearest its middle, or amid, or None."""
-    breaks = _breaks(operation)
+    breaks = breaks_of(operation)
     if breaks is None:
         point = low / 2 + high / 2
         return point if low < point < high else None
