@@ -155,16 +155,7 @@ class Domains:
         Returns:
             `Bounded`.
         """
-        box, lines, steep = {0: (low, high)}, {}, {}
-        for k, link in enumerate(self.flow.links, 1):
-            operation = link.operation
-            if self._has_lines(operation):
-                source = link.inputs[0]
-                if source not in steep:
-                    steep[source] = self._tighten(source, box, boxes, lines, link, deadline_passed)
-                lines[k] = self._lines(operation, source, *box[source])
-            deadline_passed()
-            box[k] = self._interval(k, link, box)
+        box, lines, steep, empty = self.propagated(low, high, boxes, deadline_passed)
         domain, row = np.nonzero(wanted)
         passed = {}
         found, slopes = self.lower(rows[row], domain, self.flow.output, box, lines, passed)
@@ -172,9 +163,35 @@ class Domains:
         plain = self._at_box(rows[row], domain, ends)
         lower = np.full(wanted.shape, -np.inf)
         lower[domain, row] = np.maximum(found, plain)
+        lower[empty] = np.inf
         place = np.full(wanted.shape, -1)
         place[domain, row] = np.arange(len(domain))
         return Bounded(lower, place, slopes, self._costs(box, lines, passed), steep)
+
+    def propagated(self, low, high, boxes, deadline_passed, since=None):
+        """Boxes of all positions, lines of all activations, and which domains are empty.
+
+        Args:
+            low, high, boxes, deadline_passed: see `bound`.
+            since: int (domains,), positions up to which boxes are known as well as can be, or None.
+
+        Returns:
+            `(box, lines, steep, empty)`: dicts by position, see `Bounded`, and bool (domains,).
+        """
+        box, lines, steep = {0: (low, high)}, {}, {}
+        empty = np.any(low > high, axis=1)
+        for k, link in enumerate(self.flow.links, 1):
+            operation = link.operation
+            if self._has_lines(operation):
+                source = link.inputs[0]
+                if source not in steep:
+                    steep[source] = self._tighten(
+                        source, box, boxes, lines, link, empty, deadline_passed, since
+                    )
+                lines[k] = self._lines(operation, source, *box[source])
+            deadline_passed()
+            box[k] = self._interval(k, link, box)
+        return box, lines, steep, empty
 
     def _costs(self, box, lines, passed):
         """How much of its width each unit's activation costs a row: |c|·gap/width, by source."""
@@ -211,13 +228,13 @@ class Domains:
                 total[:, self.moving] += np.einsum("bu,bun->bn", weight, np.abs(steep))
         return total
 
-    def _tighten(self, source, box, boxes, lines, link, deadline_passed):
+    def _tighten(self, source, box, boxes, lines, link, empty, deadline_passed, since):
         """The box at a position, from intervals, from what is known, and by passes of its own."""
         low, high = (np.array(v) for v in box[source])
         steep = None
         if len(self.moving) <= _FEW:
             steep = np.zeros((*low.shape, len(self.moving)))
-        known = boxes[source]
+        known = boxes.get(source)
         if known is not None:
             np.maximum(low, known[0], out=low)
             np.minimum(high, known[1], out=high)
@@ -226,6 +243,8 @@ class Domains:
             steep[:] = self._affine_slopes(source)
         if not exact:
             mask = self._matters(link, low, high)
+            if since is not None:
+                mask &= (source > since)[:, None]
             domain, unit = np.nonzero(mask)
             width = max(math.prod(s) for s in self.shapes[: source + 1])
             block = max(_BLOCK // width // 2, 16)
@@ -243,6 +262,7 @@ class Domains:
                     slopes = slopes[:, self.moving]
                     steep[some, at] = (slopes[:count] - slopes[count:]) / 2
         # An empty box is a domain without inputs, of which anything holds.
+        empty |= np.any(low > high, axis=1)
         np.maximum(high, low, out=high)
         box[source] = boxes[source] = low, high
         return steep
@@ -548,3 +568,11 @@ def _softmax_range(operation, low, high):
 
 def _exactly(operation, values):
     return operation.forward([Signal(v) for v in values], EXACT).value
+
+
+def narrowed(low, high):
+    """Boxes in float32, rounded outwards, to be kept."""
+    with np.errstate(over="ignore"):
+        a, b = low.astype(np.float32), high.astype(np.float32)
+    a = np.where(a > low, np.nextafter(a, np.float32(-np.inf)), a)
+    return a, np.where(b < high, np.nextafter(b, np.float32(np.inf)), b)

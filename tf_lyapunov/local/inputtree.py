@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.local.domains import narrowed
 from tf_lyapunov.program import rounding
 
 # Domains of one batch: few at first, then as many as pass in this time.
@@ -137,7 +138,7 @@ class InputTree:
         slopes = np.where((rows >= 0)[:, None], bounded.slopes[rows], 0.0)
         corners = np.where(slopes > 0, low, high)
         at = self._chosen(bounded, rows, slopes, low, high)
-        narrow = {k: _narrow(*boxes[k]) for k in kept}
+        narrow = {k: narrowed(*boxes[k]) for k in kept}
         for i in np.flatnonzero(mask.any(axis=1)):
             a, b = low[i, at[i]], high[i, at[i]]
             if not a < a / 2 + b / 2 < b:
@@ -182,11 +183,3 @@ class InputTree:
             )
         self.counterexample = found
         return found
-
-
-def _narrow(low, high):
-    """Boxes in float32, rounded outwards, to be kept."""
-    with np.errstate(over="ignore"):
-        a, b = low.astype(np.float32), high.astype(np.float32)
-    a = np.where(a > low, np.nextafter(a, np.float32(-np.inf)), a)
-    return a, np.where(b < high, np.nextafter(b, np.float32(np.inf)), b)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.domains import breaks_of, lines_of
+from tf_lyapunov.local.domains import Domains, breaks_of, lines_of, narrowed
 from tf_lyapunov.local.leaves import Leaves
 from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.program import rounding
@@ -38,6 +38,9 @@ class Branch:
         held: dict from positions to `Multipliers` of the set's rows.
         choices: list of what may be split next, best first: (position, unit, point), position 0
             for the input.
+        boxes: dict from positions that activations read to `(low, high)`, in float32, where boxes
+            are bounded again on every branch.
+        since: position of the last split, behind which boxes may be tighter now.
     """
 
     number: int
@@ -46,6 +49,8 @@ class Branch:
     box: tuple | None
     held: dict
     choices: list
+    boxes: dict = dataclasses.field(default_factory=dict)
+    since: int = 0
 
 
 class UnitTree:
@@ -71,6 +76,9 @@ class UnitTree:
             if isinstance(step, Elementwise) and len(step.columns)
         }
         self.leaves = Leaves(around, self.columns)
+        import os
+
+        self.domains = Domains(around) if os.environ.get("RF", "1") == "1" else None
         self.counter = itertools.count()
         self.heap, self.stuck = [], []
         self.closed = np.inf
@@ -108,7 +116,11 @@ class UnitTree:
                 begin = time.monotonic()
                 waiting = [heapq.heappop(self.heap)[2] for _ in range(min(size, len(self.heap)))]
                 children = [c for b in waiting for c in self._chosen(b)]
-                points = self._evaluate(children, _STEPS, push=False)
+                if self.domains is not None:
+                    self._refresh(children)
+                open_ = [c for c in children if c.bound < np.inf]
+                self.branches += len(children) - len(open_)
+                points = self._evaluate(open_, _STEPS, push=False) if open_ else []
                 for child in children:
                     self._settle(child)
                 waiting = []
@@ -158,15 +170,11 @@ class UnitTree:
         """`(around, split)` of rows of branches: their boxes of hidden units, and of the input."""
         around, split = self.around, {}
         for k, columns in self.columns.items():
-            if not any(p == k for b in branches for p, _ in b.splits):
+            source = around.flow.links[k - 1].inputs[0]
+            if not any(source in b.boxes or (k, u) in b.splits for b in branches for u in columns):
                 continue
             step = around.steps[k]
-            low = np.repeat(step.low, len(branches), axis=0)
-            high = np.repeat(step.high, len(branches), axis=0)
-            for i, b in enumerate(branches):
-                for (p, unit), (a, z) in b.splits.items():
-                    if p == k:
-                        low[i, unit], high[i, unit] = a, z
+            low, high = self._unit_boxes(branches, k)
             center = step.center.reshape(1, *step.shape)
             split[k] = Elementwise(
                 step.operation, center, low[owner], high[owner], step.radius, columns=columns
@@ -177,6 +185,39 @@ class UnitTree:
             around = copy.copy(around)
             around.region = _Boxes(around.region, [b.box for b in branches], owner)
         return around, split
+
+    def _unit_boxes(self, branches, k):
+        """Boxes of what link k reads, (branches, units), with the branches' splits."""
+        step, source = self.around.steps[k], self.around.flow.links[k - 1].inputs[0]
+        low = np.repeat(step.low, len(branches), axis=0)
+        high = np.repeat(step.high, len(branches), axis=0)
+        for i, b in enumerate(branches):
+            if source in b.boxes:
+                low[i] = np.maximum(low[i], b.boxes[source][0])
+                high[i] = np.minimum(high[i], b.boxes[source][1])
+            for (p, unit), (a, z) in b.splits.items():
+                if p == k:
+                    low[i, unit], high[i, unit] = max(low[i, unit], a), min(high[i, unit], z)
+        return low, np.maximum(high, low)
+
+    def _refresh(self, branches):
+        """Bounds the boxes of hidden units of every branch anew; closes those that are empty."""
+        low, high = (np.stack(v) for v in zip(*map(self._box, branches), strict=True))
+        boxes = {}
+        for k in self.columns:
+            source = self.around.flow.links[k - 1].inputs[0]
+            found = self._unit_boxes(branches, k)
+            if source in boxes:
+                found = np.maximum(boxes[source][0], found[0]), np.minimum(
+                    boxes[source][1], found[1])  # fmt: skip
+            boxes[source] = found
+        since = np.array([b.since for b in branches])
+        *_, empty = self.domains.propagated(low, high, boxes, self.clock.check, since)
+        boxes = {k: narrowed(*v) for k, v in boxes.items()}
+        for i, branch in enumerate(branches):
+            branch.boxes = {k: (a[i].copy(), b[i].copy()) for k, (a, b) in boxes.items()}
+            if empty[i]:
+                branch.bound = np.inf
 
     def _evaluate(self, branches, steps, push=True):
         """Bounds branches, and says what may be split next; gives the points where they are low."""
@@ -231,9 +272,9 @@ class UnitTree:
             c = (weights @ rows).reshape(1, *around.trace.shape(target))
             lower = around.lower(c, target, multipliers, split=split) - weights @ bounds
             size = float(weights @ np.abs(bounds))
-            # Weights sum to one up to rounding, as does what they say of b.
-            lower = float(rounding.down(lower[0] - 2.0**-48 * size)) / max(weights.sum(), 1.0)
-            branch.bound = max(branch.bound, lower)
+            lower = float(lower[0] - 2.0**-48 * size) / float(weights.sum())
+            # Weights sum to one up to rounding, their own sum up to less.
+            branch.bound = max(branch.bound, lower - 1e-12 * abs(lower))
             points.append(x.reshape(around.values[0].shape[1:]))
             if not self._is_leaf(branch):
                 break
@@ -288,7 +329,9 @@ class UnitTree:
                 step = self.around.steps[k]
                 low, high = splits.get((k, unit), (step.low[0, unit], step.high[0, unit]))
                 splits[k, unit] = (low, point) if side == 0 else (point, high)
-            found.append(Branch(branch.number, branch.bound, splits, box, branch.held, []))
+            found.append(
+                Branch(branch.number, branch.bound, splits, box, branch.held, [], branch.boxes, k)
+            )
         return found
 
 
