@@ -26,13 +26,17 @@ import numpy as np
 
 from tf_lyapunov.local import maps
 from tf_lyapunov.local.flow import Whole
+from tf_lyapunov.local.lines import (
+    WindowLines,
+    active_cells,
+    breaks_of,
+    interval_of,
+    lines_of,
+    window_lines,
+)
 from tf_lyapunov.local.maxima import is_window_maximum, windows_of
-from tf_lyapunov.local.pieces import Columns, has_pieces, linear_pieces, pieces
+from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.families.elementwise import Kinked
-from tf_lyapunov.program.families.merging import Extreme
-from tf_lyapunov.program.families.softmax import Softmax
-from tf_lyapunov.program.operation import EXACT, Signal
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _MARGIN = 1 + 1e-9
@@ -40,26 +44,6 @@ _MARGIN = 1 + 1e-9
 _BLOCK = 2**17
 # Inputs that move, up to which the slopes of hidden units by each are kept.
 _FEW = 32
-
-
-@dataclasses.dataclass(eq=False)
-class Lines:
-    """Lines below and above an activation on every domain, float64 (domains, units) each."""
-
-    low_slope: np.ndarray
-    low_shift: np.ndarray
-    high_slope: np.ndarray
-    high_shift: np.ndarray
-    open: np.ndarray  # bool, whether the two differ
-
-    def __post_init__(self):
-        # What the line above has more of both: cᵀφ(y) takes it where c is negative.
-        self.bend = self.high_slope - self.low_slope
-        self.shift = self.high_shift if self.low_shift is None else self.high_shift - self.low_shift
-
-    def gap(self, low, high):
-        """How far they are apart amid a box."""
-        return self.shift + self.bend * (low / 2 + high / 2)
 
 
 @dataclasses.dataclass(eq=False)
@@ -79,6 +63,18 @@ class Bounded:
     slopes: np.ndarray
     costs: dict
     steep: dict
+
+
+class _Intervals(dict):
+    """Intervals by position, (domains, entries), computed when they are asked for."""
+
+    def __init__(self, domains, low, high):
+        super().__init__({0: (low, high)})
+        self.domains = domains
+
+    def __missing__(self, k):
+        self[k] = self.domains._interval(k, self.domains.flow.links[k - 1], self)
+        return self[k]
 
 
 class Domains:
@@ -101,6 +97,10 @@ class Domains:
             link.inputs[0] for link in self.flow.links if self._has_lines(link.operation)
         ))  # fmt: skip
         self.moving = np.flatnonzero(self.whole[0][0] < self.whole[0][1])
+        # Links that neither lines nor adjoints lead through: what is behind them has intervals.
+        self.has_ends = not all(
+            around._linear(link) or self._has_lines(link.operation) for link in self.flow.links
+        )
         self._slopes, self.affine = {}, [True]
         for link in self.flow.links:
             linear = around._linear(link) and all(self.affine[i] for i in link.inputs)
@@ -159,10 +159,10 @@ class Domains:
         domain, row = np.nonzero(wanted)
         passed = {}
         found, slopes = self.lower(rows[row], domain, self.flow.output, box, lines, passed)
-        ends = box[self.flow.output]
-        plain = self._at_box(rows[row], domain, ends)
+        if self.has_ends:
+            found = np.maximum(found, self._at_box(rows[row], domain, box[self.flow.output]))
         lower = np.full(wanted.shape, -np.inf)
-        lower[domain, row] = np.maximum(found, plain)
+        lower[domain, row] = found
         lower[empty] = np.inf
         place = np.full(wanted.shape, -1)
         place[domain, row] = np.arange(len(domain))
@@ -178,7 +178,7 @@ class Domains:
         Returns:
             `(box, lines, steep, empty)`: dicts by position, see `Bounded`, and bool (domains,).
         """
-        box, lines, steep = {0: (low, high)}, {}, {}
+        box, lines, steep = _Intervals(self, low, high), {}, {}
         empty = np.any(low > high, axis=1)
         for k, link in enumerate(self.flow.links, 1):
             operation = link.operation
@@ -190,7 +190,6 @@ class Domains:
                     )
                 lines[k] = self._lines(operation, source, *box[source])
             deadline_passed()
-            box[k] = self._interval(k, link, box)
         return box, lines, steep, empty
 
     def _costs(self, box, lines, passed):
@@ -230,15 +229,19 @@ class Domains:
 
     def _tighten(self, source, box, boxes, lines, link, empty, deadline_passed, since):
         """The box at a position, from intervals, from what is known, and by passes of its own."""
-        low, high = (np.array(v) for v in box[source])
-        steep = None
+        steep, known = None, boxes.get(source)
+        exact = self.affine[source] and self.is_box
+        if known is None or exact:
+            low, high = (np.array(v) for v in box[source])
+        else:
+            # What is known is not far from what intervals say.
+            low, high = (np.array(v) for v in known)
+
         if len(self.moving) <= _FEW:
             steep = np.zeros((*low.shape, len(self.moving)))
-        known = boxes.get(source)
-        if known is not None:
+        if known is not None and exact:
             np.maximum(low, known[0], out=low)
             np.minimum(high, known[1], out=high)
-        exact = self.affine[source] and self.is_box
         if exact and steep is not None:
             steep[:] = self._affine_slopes(source)
         if not exact:
@@ -283,7 +286,7 @@ class Domains:
             cells, _ = windows_of(operation, self.shapes[link.inputs[0]])
             found, exists = np.zeros(low.shape, bool), cells >= 0
             bottom = np.where(exists, low[:, cells], -np.inf)
-            active = _active(exists, bottom, np.where(exists, high[:, cells], -np.inf))
+            active = active_cells(exists, bottom, np.where(exists, high[:, cells], -np.inf))
             active &= active.sum(axis=2, keepdims=True) > 1
             domain, window, cell = np.nonzero(active)
             found[domain, cells[window, cell]] = True
@@ -295,7 +298,7 @@ class Domains:
 
     def _lines(self, operation, source, low, high):
         if is_window_maximum(operation):
-            return _window_lines(operation, self.shapes[source], low, high)
+            return window_lines(operation, self.shapes[source], low, high)
         return lines_of(operation, low, high, self.shapes[source])
 
     def _interval(self, k, link, box):
@@ -306,18 +309,8 @@ class Domains:
             found = None
         elif self.around._linear(link):
             found = self._linear_interval(k, link, reads)
-        elif has_pieces(operation):
-            low, high = reads[0]
-            flat = low.reshape(len(low), -1), high.reshape(len(low), -1)
-            everything = Columns(np.arange(flat[0].shape[1]), self.shapes[k])
-            found = _range(operation, *flat, everything)
-        elif isinstance(operation, Softmax):
-            found = _softmax_range(operation, *reads[0])
-        elif isinstance(operation, Extreme) or is_window_maximum(operation):
-            # Nondecreasing in every entry, and exact.
-            found = tuple(_exactly(operation, [read[end] for read in reads]) for end in (0, 1))
         else:
-            found = None
+            found = interval_of(operation, reads, self.shapes[k])
         count = len(box[0][0])
         low, high = (np.broadcast_to(v, (count, v.shape[-1])) for v in self.whole[k])
         if found is None:
@@ -371,7 +364,7 @@ class Domains:
             elif k in lines:
                 if passed is not None:
                     passed[k] = c
-                found, added = _through(lines[k], c, domain)
+                found, added = lines[k].through(c, domain)
                 constant += added
             else:
                 constant += self._plain(c, domain, box[k])
@@ -402,172 +395,6 @@ class Domains:
             * np.einsum("ij,ij->i", np.abs(c), np.maximum(np.abs(box[0]), np.abs(box[1]))[domain])
         )
         return rounding.down(self._plain(c, domain, box) - lost * _MARGIN - 1e-290)
-
-
-def _through(lines, c, domain):
-    """`(coefficients per input, constants)` of (C)."""
-    if isinstance(lines, WindowLines):
-        return lines.through(c, domain)
-    minus = np.minimum(c, 0.0)
-    added = np.einsum("ij,ij->i", minus, lines.shift[domain])
-    if lines.low_shift is not None:
-        added += np.einsum("ij,ij->i", c, lines.low_shift[domain])
-    minus *= lines.bend[domain]
-    minus += c * lines.low_slope[domain]
-    return [minus], added
-
-
-def breaks_of(operation):
-    """Where a piecewise linear function changes its slope, or None for others."""
-    if isinstance(operation, Kinked):
-        return (0.0,)
-    exact = linear_pieces(operation)
-    return None if exact is None else exact[0]
-
-
-def lines_of(operation, low, high, shape):
-    """`Lines` of an activation on boxes (domains, units) of samples of a shape."""
-    slopes = _leak(operation)
-    if slopes is not None and np.all((slopes >= 0) & (slopes <= 1)):
-        slopes = np.broadcast_to(slopes, shape).reshape(-1)
-        return _leaky_lines(slopes, low, high)
-    p = pieces(operation, low, high, Columns(np.arange(low.shape[1]), shape))
-    at = [p.slope * t + p.intercept for t in (p.start, p.stop)]
-    begin = np.where(p.start == low, at[0], -np.inf).max(axis=0)
-    end = np.where(p.stop == high, at[1], -np.inf).max(axis=0)
-    least, most = p.slopes()
-    wide = high > low
-    chord = np.where(wide, (end - begin) / np.where(wide, high - low, 1.0), p.slope[0])
-    chord = np.clip(chord, p.slope.min(axis=0), p.slope.max(axis=0))
-    middle = low / 2 + high / 2
-    count = len(p.slope)
-    candidates = [chord] + [
-        np.broadcast_to(p.slope[k], chord.shape) for k in sorted({0, count // 2, count - 1})
-    ]
-    found = []
-    for sign in (1.0, -1.0):
-        best = slope = shift = None
-        for s in candidates:
-            ends = [sign * (a - s * t) for a, t in zip(at, (p.start, p.stop), strict=True)]
-            inner = (np.minimum(*ends) - p.error).min(axis=0)
-            value = inner + sign * s * middle
-            if best is None:
-                best, slope, shift = value, s, sign * inner
-            else:
-                better = value > best
-                best = np.where(better, value, best)
-                slope = np.where(better, s, slope)
-                shift = np.where(better, sign * inner, shift)
-        found += [slope, shift]
-    open_ = (least < most) & wide
-    return Lines(*found, open_)
-
-
-def _leak(operation):
-    """Slopes below zero of a function that is t above it, or None for others."""
-    if isinstance(operation, Kinked):
-        return operation.slopes
-    exact = linear_pieces(operation)
-    if exact is not None and exact[0] == (0.0,) and exact[1][1] == (1.0, 0.0):
-        slope, shift = exact[1][0]
-        return np.array(slope) if shift == 0.0 else None
-    return None
-
-
-def _leaky_lines(slopes, low, high):
-    """max(t, slope·t): the chord above, the nearer of its two lines below."""
-    open_ = (low < 0) & (high > 0)
-    width = np.where(open_, high - low, 1.0)
-    share = np.where(open_, high / width, np.where(low >= 0, 1.0, 0.0))
-    high_slope = slopes + (1 - slopes) * share
-    # At t = high the chord gives high: high·(1 - slope of the chord).
-    shift = np.where(open_, high * (1 - high_slope), 0.0)
-    low_slope = np.where(open_, np.where(high > -low, 1.0, slopes), high_slope)
-    return Lines(low_slope, None, high_slope, shift, open_)
-
-
-@dataclasses.dataclass(eq=False)
-class WindowLines:
-    """(M) of `maxima` on every domain: a cell below, and α times a cell plus b above."""
-
-    below: np.ndarray
-    above: np.ndarray
-    alpha: np.ndarray
-    shift: np.ndarray
-    size: int
-
-    def through(self, c, domain):
-        """`(coefficients per input, constants)`."""
-        minus = np.minimum(c, 0.0)
-        found = np.zeros((len(c), self.size))
-        row = np.arange(len(c))[:, None]
-        np.add.at(found, (row, self.below[domain]), np.maximum(c, 0.0))
-        np.add.at(found, (row, self.above[domain]), minus * self.alpha[domain])
-        return [found], np.einsum("ij,ij->i", minus, self.shift[domain])
-
-
-def _window_lines(operation, shape, low, high):
-    cells, _ = windows_of(operation, shape)
-    exists = cells >= 0
-    bottom = np.where(exists, low[:, cells], -np.inf)
-    top = np.where(exists, high[:, cells], -np.inf)
-    active = _active(exists, bottom, top)
-    first = np.where(active, top, -np.inf).argmax(axis=2)
-    pick = np.arange(cells.shape[1]) == first[:, :, None]
-    second = np.where(active & ~pick, top, -np.inf).max(axis=2)
-    middle = np.where(active, (bottom + top) / 2, -np.inf)
-    index = np.arange(len(cells))
-    below = cells[index, middle.argmax(axis=2)]
-    above = cells[index, first]
-    rows = np.arange(len(low))[:, None]
-    least, most = low[rows, above], high[rows, above]
-    alone = ~np.isfinite(second)
-    second = np.where(alone, least, second)
-    width = np.maximum(most - least, 1e-30)
-    alpha = np.where(alone, 1.0, np.clip((most - second) / width, 0.0, 1.0))
-    shift = np.where(alone, 0.0, np.maximum((1 - alpha) * most, second - alpha * least))
-    below = np.where(alone, above, below)
-    return WindowLines(below, above, alpha, shift, low.shape[1])
-
-
-def _active(exists, bottom, top):
-    """Cells that may be the largest of their window, that of the largest lower end included."""
-    active = exists & (top > bottom.max(axis=2, keepdims=True))
-    np.put_along_axis(active, bottom.argmax(axis=2)[:, :, None], True, axis=2)
-    return active
-
-
-def _range(operation, low, high, columns):
-    slopes = _leak(operation)
-    if slopes is not None and np.all(slopes >= 0):
-        slopes = np.broadcast_to(slopes, columns.shape).reshape(-1)
-        return (np.where(low > 0, low, rounding.down(slopes * low)),
-                np.where(high > 0, high, rounding.up(slopes * high)))  # fmt: skip
-    return pieces(operation, low, high, columns).range()
-
-
-def _softmax_range(operation, low, high):
-    """Entry i is least where it alone is low and the others are high."""
-    top = high.max(axis=operation.axes, keepdims=True)
-    down, up = np.exp(low - top), np.exp(high - top)
-    total = lambda v: v.sum(axis=operation.axes, keepdims=True)  # noqa: E731
-    # Differences of sums of positive numbers cancel; their rounding is relative to the sums.
-    count = math.prod(low.shape[a] for a in operation.axes)
-    room = 4 * (count + 64) * UNIT
-    least = down / ((down + np.maximum(total(up) * (1 + room) - up, 0.0)) * (1 + room))
-    rest = np.maximum(total(down) * (1 - room) - down, 0.0)
-    most = up / np.maximum(up + rest, 1e-300) * (1 + room)
-    # exp errs relative to its argument's rounding.
-    spread = (1 + np.abs(low - top)) * room
-    least, most = least * (1 - spread), np.minimum(most * (1 + spread), 1.0)
-    if not operation.logarithm:
-        return np.maximum(least, 0.0), most
-    with np.errstate(divide="ignore"):
-        return np.log(np.maximum(least, 0.0)) - spread, np.log(most) + spread
-
-
-def _exactly(operation, values):
-    return operation.forward([Signal(v) for v in values], EXACT).value
 
 
 def narrowed(low, high):

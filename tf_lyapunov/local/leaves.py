@@ -15,8 +15,8 @@ import numpy as np
 from scipy.optimize import linprog
 
 from tf_lyapunov.local import maps
-from tf_lyapunov.local.domains import breaks_of, lines_of
 from tf_lyapunov.local.flow import Whole
+from tf_lyapunov.local.lines import breaks_of, lines_of
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Multipliers
 

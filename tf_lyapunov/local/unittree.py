@@ -15,8 +15,9 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.domains import Domains, breaks_of, lines_of, narrowed
+from tf_lyapunov.local.domains import Domains, narrowed
 from tf_lyapunov.local.leaves import Leaves
+from tf_lyapunov.local.lines import breaks_of, lines_of
 from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.program import rounding
 
