@@ -172,14 +172,16 @@ class Domains:
         """Boxes of all positions, lines of all activations, and which domains are empty.
 
         Args:
-            low, high, boxes, deadline_passed: see `bound`.
+            low, high, boxes, deadline_passed: see `bound`; with one input box for all domains,
+                (1, inputs), boxes of hidden positions must be known, and `has_ends` be false.
             since: int (domains,), positions up to which boxes are known as well as can be, or None.
 
         Returns:
             `(box, lines, steep, empty)`: dicts by position, see `Bounded`, and bool (domains,).
         """
         box, lines, steep = _Intervals(self, low, high), {}, {}
-        empty = np.any(low > high, axis=1)
+        count = max([len(low), *(len(b[0]) for b in boxes.values() if b is not None)])
+        empty = np.zeros(count, bool) | np.any(low > high, axis=1)
         for k, link in enumerate(self.flow.links, 1):
             operation = link.operation
             if self._has_lines(operation):
@@ -240,8 +242,7 @@ class Domains:
         if len(self.moving) <= _FEW:
             steep = np.zeros((*low.shape, len(self.moving)))
         if known is not None and exact:
-            np.maximum(low, known[0], out=low)
-            np.minimum(high, known[1], out=high)
+            low, high = np.maximum(low, known[0]), np.minimum(high, known[1])
         if exact and steep is not None:
             steep[:] = self._affine_slopes(source)
         if not exact:
@@ -380,7 +381,10 @@ class Domains:
         return np.where(np.isfinite(found), found, -np.inf), slopes
 
     def _at_input(self, c, domain, low, high):
-        low, high = (low - self.center)[domain], (high - self.center)[domain]
+        low, high = low - self.center, high - self.center
+        if self.is_box and len(low) == 1:
+            return np.maximum(c, 0.0) @ low[0] + np.minimum(c, 0.0) @ high[0]
+        low, high = low[domain % len(low)], high[domain % len(low)]
         if self.is_box:
             return np.einsum("ij,ij->i", c, np.where(c > 0, low, high))
         return self.region.minimum_between(c.reshape(-1, *self.shapes[0]), low, high)[0]

@@ -12,6 +12,8 @@ import numpy as np
 
 # Sets of a disjunction of conjunctions at most.
 _MOST = 10_000
+# Parts of a property that are named one by one, at most.
+_SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,7 +162,7 @@ class Property:
             return NotImplemented
         return Property(
             lambda n: self._make(n) + other._make(n),
-            f"({self._text}) and ({other._text})",
+            _joined("and", self._text, other._text),
             self.has_labels or other.has_labels,
         )
 
@@ -180,11 +182,11 @@ class Property:
                 for a, b in itertools.product(mine, theirs)
             ]
 
-        text = f"({self._text}) or ({other._text})"
+        text = _joined("or", self._text, other._text)
         return Property(make, text, self.has_labels or other.has_labels)
 
     def __str__(self):
-        return self._text
+        return str(self._text)
 
     def __repr__(self):
         return f"Property({self._text})"
@@ -199,6 +201,26 @@ class Property:
         lengths = [len(s[0]) for s in sets]
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int)
         return Unsafe(*(np.concatenate(parts) for parts in zip(*sets, strict=True)), starts)
+
+
+def _joined(word, *texts):
+    """Texts joined by a word; those that it joins already stay side by side, long ones counted."""
+    parts = []
+    for text in texts:
+        held = text if isinstance(text, _Joined) and text.word == word else _Joined(word, (text,))
+        parts += held.parts
+    return _Joined(word, tuple(parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    word: str
+    parts: tuple
+
+    def __str__(self):
+        if len(self.parts) > _SHOWN:
+            return f"{'all' if self.word == 'and' else 'one'} of {len(self.parts)} properties"
+        return f" {self.word} ".join(f"({part})" for part in self.parts)
 
 
 def _checked(rows, bounds):

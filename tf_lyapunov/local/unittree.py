@@ -203,7 +203,10 @@ class UnitTree:
 
     def _refresh(self, branches):
         """Bounds the boxes of hidden units of every branch anew; closes those that are empty."""
-        low, high = (np.stack(v) for v in zip(*map(self._box, branches), strict=True))
+        own = branches
+        if not self.domains.has_ends and all(b.box is None for b in branches):
+            own = branches[:1]
+        low, high = (np.stack(v) for v in zip(*map(self._box, own), strict=True))
         boxes = {}
         for k in self.columns:
             source = self.around.flow.links[k - 1].inputs[0]
