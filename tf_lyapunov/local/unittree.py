@@ -22,9 +22,11 @@ from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.program import rounding
 
 _FIRST, _MOST, _SECONDS = 4, 256, 0.6
-_STEPS, _LOOK, _ROWS = 20, 3, 16
+_STEPS, _LOOK, _ROWS = 20, 5, 16
+# Weight of a choice's better part beside its worse one.
+_BETTER = 0.1
 # Of ascents: steps of shares lose at first, so that nobody is to lose patience.
-RATE = 0.1
+RATE = 0.07
 
 
 @dataclasses.dataclass(eq=False)
@@ -116,7 +118,7 @@ class UnitTree:
                 self.clock.check()
                 begin = time.monotonic()
                 waiting = [heapq.heappop(self.heap)[2] for _ in range(min(size, len(self.heap)))]
-                children = [c for b in waiting for c in self._chosen(b)]
+                children = self._children(waiting)
                 if self.domains is not None:
                     self._refresh(children)
                 open_ = [c for c in children if c.bound < np.inf]
@@ -317,9 +319,29 @@ class UnitTree:
         high = rounding.up(self.attacker.high.reshape(-1))
         return np.maximum(low, region.low.ravel()), np.minimum(high, region.high.ravel())
 
-    def _chosen(self, branch):
-        """The two parts of a branch."""
-        return self._parts(branch, branch.choices[0])
+    def _children(self, branches):
+        """The two parts of every branch, by the choice whose worse part is bounded best."""
+        pairs = [[self._parts(b, choice) for choice in b.choices] for b in branches]
+        several = [i for i, p in enumerate(pairs) if len(p) > 1]
+        if several:
+            tried_ = [part for i in several for pair in pairs[i] for part in pair]
+            bounds = iter(self._glanced(tried_))
+            for i in several:
+                found = [(next(bounds), next(bounds)) for _ in pairs[i]]
+                scores = [min(a, b) + _BETTER * max(a, b) for a, b in found]
+                pairs[i] = [pairs[i][int(np.argmax(scores))]]
+        return [part for pair in pairs for part in pair[0]]
+
+    def _glanced(self, branches):
+        """Bounds of branches with their parents' multipliers, before rounding."""
+        index, owner = self._rows(branches)
+        around, split = self._setting(branches, owner)
+        target = around.flow.output
+        c = self.unsafe.rows[index].reshape(len(index), *around.trace.shape(target))
+        multipliers = _joined([b.held for b in branches])
+        found, _, _ = around.backward(c, target, multipliers, split=split)
+        found = found - self.unsafe.bounds[index]
+        return [float(found[owner == i].max()) for i in range(len(branches))]
 
     def _parts(self, branch, choice):
         k, unit, point = choice
