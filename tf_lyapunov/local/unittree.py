@@ -22,7 +22,9 @@ from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.program import rounding
 
 _FIRST, _MOST, _SECONDS = 4, 256, 0.6
-_STEPS, _LOOK, _ROWS = 20, 5, 16
+_STEPS, _LOOK, _ROWS = 20, 8, 16
+# Units behind the first activation, up to which their boxes are bounded anew on every branch.
+_REFRESHED = 512
 # Weight of a choice's better part beside its worse one.
 _BETTER = 0.1
 # Of ascents: steps of shares lose at first, so that nobody is to lose patience.
@@ -79,9 +81,10 @@ class UnitTree:
             if isinstance(step, Elementwise) and len(step.columns)
         }
         self.leaves = Leaves(around, self.columns)
-        import os
-
-        self.domains = Domains(around) if os.environ.get("RF", "1") == "1" else None
+        domains = Domains(around)
+        sources = {k: around.flow.links[k - 1].inputs[0] for k in self.columns}
+        count = sum(len(c) for k, c in self.columns.items() if not domains.affine[sources[k]])
+        self.domains = domains if count <= _REFRESHED else None
         self.counter = itertools.count()
         self.heap, self.stuck = [], []
         self.closed = np.inf
