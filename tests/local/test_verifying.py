@@ -247,7 +247,7 @@ def test_classes_of_wider_inputs_are_proved_by_units_where_attacks_end():
     for radius in (0.02, 0.1, 0.2, 0.4):
         region = Region.ball(x, radius, "linf")
         property = Property.classified_as(label)
-        found = tfl.verify_property(model, region, property, timeout=10)
+        found = tfl.verify_property(model, region, property, timeout=100)
         statuses.append(found.status)
         points = rng.uniform(region.low, region.high, (4000, 20))
         margins = property.resolved(3).margin(exact(model, points))
@@ -283,14 +283,14 @@ def test_graphs_with_convolutions_sums_and_pools_are_decided():
     keras.utils.set_random_seed(0)
     model, rng = residual(), np.random.default_rng(0)
     x = rng.uniform(size=(5, 5, 1)).astype("float32")
-    label = int(np.argmax(model(x[None])))
+    label = int(np.argmax(model.predict(x[None], verbose=0)))
     near = Region.ball(x, 0.01, "linf", bounds=(0, 1))
     far = Region.box(np.zeros((5, 5, 1)) - 3, np.ones((5, 5, 1)) + 3)
     property = Property.classified_as(label)
     assert tfl.verify_property(model, near, property).is_proved
     found = tfl.verify_property(model, far, property)
     assert found.is_refuted
-    assert int(np.argmax(model(found.counterexample.x[None]))) != label
+    assert int(np.argmax(model.predict(found.counterexample.x[None], verbose=0))) != label
     # Of probabilities too; the logits of a property are not the model's outputs.
     half = Property.linear([np.eye(3)[label]], 1.0)
     assert tfl.verify_property(model, near, half, outputs="model").is_proved
@@ -312,7 +312,7 @@ def test_no_sample_breaks_what_was_proved(branching, seed):
         size = np.ptp(values @ row)
         property = Property.linear(row, (values @ row).max() + change * size)
         found = tfl.verify_property(
-            model, region, property, branching=branching, timeout=0.4, seed=seed
+            model, region, property, branching=branching, timeout=60, seed=seed
         )
         worst = property.resolved(3).margin(values).min()
         assert found.bound <= worst + 1e-12
@@ -332,8 +332,10 @@ def test_a_tie_of_the_exact_function_is_neither_proved_nor_refuted():
     model.layers[0].set_weights([np.array([[1.0, 0.0]]), np.zeros(2)])
     region = Region.box([0.0], [1.0])
     for property in (Property.classified_as(0), Property.linear([-1.0, 1.0], 0.0)):
-        found = tfl.verify_property(model, region, property, timeout=0.5)
+        found = tfl.verify_property(model, region, property, timeout=60)
         assert found.status == "UNKNOWN" and -1e-9 < found.bound <= 0 == found.least
+        # What is left is a matter of rounding, and not split any more.
+        assert found.branches < 1000 and found.open > 0
 
 
 def test_a_point_that_the_format_does_not_hold_is_no_counterexample():
@@ -341,11 +343,11 @@ def test_a_point_that_the_format_does_not_hold_is_no_counterexample():
     model.layers[0].set_weights([np.array([[0.0, 1.0]]), np.zeros(2)])
     point = np.array([0.1])  # between two numbers of float32
     found = tfl.verify_property(
-        model, Region.box(point, point), Property.classified_as(0), timeout=1
+        model, Region.box(point, point), Property.classified_as(0), timeout=60
     )
     assert found.status == "UNKNOWN" and found.least == pytest.approx(-0.1)
     wider = Region.box(point - 1e-8, point + 1e-8)
-    found = tfl.verify_property(model, wider, Property.classified_as(0), timeout=1)
+    found = tfl.verify_property(model, wider, Property.classified_as(0), timeout=60)
     assert found.is_refuted and wider.low <= found.counterexample.x.astype(float) <= wider.high
 
 
@@ -355,9 +357,9 @@ def test_time_that_is_up_leaves_unknown_with_a_bound():
     outputs = exact(model, rng.uniform(region.low, region.high, (20000, 6)))
     property = Property.linear(row, (outputs @ row).max() + 1.0)
     for branching in verifying.BRANCHING:
-        found = tfl.verify_property(model, region, property, timeout=0.7, branching=branching)
+        found = tfl.verify_property(model, region, property, timeout=0.3, branching=branching)
         assert found.status in ("UNKNOWN", "PROVED", "REFUTED")
-        assert found.timeout == 0.7 and found.bound <= property.resolved(3).margin(outputs).min()
+        assert found.timeout == 0.3 and found.bound <= property.resolved(3).margin(outputs).min()
     short = tfl.verify_property(model, region, property, timeout=1e-6)
     assert short.status == "UNKNOWN" and short.bound == -np.inf and short.open == 1
 

@@ -332,6 +332,10 @@ class Domains:
 
     # Backwards ----------------------------------------------------------------------------------
 
+    def lost(self, c, target):
+        """What rounding may take from bounds of rows of a position, on any domain, float64 (p,)."""
+        return self.rounding * (np.abs(c) @ self.sizes[target]) * _MARGIN + 1e-290
+
     def lower(self, c, domain, target, box, lines, passed=None):
         """Proved lower bounds of rows of a position, each over one domain.
 
@@ -346,7 +350,7 @@ class Domains:
         Returns:
             `(lower, slopes)`: float64 (p,), and (p, inputs), the row's coefficients at the input.
         """
-        lost = self.rounding * (np.abs(c) @ self.sizes[target]) * _MARGIN + 1e-290
+        lost = self.lost(c, target)
         held = {target: c}
         constant = np.zeros(len(c))
         for k in range(target, 0, -1):

@@ -34,6 +34,9 @@ class InputTree:
 
     def __init__(self, domains, unsafe, attacker, clock):
         self.domains, self.unsafe, self.attacker, self.clock = domains, unsafe, attacker, clock
+        # Bounds nearer to zero than this are a matter of rounding: no part would be proved.
+        lost = 2 * domains.lost(unsafe.rows, domains.flow.output)
+        self.hopeless = -np.maximum.reduceat(lost, unsafe.starts)
         self.counter = itertools.count()
         self.heap, self.stuck = [], []
         self.closed = np.inf
@@ -141,7 +144,7 @@ class InputTree:
         narrow = {k: narrowed(*boxes[k]) for k in kept}
         for i in np.flatnonzero(mask.any(axis=1)):
             a, b = low[i, at[i]], high[i, at[i]]
-            if not a < a / 2 + b / 2 < b:
+            if not a < a / 2 + b / 2 < b or bound[i] > self.hopeless[target[i]]:
                 self.stuck.append(float(bound[i]))
                 continue
             held = {k: (a[i].copy(), b[i].copy()) for k, (a, b) in narrow.items()}
