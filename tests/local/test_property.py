@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import tf_lyapunov as tfl
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.property import Property
 
 
@@ -116,6 +117,13 @@ def test_what_makes_no_sense_is_refused(make):
 def test_other_types_are_refused(arguments):
     with pytest.raises(TypeError, match="Received"):
         tfl.verify_property(small(), *arguments)
+
+
+def test_models_with_several_inputs_are_refused():
+    a, b = keras.Input((2,)), keras.Input((2,))
+    model = keras.Model([a, b], layers.Add()([a, b]))
+    with pytest.raises(UnsupportedLayerError, match="one input"):
+        tfl.verify_property(model, UNIT, Property.classified_as(0))
 
 
 def test_too_many_unsafe_sets_are_refused_before_they_are_made():

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import tried
 from tf_lyapunov.local.attacking import Attacker, Counterexample
@@ -263,6 +264,11 @@ def _check(model, region, property, timeout, branching):
             f"`branching` must be one of {BRANCHING}, or None. Received: branching={branching!r}."
         )
     shape = getattr(model, "input_shape", None)
+    if isinstance(shape, (list, dict)) and len(shape) > 1:
+        raise UnsupportedLayerError(
+            f"`verify_property` needs a model with one input. Received: {len(shape)} inputs. "
+            "Concatenate them inside the model."
+        )
     if isinstance(shape, tuple) and not _fits(shape[1:], region.center.shape):
         raise ValueError(
             f"A region must have the shape of one input, {shape[1:]}. Received: a region of shape "
