@@ -322,6 +322,8 @@ def _trained(case):
             self.bounds = bounds
 
         def on_train_batch_end(self, batch, logs=None):
+            if hasattr(self.model, "jax_state_sync"):  # between epochs' ends JAX holds the weights
+                self.model.jax_state_sync()
             for layer, variables in _kernels(model):
                 for variable in variables:
                     if variable.path in self.bounds and type(layer) is keras.layers.Dense:
