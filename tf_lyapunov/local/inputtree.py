@@ -53,11 +53,12 @@ class InputTree:
         """Number of domains that are not proved."""
         return len(self.heap) + len(self.stuck)
 
-    def run(self, root_bound=-np.inf):
+    def run(self, root_bound=-np.inf, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.
 
         Args:
             root_bound: of the whole region, known already.
+            report: called with the number of domains after every batch.
         """
         region, kept = self.domains.region, self.domains.kept
         attacker = self.attacker
@@ -82,6 +83,7 @@ class InputTree:
                     heapq.heappush(self.heap, record)
                 return
             rounds += 1
+            report(len(parts[0]))
             found = self._shown(*parts, rounds)
             if found is not None or self.clock.is_up():
                 return

@@ -100,12 +100,13 @@ class UnitTree:
         """Number of branches that are not proved."""
         return len(self.heap) + len(self.stuck)
 
-    def run(self, steps, before):
+    def run(self, steps, before, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.
 
         Args:
             steps: of ascent for the whole region.
             before: dict from the sets that are open to their bounds so far.
+            report: called with the number of branches after every batch.
         """
         whole = [Branch(i, bound, {}, None, {}, []) for i, bound in before.items()]
         whole.sort(key=lambda b: b.bound)
@@ -131,6 +132,7 @@ class UnitTree:
                     self._settle(child)
                 waiting = []
                 rounds += 1
+                report(len(children))
                 self.counterexample = self._shown(points, rounds)
                 spent = max(time.monotonic() - begin, 1e-4)
                 limit = min(_SECONDS, 0.05 * self.clock.timeout)

@@ -199,16 +199,17 @@ class _Search:
                 return None
             if branching == "inputs":
                 tree = InputTree(Domains(around), self.unsafe, self.attacker, self.clock)
-                with stage("splitting inputs"):
-                    tree.run(self.bound)
+                with stage("parts of the region") as entered:
+                    tree.run(self.bound, entered.advance)
             else:
                 with stage("bounding the region"):
                     balls = bool(np.isfinite(self.region.radius))
                     effort = effort or (Effort() if balls else _BOXED)
                     around = self._around(effort)
                 tree = UnitTree(around, self.unsafe, self.attacker, self.clock)
-                with stage("splitting hidden units"):
-                    tree.run(effort.margin_steps, {int(i): float(self.bounds[i]) for i in open_})
+                before = {int(i): float(self.bounds[i]) for i in open_}
+                with stage("branches") as entered:
+                    tree.run(effort.margin_steps, before, entered.advance)
         except OutOfTime:
             return None
         closed = np.delete(self.bounds, open_)
