@@ -90,6 +90,16 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
     return around
 
 
+def surround_proved(flow, traced, region, effort=None, *, deadline=np.inf):
+    """As `surround` in float64, with multipliers that are searched first and boxes proved by them.
+
+    Bounds of a search are not rounded outwards: only what is bounded once more counts.
+    """
+    memory = {}
+    surround(flow, traced, region, effort, memory, deadline=deadline)
+    return surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
+
+
 def _relax(around, k, gains):
     step = around.relax(k)
     if gains is None:

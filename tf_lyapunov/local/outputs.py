@@ -6,7 +6,7 @@ import numpy as np
 
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import Effort, surround
+from tf_lyapunov.local.boxes import Effort, surround_proved
 from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.pieces import has_pieces
@@ -69,7 +69,7 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
             f"shape {rows.shape}."
         )
     effort = effort or Effort()
-    around = surround(flow, traced, region, effort)
+    around = surround_proved(flow, traced, region, effort)
     c = np.concatenate([rows, -rows]).reshape(-1, *traced.shape(flow.output))
     multipliers, _ = tried(around, c, flow.output, trials=effort.margin_trials)
     if multipliers and effort.margin_steps:
@@ -121,7 +121,7 @@ def gain_on(model, x, radius, *, norm="l2", outputs="logits", effort=None):
     for point in np.asarray(x, np.float64):
         region = Region.ball(point, radius, norm)
         _, flow, traced = read_around(model, region, outputs)
-        around = surround(flow, traced, region, effort or Effort())
+        around = surround_proved(flow, traced, region, effort or Effort())
         kind = SlopeGains if norm == "l2" else EntryGains
         found.append(kind(around).gain())
     return np.array(found)

@@ -8,7 +8,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import tried
 from tf_lyapunov.local.attacking import Attacker, Counterexample
-from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.boxes import CROWN, Effort, surround_proved
 from tf_lyapunov.local.clock import Clock
 from tf_lyapunov.local.domains import Domains
 from tf_lyapunov.local.inputtree import InputTree
@@ -224,10 +224,8 @@ class _Search:
 
     def _around(self, effort):
         """Proved boxes of the whole region, by multipliers that were searched first."""
-        memory, deadline = {}, self.clock.deadline
-        surround(self.flow, self.traced, self.region, effort, memory, deadline=deadline)
-        return surround(
-            self.flow, self.traced, self.region, effort, memory, proof=True, deadline=deadline
+        return surround_proved(
+            self.flow, self.traced, self.region, effort, deadline=self.clock.deadline
         )
 
     def _whole(self, around):
