@@ -54,6 +54,7 @@ class Bounded:
         lower: float64 (domains, r), -inf where not wanted.
         place: int (domains, r), each wanted row's position among the p that were bounded, or -1.
         slopes: float64 (p, inputs), coefficients of the rows at the input.
+        lost: float64 (p,), what was taken off for rounding.
         costs: dict from positions to lists of `(coefficients (p, units), gaps (domains, units))`.
         steep: dict from positions to slopes of their units, (domains, units, moving), or None.
     """
@@ -61,6 +62,7 @@ class Bounded:
     lower: np.ndarray
     place: np.ndarray
     slopes: np.ndarray
+    lost: np.ndarray
     costs: dict
     steep: dict
 
@@ -116,26 +118,32 @@ class Domains:
         around = self.around
         reach = self.region.reach()
         found = [2 * np.abs(around.values[0]) + (4 * reach + 4 * self.region.l2_radius())[None]]
+        # Sizes of each link alone: of its coefficients, and of those that it passes on.
+        self.own, self.reads = [found[0].reshape(-1)], {}
         for k, link in enumerate(self.flow.links, 1):
             reads = [found[i] for i in link.inputs]
             low, high = around.box(k)
             size = np.maximum(np.abs(low), np.abs(high))
             if around._linear(link):
-                size = 2 * around.sizes[k] + maps.absolute(link.operation, reads)
+                own = 2 * around.sizes[k]
+                size = own + maps.absolute(link.operation, reads)
             elif self._has_lines(link.operation):
                 step, source = around.steps[k], around.box(link.inputs[0])
                 largest = np.maximum(np.abs(source[0]), np.abs(source[1]))
                 if has_pieces(link.operation):
                     slopes = np.maximum(*(np.abs(s) for s in step.slopes)).reshape(size.shape)
-                    size = 4 * step.largest_value.reshape(size.shape) + slopes * (
-                        4 * largest + reads[0]
-                    )
+                    own = 4 * step.largest_value.reshape(size.shape)
+                    size = own + slopes * (4 * largest + reads[0])
                 else:
                     cells, out = windows_of(link.operation, self.shapes[link.inputs[0]])
                     inner = np.where(cells >= 0, (8 * largest + reads[0]).reshape(-1)[cells], 0.0)
-                    size = 4 * size + inner.max(axis=1).reshape(1, *out)
+                    top = np.where(cells >= 0, largest.reshape(-1)[cells], 0.0).max(axis=1)
+                    own = 4 * size + 8 * top.reshape(1, *out)
+                    size = own + inner.max(axis=1).reshape(1, *out)
+                self.reads[k] = 4 * largest.reshape(-1)
             else:
-                size = 4 * size
+                own = size = 4 * size
+            self.own.append(np.broadcast_to(own, around.values[k].shape).reshape(-1))
             found.append(size * _MARGIN)
         return [f.reshape(-1) for f in found]
 
@@ -166,7 +174,8 @@ class Domains:
         lower[empty] = np.inf
         place = np.full(wanted.shape, -1)
         place[domain, row] = np.arange(len(domain))
-        return Bounded(lower, place, slopes, self._costs(box, lines, passed), steep)
+        lost = passed.pop(0)
+        return Bounded(lower, place, slopes, lost, self._costs(box, lines, passed), steep)
 
     def propagated(self, low, high, boxes, deadline_passed, since=None):
         """Boxes of all positions, lines of all activations, and which domains are empty.
@@ -333,7 +342,7 @@ class Domains:
     # Backwards ----------------------------------------------------------------------------------
 
     def lost(self, c, target):
-        """What rounding may take from bounds of rows of a position, on any domain, float64 (p,)."""
+        """What rounding takes from bounds of rows of a position on any domain, at most: (p,)."""
         return self.rounding * (np.abs(c) @ self.sizes[target]) * _MARGIN + 1e-290
 
     def lower(self, c, domain, target, box, lines, passed=None):
@@ -345,19 +354,22 @@ class Domains:
             target: position.
             box: dict from positions to intervals (domains, entries).
             lines: dict from positions to `Lines`, as far as the target needs them.
-            passed: dict that takes the rows' coefficients at every activation, or None.
+            passed: dict that takes the rows' coefficients at every activation, and at 0 what was
+                taken off for rounding, or None; with it that is measured row by row.
 
         Returns:
             `(lower, slopes)`: float64 (p,), and (p, inputs), the row's coefficients at the input.
         """
         lost = self.lost(c, target)
         held = {target: c}
-        constant = np.zeros(len(c))
+        constant, size = np.zeros(len(c)), np.zeros(len(c))
         for k in range(target, 0, -1):
             if k not in held:
                 continue
             c, link = held.pop(k), self.flow.links[k - 1]
             operation = link.operation
+            if passed is not None:
+                size += np.abs(c) @ self.own[k]
             if self.around._linear(link):
                 shaped = c.reshape(-1, *self.shapes[k])
                 shift = maps.offset(operation)
@@ -371,6 +383,8 @@ class Domains:
                     passed[k] = c
                 found, added = lines[k].through(c, domain)
                 constant += added
+                if passed is not None:
+                    size += np.abs(found[0]) @ self.reads[k]
             else:
                 constant += self._plain(c, domain, box[k])
                 continue
@@ -381,6 +395,11 @@ class Domains:
             slopes = np.zeros((len(c), len(self.center)))
         else:
             constant += slopes @ self.center + self._at_input(slopes, domain, *box[0])
+        if passed is not None:
+            # What was summed up indeed is often far less than (S) says.
+            size += np.abs(slopes) @ self.own[0]
+            lost = np.minimum(lost, self.rounding * size * _MARGIN + 1e-290)
+            passed[0] = lost
         found = rounding.down(constant - lost)
         return np.where(np.isfinite(found), found, -np.inf), slopes
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.domains import narrowed
+from tf_lyapunov.local.evaluating import Evaluation
 from tf_lyapunov.program import rounding
 
 # Domains of one batch: few at first, then as many as pass in this time.
@@ -34,9 +35,6 @@ class InputTree:
 
     def __init__(self, domains, unsafe, attacker, clock):
         self.domains, self.unsafe, self.attacker, self.clock = domains, unsafe, attacker, clock
-        # Bounds nearer to zero than this are a matter of rounding: no part would be proved.
-        lost = 2 * domains.lost(unsafe.rows, domains.flow.output)
-        self.hopeless = -np.maximum.reduceat(lost, unsafe.starts)
         self.counter = itertools.count()
         self.heap, self.stuck = [], []
         self.closed = np.inf
@@ -144,15 +142,30 @@ class InputTree:
         corners = np.where(slopes > 0, low, high)
         at = self._chosen(bounded, rows, slopes, low, high)
         narrow = {k: narrowed(*boxes[k]) for k in kept}
+        margins, lost = self._margins(low, high, corners), bounded.lost[rows]
         for i in np.flatnonzero(mask.any(axis=1)):
             a, b = low[i, at[i]], high[i, at[i]]
-            if not a < a / 2 + b / 2 < b or bound[i] > self.hopeless[target[i]]:
+            if not a < a / 2 + b / 2 < b or margins[i] <= lost[i]:
                 self.stuck.append(float(bound[i]))
                 continue
             held = {k: (a[i].copy(), b[i].copy()) for k, (a, b) in narrow.items()}
             record = float(bound[i]), next(self.counter), (low[i], high[i]), held, mask[i], at[i]
             heapq.heappush(self.heap, record)
         return low, high, corners, bound
+
+    def _margins(self, low, high, corners):
+        """Least margin at a corner and the centre of every domain, where they lie in the region.
+
+        What rounding takes off is about the same on every part: one that holds a point whose margin
+        is below that would never be proved.
+        """
+        shape, found = self.attacker.low.shape, []
+        for points in (corners, low / 2 + high / 2):
+            moved = self.attacker.projected(points.reshape(-1, *shape))
+            inside = np.all(moved.reshape(points.shape) == points, axis=1)
+            margins = self.unsafe.margin(Evaluation(self.domains.flow, moved).outputs)
+            found.append(np.where(inside, margins, np.inf))
+        return np.minimum(*found)
 
     def _deciding(self, excess, target):
         """The row that decides each domain's worst set."""
