@@ -136,7 +136,8 @@ class Region:
         flat = c.reshape(len(c), -1)
         if np.isfinite(self.radius) and not self.is_cut:
             size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
-            step = flat * (-self.radius / np.maximum(size, 1e-300))[:, None]
+            tiny = np.finfo(size.dtype).tiny
+            step = flat * (-self.radius / np.maximum(size, tiny))[:, None]
             return -self.radius * size, step.reshape(c.shape)
         # Rounded inwards they leave points out, as far as `slack` holds.
         low = low.reshape(len(low), -1).astype(c.dtype, copy=False)

@@ -1,0 +1,85 @@
+"""Which claimed radii around single inputs are proved, by bounds of the margins at that radius."""
+
+import numpy as np
+
+from tf_lyapunov.verification.arithmetic import down, row_norms_up, sqrt_up, up
+from tf_lyapunov.verification.around.evidence import read
+from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.around.region import NORMS, Region
+from tf_lyapunov.verification.around.surroundings import Surroundings
+
+
+def margin_rows(classes, label):
+    """f_label - f_j for every other class j, or ±f of a single logit, as rows.
+
+    >>> margin_rows(3, 1).tolist()
+    [[-1.0, 1.0, 0.0], [0.0, 1.0, -1.0]]
+    """
+    if classes == 1:
+        return np.array([[1.0 if label == 1 else -1.0]])
+    others = np.delete(np.arange(classes), label)
+    rows = -np.eye(classes)[others]
+    rows[:, label] = 1.0
+    return rows
+
+
+def margins(network, gains, region, label, pieces=()):
+    """Lower bounds of the margins of a label on a region, float64 (classes - 1,), or (1,).
+
+    Args:
+        network: `network.Network`.
+        gains: of every step alone, by name.
+        region: `Region`.
+        label: int.
+        pieces: list of `evidence.Piece` of this input.
+
+    Raises:
+        ValueError: if the evidence does not fit the network.
+        OverflowError: if signals on the region have no bound.
+    """
+    rows = margin_rows(network[network.logits].shape[-1], label)
+    groups, last = read(network, pieces, len(rows))
+    around = Surroundings(network, gains, region, groups)
+    return around.lower(network.logits, Functionals(rows), last)
+
+
+def proves(network, gains, region, label, errors, pieces=()):
+    """Whether every margin of a label is above what its two logits err by.
+
+    Args:
+        errors: float64 (classes,), of the logits at the centre: what the dtypes lose there.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = margins(network, gains, region, label, pieces)
+    lost = errors if len(errors) == 1 else errors[label] + np.delete(errors, label)
+    return bool(np.all(found > up(lost)))
+
+
+def region_around(center, given, radius, norm, bounds):
+    """`Region` around the input as the model casts it that holds the ball around the given one.
+
+    Args:
+        center: float64 (*shape), cast.
+        given: (*shape), as in the file, in float64.
+        radius, norm, bounds: see `Region`.
+    """
+    apart = np.abs(center - given)
+    moved = {
+        "l2": float(row_norms_up(apart.reshape(1, -1))[0]),
+        "l1": float(np.sum(apart)) * (1 + apart.size * 2.0**-52),
+        "linf": float(np.max(apart, initial=0.0)),
+    }[norm]
+    if moved > 0:
+        radius = float(up(radius + up(up(moved))))
+    return Region(center, radius, norm, bounds)
+
+
+def converted(radius, norm, size):
+    """Radii of balls in a norm that lie within l2 balls: ‖e‖₂ ≤ √n‖e‖_∞ and ‖e‖₂ ≤ ‖e‖₁."""
+    if norm != "linf":
+        return radius
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(radius), np.maximum(down(radius / sqrt_up(size)), 0.0), radius)
+
+
+__all__ = ["NORMS", "converted", "margin_rows", "margins", "proves", "region_around"]
