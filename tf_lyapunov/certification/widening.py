@@ -35,6 +35,8 @@ class Widening:
         self.linear = method in ("linear", "auto") and len(network.inputs) == 1
         if method == "linear":
             check_applies(network)
+        # Multipliers of bounds around inputs, by number of the input; None if too large to keep.
+        self.records = {}
         self.seconds = time_budget
         self.deadline = time.monotonic() + time_budget
 
@@ -46,7 +48,12 @@ class Widening:
     @property
     def within(self):
         """The bounds that radii are limited to, in words, or None."""
-        return _shown(self.bounds) if self.bounds is not None and self.linear else None
+        return shown(self.bounds) if self.bounds is not None and self.linear else None
+
+    @property
+    def kept_bounds(self):
+        """The bounds that radii are limited to, or None."""
+        return self.bounds if self.linear else None
 
     @property
     def gain_seconds(self):
@@ -60,7 +67,7 @@ class Widening:
             if np.any(x < low) or np.any(x > high):
                 raise ValueError(
                     f"Inputs must lie within `bounds`. Received: values from {np.min(x)} to "
-                    f"{np.max(x)}, bounds={_shown(self.bounds)}. Scale them, or leave it out."
+                    f"{np.max(x)}, bounds={shown(self.bounds)}. Scale them, or leave it out."
                 )
 
     def converted(self, radius, size):
@@ -113,7 +120,7 @@ class Widening:
 
             if x.dtype.kind in "iub":
                 x = x.astype(np.float64)
-            radius, more = linear_radii(
+            radius, more, self.records = linear_radii(
                 self.network,
                 x,
                 labels,
@@ -142,7 +149,7 @@ class Widening:
                 text = text.replace("the l2 norm", f"the {_WORDS[self.norm]} norm")
                 if self.bounds is not None and self.linear:
                     text = text.replace(
-                        "over all of real space", f"within the bounds {_shown(self.bounds)}"
+                        "over all of real space", f"within the bounds {shown(self.bounds)}"
                     )
             found.append(text)
         return found
@@ -158,6 +165,7 @@ def checked(norm, bounds):
     return None if bounds is None else checked_bounds(bounds)
 
 
-def _shown(bounds):
+def shown(bounds):
+    """Bounds of inputs in words."""
     low, high = (v if v.ndim == 0 else np.array([v.min(), v.max()]) for v in bounds)
     return f"{low.tolist()} to {high.tolist()}"

@@ -39,12 +39,16 @@ class Answer:
         multipliers: of the rows, by position, at that radius; None without a proof.
         boxes: dict from positions to lists of `Found`.
         evaluations: radii that were tried.
+        trace: `Trace` at the input.
+        unsplit: what the multipliers prove without splits of units, at most `radius`.
     """
 
     radius: float
     multipliers: dict | None = None
     boxes: dict | None = None
     evaluations: int = 0
+    trace: object = None
+    unsplit: float = 0.0
 
 
 class Prover:
@@ -219,7 +223,7 @@ class Prover:
             if smaller <= start:
                 break
             if np.all(self.prove(traced, smaller, rows, memory, held) > need(smaller)):
-                return Answer(smaller, held, memory, count)
+                return Answer(smaller, held, memory, count, traced, smaller)
         return Answer(0.0, evaluations=count)
 
 

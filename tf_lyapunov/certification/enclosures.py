@@ -1,0 +1,171 @@
+"""Radii by bounds around inputs in proof files: what the verifier proves with the multipliers."""
+
+import dataclasses
+
+import numpy as np
+
+from tf_lyapunov.local.flow import flow_of
+from tf_lyapunov.local.maxima import is_window_maximum
+from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.progress import steps
+from tf_lyapunov.verification.around import evidence
+from tf_lyapunov.verification.around.claims import proves, region_around
+from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling
+
+# Shares of a radius that are tried, one after the other, until the verifier proves one.
+_RETREATS = (0.0, 1e-6, 1e-4, 1e-3, 4e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+_BISECTIONS = 3
+# Losses below this share of a radius go without saying.
+_SMALL = 2e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Enclosed:
+    """Radii that the verifier proves around inputs.
+
+    Attributes:
+        radius: float64 (n,), at most those of the certificate.
+        pieces: dict from numbers of inputs to lists of `evidence.Piece`.
+        sentences: what was lost, in words.
+    """
+
+    radius: np.ndarray
+    pieces: dict
+    sentences: tuple
+
+
+def enclosed(certificate, proof, network, derived, errors, inputs, cast):
+    """`Enclosed` for a certificate whose radii bounds around inputs enlarged.
+
+    Args:
+        certificate: `Certificate`.
+        proof: `proofs.Proof` with `records`.
+        network: the verifier's `Network`.
+        derived: float64 (n,), radii by the global gains, in the certificate's norm, as the
+            verifier derives them.
+        errors: float64 (n, K), of the logits as the verifier evaluates them.
+        inputs, cast: the inputs as given and as the model casts them, float64.
+    """
+    records = proof.records or {}
+    own = network.gains()[1]
+    bounds = (-np.inf, np.inf) if proof.bounds is None else proof.bounds
+    places = _places(network, flow_of(proof.network)) if records else None
+    radius, pieces = np.array(derived), {}
+    order = sorted(i for i in records if certificate.radius[i] > derived[i])
+    for i in steps(order, "writing bounds around inputs"):
+        found = [] if places is None else _pieces(network, places, records[i])
+
+        def proved(r, i=i, found=found):
+            try:
+                region = region_around(cast[i], inputs[i], r, certificate.norm, bounds)
+                return proves(network, own, region, int(certificate.labels[i]), errors[i], found)
+            except OverflowError:
+                return False
+
+        largest = min(certificate.radius[i], records[i].radius)
+        reached = _reached(proved, largest, derived[i])
+        if reached > derived[i]:
+            radius[i], pieces[i] = reached, found
+    return Enclosed(radius, pieces, tuple(_words(certificate.radius, radius, records, places)))
+
+
+def _reached(proved, largest, least):
+    """The largest radius that is tried and proved, from `largest` down to `least`."""
+    before = None
+    for retreat in _RETREATS:
+        r = largest * (1 - retreat)
+        if r <= least:
+            return least
+        if proved(r):
+            if retreat < 0.01:
+                return r
+            low, high = r, before
+            for _ in range(_BISECTIONS):
+                middle = (low + high) / 2
+                low, high = (middle, high) if proved(middle) else (low, middle)
+            return low
+        before = r
+    return least
+
+
+def _words(claimed, written, records, places):
+    lost = np.array([i for i in sorted(records) if written[i] < claimed[i] * (1 - _SMALL)], int)
+    if not len(lost):
+        return
+    shares = 1 - written[lost] / claimed[lost]
+    split = sum(records[i].radius < claimed[i] * (1 - _SMALL) for i in lost)
+    text = (
+        f"{len(lost)} radii are smaller than those of the certificate, by "
+        f"{float(np.median(shares)):.2%} in the median and {float(shares.max()):.2%} at most: as "
+        "far as the verifier's own balls and boxes reach with the multipliers of this file."
+    )
+    if split:
+        text += f" {split} of them had been enlarged by splits of units, which no file holds."
+    if places is None:
+        text += " The multipliers of these layers cannot be matched, and none is in this file."
+    yield text
+
+
+# From positions of a flow to the verifier's steps ------------------------------------------------
+
+
+def _places(network, flow):
+    """`(steps by position of an output, steps by position that it reads)`, or None if they differ.
+
+    The elementwise steps and maxima of both readings stand in the same order, under the same names.
+    """
+    mine = [
+        (k, link)
+        for k, link in enumerate(flow.links, 1)
+        if (has_pieces(link.operation) and getattr(link.operation, "name", "") != "linear")
+        or is_window_maximum(link.operation)
+    ]
+    theirs = []
+    for number, step in enumerate(network.steps):
+        operation = step.operation
+        if (isinstance(operation, Activation) and operation.name != "linear") or (
+            isinstance(operation, MaxPooling)
+            or (isinstance(operation, GlobalPooling) and not operation.mean)
+        ):
+            theirs.append(number)
+        if step.name == network.logits:
+            break
+    if len(mine) != len(theirs):
+        return None
+    numbers = {step.name: number for number, step in enumerate(network.steps)}
+    outputs, sources = {}, {flow.output: numbers[network.logits]}
+    for (k, link), number in zip(mine, theirs, strict=True):
+        step = network.steps[number]
+        if step.name.split("/")[0] != link.name.split("/")[0]:
+            return None
+        outputs[k] = number
+        sources.setdefault(link.inputs[0], numbers[step.inputs[0]])
+    return outputs, sources
+
+
+def _pieces(network, places, record):
+    """List of `evidence.Piece` of a `recording.Record`."""
+    outputs, sources = places
+    found = []
+    for block in record.blocks:
+        if block.source not in sources:
+            continue
+        target = sources[block.source]
+        parts, rows = [], 2 * len(block.units)
+        for k, held in block.steps.items():
+            step = network.steps[outputs[k]]
+            rows = len(held.shares)
+            parts.append(evidence.Part(outputs[k], held.columns, _levels(held, step), held.logs))
+        if parts:
+            found.append(evidence.Piece(target, block.units, rows, tuple(parts)))
+    return found
+
+
+def _levels(held, step):
+    """Shares in the verifier's own steps."""
+    low, high = evidence.ends(step.operation)
+    if (low, high) == (held.low, held.high):
+        return held.shares
+    shares = held.low + (held.high - held.low) * (held.shares / evidence.LEVELS)
+    levels = np.rint((shares - low) * (evidence.LEVELS / max(high - low, 1e-300)))
+    return np.clip(levels, 0, evidence.LEVELS).astype(np.uint8)
