@@ -62,8 +62,7 @@ def enclosed(certificate, proof, network, derived, errors, inputs, cast):
             except OverflowError:
                 return False
 
-        largest = min(certificate.radius[i], records[i].radius)
-        reached = _reached(proved, largest, derived[i])
+        reached = _reached(proved, certificate.radius[i], derived[i])
         if reached > derived[i]:
             radius[i], pieces[i] = reached, found
     return Enclosed(radius, pieces, tuple(_words(certificate.radius, radius, records, places)))
@@ -93,14 +92,11 @@ def _words(claimed, written, records, places):
     if not len(lost):
         return
     shares = 1 - written[lost] / claimed[lost]
-    split = sum(records[i].radius < claimed[i] * (1 - _SMALL) for i in lost)
     text = (
         f"{len(lost)} radii are smaller than those of the certificate, by "
         f"{float(np.median(shares)):.2%} in the median and {float(shares.max()):.2%} at most: as "
         "far as the verifier's own balls and boxes reach with the multipliers of this file."
     )
-    if split:
-        text += f" {split} of them had been enlarged by splits of units, which no file holds."
     if places is None:
         text += " The multipliers of these layers cannot be matched, and none is in this file."
     yield text
@@ -153,19 +149,11 @@ def _pieces(network, places, record):
         target = sources[block.source]
         parts, rows = [], 2 * len(block.units)
         for k, held in block.steps.items():
-            step = network.steps[outputs[k]]
             rows = len(held.shares)
-            parts.append(evidence.Part(outputs[k], held.columns, _levels(held, step), held.logs))
+            parts.append(evidence.Part(outputs[k], held.columns, held.shares, held.ends, held.logs))
+        splits = tuple((outputs[k], unit, point) for k, unit, point in block.splits)
         if parts:
-            found.append(evidence.Piece(target, block.units, rows, tuple(parts)))
+            found.append(
+                evidence.Piece(target, block.units, rows, tuple(parts), splits, block.margin)
+            )
     return found
-
-
-def _levels(held, step):
-    """Shares in the verifier's own steps."""
-    low, high = evidence.ends(step.operation)
-    if (low, high) == (held.low, held.high):
-        return held.shares
-    shares = held.low + (held.high - held.low) * (held.shares / evidence.LEVELS)
-    levels = np.rint((shares - low) * (evidence.LEVELS / max(high - low, 1e-300)))
-    return np.clip(levels, 0, evidence.LEVELS).astype(np.uint8)

@@ -41,6 +41,7 @@ class Answer:
         evaluations: radii that were tried.
         trace: `Trace` at the input.
         unsplit: what the multipliers prove without splits of units, at most `radius`.
+        splits: dict from rows to `branching.Branches`, which prove them at `radius`.
     """
 
     radius: float
@@ -49,6 +50,7 @@ class Answer:
     evaluations: int = 0
     trace: object = None
     unsplit: float = 0.0
+    splits: dict = dataclasses.field(default_factory=dict)
 
 
 class Prover:
@@ -190,18 +192,22 @@ class Prover:
                 around.backward(c, self.flow.output, multipliers)
                 adopt(multipliers, answer.multipliers, np.arange(len(rows)))
                 found = around.lower(c, self.flow.output, multipliers)
+                splits = {}
                 # The worst first: if it stays open, the others need no splits.
                 for i in np.argsort(found):
                     if found[i] <= need(radius):
                         held = {k: m.of_rows([i]) for k, m in multipliers.items()}
                         row = rows[i : i + 1]
-                        found[i] = split_lower(around, row, held, _SPLITS, _SPLIT_STEPS)[0]
+                        bound, splits[int(i)] = split_lower(
+                            around, row, held, _SPLITS, _SPLIT_STEPS
+                        )
+                        found[i] = bound[0]
                     if found[i] <= need(radius):
                         break
             except OutOfTime:
                 return
             if np.all(found > need(radius)):
-                answer.radius = radius
+                answer.radius, answer.splits = radius, splits
             else:
                 growth = 1 + (growth - 1) / 3
 

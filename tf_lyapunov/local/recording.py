@@ -1,8 +1,9 @@
 """What a proof file needs of a radius: the multipliers that prove it, in few bytes.
 
-Shares are kept in 8 bits between the ends of their step's slopes: any g gives a bound, so that
-rounding one costs tightness alone, and little of it. Windows become units of the whole signal, one
-block per place, as nothing but the place's own window takes part in its rows.
+Any g gives a bound, so that rounding a share costs tightness alone, and little of it: those of
+boxes are kept in 8 bits between two ends, those of margins in half precision. Windows become units
+of the whole signal, one block per place, as nothing but the place's own window takes part in its
+rows.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from tf_lyapunov.local.windows import Windows
 from tf_lyapunov.program.families.elementwise import Kinked
 
 LEVELS = 255
+_LARGEST = 6e4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,15 +24,14 @@ class Shares:
 
     Attributes:
         columns: int32 (m,), flat units.
-        shares: uint8 (rows, m), from `low` to `high` in equal steps.
-        low, high: float.
+        shares: float16 (rows, m); or uint8, from the first to the second of `ends` in equal steps.
+        ends: float32 (2,), or None.
         logs: float32 (rows,), log λ.
     """
 
     columns: np.ndarray
     shares: np.ndarray
-    low: float
-    high: float
+    ends: np.ndarray | None
     logs: np.ndarray
 
 
@@ -43,23 +44,30 @@ class Block:
         units: int32 (n,) that rows are the lower bounds of, then minus the upper ones; empty for
             the margins.
         steps: dict from positions of elementwise outputs to `Shares`.
+        splits: tuple of `(position, unit, point)`; row b is the branch above the points of the
+            splits whose bits are set in b.
+        margin: number of the margin that is split, or -1.
     """
 
     source: int
     units: np.ndarray
     steps: dict
+    splits: tuple = ()
+    margin: int = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """Multipliers that prove a radius without splits of units.
+    """Multipliers that prove a radius.
 
     Attributes:
         radius: float.
+        unsplit: float, proved without the blocks of splits.
         blocks: tuple of `Block`.
     """
 
     radius: float
+    unsplit: float
     blocks: tuple
 
     @property
@@ -92,11 +100,15 @@ def record(flow, traced, answer):
                 steps = _steps(flow, found.multipliers, slice(None), None)
                 blocks.append(Block(source, found.units.astype(np.int32), steps))
     none = np.zeros(0, np.int32)
-    blocks.append(Block(flow.output, none, _steps(flow, answer.multipliers, slice(None), None)))
-    return Record(answer.unsplit, tuple(blocks))
+    steps = _steps(flow, answer.multipliers, slice(None), None, fine=True)
+    blocks.append(Block(flow.output, none, steps))
+    for margin, branches in answer.splits.items():
+        steps = _steps(flow, branches.multipliers, slice(None), None, fine=True)
+        blocks.append(Block(flow.output, none, steps, branches.splits, margin))
+    return Record(answer.radius, answer.unsplit, tuple(blocks))
 
 
-def _steps(flow, multipliers, rows, places):
+def _steps(flow, multipliers, rows, places, fine=False):
     """`Shares` by position, of some rows; `places` maps columns to units, -1 for none."""
     found = {}
     for k, m in multipliers.items():
@@ -106,11 +118,17 @@ def _steps(flow, multipliers, rows, places):
             columns, share = units[units >= 0], share[:, units >= 0]
         if not share.size:
             continue
-        low, high = _ends(flow.links[k - 1].operation)
-        levels = np.rint((share - low) * (LEVELS / max(high - low, 1e-300)))
-        levels = np.clip(np.nan_to_num(levels), 0, LEVELS).astype(np.uint8)
+        share, ends = np.nan_to_num(share), None
+        if fine:
+            share = np.clip(share, -_LARGEST, _LARGEST).astype(np.float16)
+        else:
+            share = np.clip(share, *_ends(flow.links[k - 1].operation))
+            ends = np.array([share.min(), share.max()], np.float32)
+            low, width = float(ends[0]), float(ends[1]) - float(ends[0])
+            share = np.rint((share - low) * (LEVELS / max(width, 1e-30)))
+            share = np.clip(share, 0, LEVELS).astype(np.uint8)
         logs = np.nan_to_num(m.log_lam[rows].astype(np.float32), nan=-np.inf, posinf=0.0)
-        found[k] = Shares(columns.astype(np.int32), levels, low, high, logs)
+        found[k] = Shares(columns.astype(np.int32), share, ends, logs)
     return found
 
 

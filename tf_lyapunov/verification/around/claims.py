@@ -23,14 +23,17 @@ def margin_rows(classes, label):
     return rows
 
 
-def margins(network, gains, region, label, pieces=()):
-    """Lower bounds of the margins of a label on a region, float64 (classes - 1,), or (1,).
+def proves(network, gains, region, label, errors, pieces=()):
+    """Whether every margin of a label is above what its two logits err by, on a region.
+
+    A margin that is split may have its least bound on the branches instead.
 
     Args:
         network: `network.Network`.
         gains: of every step alone, by name.
         region: `Region`.
         label: int.
+        errors: float64 (classes,), of the logits at the centre: what the dtypes lose there.
         pieces: list of `evidence.Piece` of this input.
 
     Raises:
@@ -38,21 +41,29 @@ def margins(network, gains, region, label, pieces=()):
         OverflowError: if signals on the region have no bound.
     """
     rows = margin_rows(network[network.logits].shape[-1], label)
-    groups, last = read(network, pieces, len(rows))
-    around = Surroundings(network, gains, region, groups)
-    return around.lower(network.logits, Functionals(rows), last)
-
-
-def proves(network, gains, region, label, errors, pieces=()):
-    """Whether every margin of a label is above what its two logits err by.
-
-    Args:
-        errors: float64 (classes,), of the logits at the centre: what the dtypes lose there.
-    """
+    groups, last, branches = read(network, pieces, len(rows))
+    need = up(errors if len(errors) == 1 else errors[label] + np.delete(errors, label))
     with np.errstate(over="ignore", invalid="ignore"):
-        found = margins(network, gains, region, label, pieces)
-    lost = errors if len(errors) == 1 else errors[label] + np.delete(errors, label)
-    return bool(np.all(found > up(lost)))
+        around = Surroundings(network, gains, region, groups)
+        found = around.lower(network.logits, Functionals(rows), last)
+        # The smallest first: if it is not proved, the others need no branches.
+        for i in np.argsort(found):
+            if not found[i] > need[i] and not (
+                i in branches and _on_branches(around, rows[i], need[i], branches[i])
+            ):
+                return False
+    return True
+
+
+def _on_branches(around, row, need, branches):
+    """Whether a margin is above a number on every branch."""
+    for branch in range(2 ** len(branches.splits)):
+        halves, multipliers = branches.of(branch)
+        relaxed = {name: around.relaxed[name].halved(cuts) for name, cuts in halves.items()}
+        c = Functionals(row[None])
+        if not around.lower(around.network.logits, c, multipliers, relaxed)[0] > need:
+            return False
+    return True
 
 
 def region_around(center, given, radius, norm, bounds):
@@ -82,4 +93,4 @@ def converted(radius, norm, size):
         return np.where(np.isfinite(radius), np.maximum(down(radius / sqrt_up(size)), 0.0), radius)
 
 
-__all__ = ["NORMS", "converted", "margin_rows", "margins", "proves", "region_around"]
+__all__ = ["NORMS", "converted", "margin_rows", "proves", "region_around"]

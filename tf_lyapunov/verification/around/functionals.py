@@ -129,7 +129,7 @@ def absolute(operation, sizes):
 
 @functools.singledispatch
 def doubt(operation, sizes):
-    """Bound on the change of y that errors of W and b make, for |x| ≤ s; 0.0 where they are exact."""
+    """Bound on the change of y that errors of W and b make, for |x| ≤ s; 0.0 if they are exact."""
     return 0.0
 
 

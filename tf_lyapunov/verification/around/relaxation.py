@@ -63,7 +63,7 @@ class Relaxation:
     """
 
     def __init__(self, operation, center, low, high):
-        self.shape = center.shape
+        self.operation, self.shape = operation, center.shape
         self.center, self.low, self.high = (v.reshape(-1) for v in (center, low, high))
         p = pieces(operation, self.low, self.high, lambda a: a.reshape(-1))
         self.pieces = p
@@ -104,6 +104,23 @@ class Relaxation:
             best = np.where(found > height, slope, best)
             height = np.maximum(height, found)
         return best
+
+    def halved(self, cuts):
+        """The same on a branch: with parts of the boxes of some units, whose shares stay free.
+
+        Args:
+            cuts: list of `(unit, point, is_above)`; a point beyond a box is taken to its end.
+        """
+        low, high = self.low.copy(), self.high.copy()
+        for unit, point, is_above in cuts:
+            point = min(max(point, low[unit]), high[unit])
+            (low if is_above else high)[unit] = point
+        found = Relaxation(
+            self.operation, *(v.reshape(self.shape) for v in (self.center, low, high))
+        )
+        # Neither the ball nor what is no line before depends on the branch.
+        found.bent, found.radius = self.bent, self.radius
+        return found
 
     def back(self, c, multipliers):
         """`(g, h, size)` of (L): `Functionals`, and float64 (rows,) twice.

@@ -181,15 +181,16 @@ class Surroundings:
 
     # Backwards ----------------------------------------------------------------------------------
 
-    def lower(self, target, c, multipliers=None):
+    def lower(self, target, c, multipliers=None, relaxed=None):
         """Lower bounds of cᵀy on the region for the signal y of a step, rounded down, (rows,).
 
         Args:
             target: name of the step.
             c: `Functionals` of its signal.
             multipliers: dict from names of steps to `Multipliers` of these rows, or None.
+            relaxed: dict of other relaxations by name, of smaller boxes, or None.
         """
-        multipliers = multipliers or {}
+        multipliers, relaxed = multipliers or {}, {**self.relaxed, **(relaxed or {})}
         count = len(c.rows)
         bound, size, doubt = np.zeros(count), np.zeros(count), np.zeros(count)
         held = {target: c}
@@ -208,7 +209,7 @@ class Surroundings:
                 shapes = [self.steps[i].shape for i in step.inputs]
                 parts = functionals.back(operation, c, shapes, step.shape)
             else:
-                g, least, more = self.relaxed[name].back(c, multipliers.get(name))
+                g, least, more = relaxed[name].back(c, multipliers.get(name))
                 bound, size, parts = bound + least, size + more, [g]
             for source, part in zip(step.inputs, parts, strict=True):
                 shape = self.steps[source].shape
