@@ -26,6 +26,7 @@ from tf_lyapunov.verification.arithmetic import (
     up,
 )
 from tf_lyapunov.verification.around import functionals
+from tf_lyapunov.verification.around.balls import Balls
 from tf_lyapunov.verification.around.functionals import of_units
 from tf_lyapunov.verification.around.relaxation import Maximum, Relaxation
 from tf_lyapunov.verification.network import forward
@@ -69,6 +70,9 @@ class Surroundings:
         self.boxes = {first: region.box()}
         self.radii = {first: region.l2_radius()}
         self.relaxed, self.sizes, self.doubts, self.done = {}, {}, {}, {first}
+        # By name: what a step adds up of distances, in size, and what it is off by besides.
+        self.spreads = {}
+        self.balls = Balls(self)
         for name in self.order[1:]:
             self._advance(self.steps[name])
 
@@ -89,15 +93,19 @@ class Surroundings:
             steepest = self.gains[step.name]
             if isinstance(operation, Activation):
                 steepest = min(steepest, relaxed.steepest())
+                self.spreads[step.name] = steepest * self.reach(source), noise
+            else:
+                self.spreads[step.name] = np.zeros_like(value), noise
             self._place(step.name, value, relaxed.range(), product_up(steepest, radii[0]), lost)
 
     def _linear(self, step, value, noise, radii, lost):
         operation, name = step.operation, step.name
-        reaches = [self._reach(i)[None] for i in step.inputs]
+        reaches = [self.reach(i)[None] for i in step.inputs]
         sizes = [self._size(i)[None] for i in step.inputs]
         reach = functionals.absolute(operation, reaches)[0]
         reach = reach * (1 + gamma(functionals.terms(operation) + 8))
         doubt = np.broadcast_to(functionals.doubt(operation, reaches), (1, *value.shape))[0]
+        self.spreads[name] = reach, (doubt + noise) * SLACK
         reach = (reach + doubt + noise) * SLACK
         if isinstance(operation, Merge):
             if operation.kind == "concatenate":
@@ -123,7 +131,8 @@ class Surroundings:
         self.values[name], self.radii[name] = value, radius
         self.boxes[name] = np.minimum(low, high), np.maximum(low, high)
 
-    def _reach(self, name):
+    def reach(self, name):
+        """Bounds on the distance from `values`, entry by entry."""
         low, high = self.boxes[name]
         value = self.values[name]
         return np.maximum(up(np.maximum(high - value, value - low)), 0.0)
@@ -139,13 +148,9 @@ class Surroundings:
             self._tighten(source, np.flatnonzero(relaxed.bent))
             relaxed = kind(step.operation, self.values[source], *self.boxes[source])
         if kind is Relaxation:
-            relaxed.radius = self._radius_of(source, np.flatnonzero(relaxed.bent))
+            self.balls.add(step.name, source, relaxed)
+            relaxed.radius = self.balls.radius(source, relaxed.bent.astype(np.float64))
         return relaxed
-
-    def _radius_of(self, source, units):
-        """Bound on the l2 norm of how far these units move."""
-        entries = self._reach(source).reshape(-1)[units]
-        return min(self.radii[source], float(row_norms_up(entries[None])[0]))
 
     # Boxes by passes ----------------------------------------------------------------------------
 
