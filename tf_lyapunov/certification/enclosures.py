@@ -9,12 +9,15 @@ from tf_lyapunov.local.maxima import is_window_maximum
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.progress import steps
 from tf_lyapunov.verification.around import evidence
-from tf_lyapunov.verification.around.claims import proves, region_around
+from tf_lyapunov.verification.around.balls import Gains
+from tf_lyapunov.verification.around.claims import proof as proof_of
+from tf_lyapunov.verification.around.claims import region_around
+from tf_lyapunov.verification.around.relaxation import Relaxation
 from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling
 
 # Shares of a radius that are tried, one after the other, until the verifier proves one.
 _RETREATS = (0.0, 1e-6, 1e-4, 1e-3, 4e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-_BISECTIONS = 3
+_BISECTIONS, _NOTABLE = 3, 0.01
 # Losses below this share of a radius go without saying.
 _SMALL = 2e-3
 
@@ -47,7 +50,7 @@ def enclosed(certificate, proof, network, derived, errors, inputs, cast):
         inputs, cast: the inputs as given and as the model casts them, float64.
     """
     records = proof.records or {}
-    own = network.gains()[1]
+    gains, labels = Gains(network.gains()[1]), certificate.labels
     bounds = (-np.inf, np.inf) if proof.bounds is None else proof.bounds
     places = _places(network, flow_of(proof.network)) if records else None
     radius, pieces = np.array(derived), {}
@@ -56,35 +59,54 @@ def enclosed(certificate, proof, network, derived, errors, inputs, cast):
         found = [] if places is None else _pieces(network, places, records[i])
 
         def proved(r, i=i, found=found):
+            region = region_around(cast[i], inputs[i], r, certificate.norm, bounds)
             try:
-                region = region_around(cast[i], inputs[i], r, certificate.norm, bounds)
-                return proves(network, own, region, int(certificate.labels[i]), errors[i], found)
+                return proof_of(network, gains, region, int(labels[i]), errors[i], found)
             except OverflowError:
-                return False
+                return None
 
-        reached = _reached(proved, certificate.radius[i], derived[i])
-        if reached > derived[i]:
-            radius[i], pieces[i] = reached, found
+        reached, around = _reached(proved, certificate.radius[i], derived[i])
+        if around is not None:
+            radius[i], pieces[i] = reached, _pruned(network, around, found)
     return Enclosed(radius, pieces, tuple(_words(certificate.radius, radius, records, places)))
 
 
 def _reached(proved, largest, least):
-    """The largest radius that is tried and proved, from `largest` down to `least`."""
+    """The largest radius proved, down from `largest`, and its proof; or `least` and None."""
     before = None
     for retreat in _RETREATS:
         r = largest * (1 - retreat)
         if r <= least:
-            return least
-        if proved(r):
-            if retreat < 0.01:
-                return r
-            low, high = r, before
+            break
+        found = proved(r)
+        if found is None:
+            before = r
+            continue
+        if retreat >= _NOTABLE:
             for _ in range(_BISECTIONS):
-                middle = (low + high) / 2
-                low, high = (middle, high) if proved(middle) else (low, middle)
-            return low
-        before = r
-    return least
+                middle = (r + before) / 2
+                better = proved(middle)
+                r, before = (r, middle) if better is None else (middle, before)
+                found = found if better is None else better
+        return r, found
+    return least, None
+
+
+def _pruned(network, around, pieces):
+    """Pieces without the multipliers of units that are lines on their boxes, which none reads."""
+    found = []
+    for piece in pieces:
+        parts = []
+        for part in piece.parts:
+            relaxed = around.relaxed[network.steps[part.step].name]
+            if isinstance(relaxed, Relaxation):
+                kept = relaxed.bent[part.columns]
+                part = dataclasses.replace(
+                    part, columns=part.columns[kept], shares=part.shares[:, kept]
+                )
+            parts.append(part)
+        found.append(dataclasses.replace(piece, parts=tuple(parts)))
+    return found
 
 
 def _words(claimed, written, records, places):

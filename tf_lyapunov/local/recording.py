@@ -1,21 +1,22 @@
 """What a proof file needs of a radius: the multipliers that prove it, in few bytes.
 
 Any g gives a bound, so that rounding a share costs tightness alone, and little of it: those of
-boxes are kept in 8 bits between two ends, those of margins in half precision. Windows become units
-of the whole signal, one block per place, as nothing but the place's own window takes part in its
-rows.
+boxes are kept in 8 bits between two ends, those of margins in half precision. Where a record is
+large, λ alone is kept of the boxes with the most shares: on a convolutional network of MNIST 250
+against 1500 kB, for half a percent of the radius. Windows become units of the whole signal, one
+block per place, as nothing but the place's own window takes part in its rows.
 """
 
 import dataclasses
 
 import numpy as np
 
-from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.windows import Windows
-from tf_lyapunov.program.families.elementwise import Kinked
 
 LEVELS = 255
-_LARGEST = 6e4
+# Bytes of a record beyond which shares of boxes are left out.
+LARGEST = 2**18
+_LARGEST, _FAR = 6e4, 2.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +106,31 @@ def record(flow, traced, answer):
     for margin, branches in answer.splits.items():
         steps = _steps(flow, branches.multipliers, slice(None), None, fine=True)
         blocks.append(Block(flow.output, none, steps, branches.splits, margin))
-    return Record(answer.radius, answer.unsplit, tuple(blocks))
+    return Record(answer.radius, answer.unsplit, tuple(_fitting(blocks)))
+
+
+def _fitting(blocks):
+    """Blocks without the shares of boxes that would make them too large, the largest first."""
+    sizes = {}
+    for block in blocks:
+        for k, held in block.steps.items() if len(block.units) else ():
+            sizes[block.source, k] = sizes.get((block.source, k), 0) + held.shares.nbytes
+    total, dropped = sum(sizes.values()), set()
+    for key in sorted(sizes, key=sizes.get, reverse=True):
+        if total <= LARGEST:
+            break
+        total -= sizes[key]
+        dropped.add(key)
+    for block in blocks:
+        steps = {
+            k: _without_shares(held) if len(block.units) and (block.source, k) in dropped else held
+            for k, held in block.steps.items()
+        }
+        yield dataclasses.replace(block, steps=steps)
+
+
+def _without_shares(held):
+    return dataclasses.replace(held, columns=held.columns[:0], shares=held.shares[:, :0])
 
 
 def _steps(flow, multipliers, rows, places, fine=False):
@@ -122,7 +147,7 @@ def _steps(flow, multipliers, rows, places, fine=False):
         if fine:
             share = np.clip(share, -_LARGEST, _LARGEST).astype(np.float16)
         else:
-            share = np.clip(share, *_ends(flow.links[k - 1].operation))
+            share = np.clip(share, -_FAR, 1 + _FAR)
             ends = np.array([share.min(), share.max()], np.float32)
             low, width = float(ends[0]), float(ends[1]) - float(ends[0])
             share = np.rint((share - low) * (LEVELS / max(width, 1e-30)))
@@ -152,12 +177,3 @@ def _placed(flow, traced, windows, found):
         steps = _steps(flow, found.multipliers, rows, places)
         blocks.append(Block(windows.source, found.units[mine].astype(np.int32), steps))
     return blocks
-
-
-def _ends(operation):
-    """Least and largest share worth keeping."""
-    if isinstance(operation, Kinked):
-        return float(min(1.0, operation.slopes.min())), float(max(1.0, operation.slopes.max()))
-    if has_pieces(operation):
-        return float(operation.sector.alpha), float(operation.sector.beta)
-    return 0.0, 1.0

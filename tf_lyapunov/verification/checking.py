@@ -15,7 +15,8 @@ from tf_lyapunov.verification.arithmetic import (
     row_norms_up,
     sqrt_up,
 )
-from tf_lyapunov.verification.around.claims import converted, proves, region_around
+from tf_lyapunov.verification.around.balls import Gains
+from tf_lyapunov.verification.around.claims import converted, proof, region_around
 from tf_lyapunov.verification.contents import (
     Claim,
     Evidence,
@@ -264,7 +265,7 @@ def objections(network, derived, claim):
 def _around(network, derived, claim, errors, radius, found):
     """Radii by bounds around inputs where they are larger, which `found` says why they are not."""
     bounds = (-np.inf, np.inf) if claim.bounds is None else claim.bounds
-    radius = np.array(radius)
+    radius, gains = np.array(radius), Gains(derived.own)
     for i, pieces in derived.around.items():
         if not radius[i] < claim.radius[i] < np.inf:
             continue
@@ -272,7 +273,7 @@ def _around(network, derived, claim, errors, radius, found):
         center = cast(network, claim.inputs[i : i + 1])[0]
         try:
             region = region_around(center, given, claim.radius[i], claim.norm, bounds)
-            if proves(network, derived.own, region, int(claim.labels[i]), errors[i], pieces):
+            if proof(network, gains, region, int(claim.labels[i]), errors[i], pieces) is not None:
                 radius[i] = claim.radius[i]
         except (ValueError, OverflowError) as error:
             found.append(f"The multipliers around input {i} fail: {quoted(error)}.")

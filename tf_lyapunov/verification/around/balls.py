@@ -9,7 +9,12 @@ the input, J_j that from step j's output, and weights w on a signal z,
 t_j the same bound for the weights s_j on what step j reads: ψ_j = s_j^½ (s_j^½ δ) with |δ| at most
 the signal's own distance. The maps are rows that are carried back, `functionals`, with what their
 rounding may miss of every entry; maxima pass their ball by its gain.
+
+Of a part of a signal within a window, behind convolutions, the same window's share of the input is
+what moves it, by the gain of the convolution on that window.
 """
+
+import dataclasses
 
 import numpy as np
 
@@ -24,11 +29,40 @@ from tf_lyapunov.verification.arithmetic import (
 )
 from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.operations import Activation, Axis, Convolution, Identity, Scale
 
 # Rows and columns up to which norms of linearised maps are worth their time.
-_ROWS, _COLUMNS = 600, 2**13
+_ROWS, _COLUMNS = 1200, 2**13
 # Chords over less than this share of their numbers' size are not told from slopes.
 _NEAR = 1e-6
+
+
+class Gains:
+    """Gains of a network's steps, and of convolutions on windows of their outputs.
+
+    Args:
+        own: dict of the gain of every step alone, as `Network.gains` gives them.
+    """
+
+    def __init__(self, own):
+        self.own, self.cut = own, {}
+
+    def __getitem__(self, name):
+        return self.own[name]
+
+    def on_window(self, step, extents):
+        """Gain of a convolution to outputs within a window of these sizes, wherever it lies."""
+        key = step.name, extents
+        if key not in self.cut:
+            # A part of a map, of an input without an edge.
+            axes = tuple(
+                Axis(a.taps, a.stride, a.dilation,
+                     (n - 1) * a.stride + (a.taps - 1) * a.dilation + 1, 0, n)
+                for a, n in zip(step.operation.axes, extents, strict=True)
+            )  # fmt: skip
+            found = dataclasses.replace(step.operation, axes=axes).gain()
+            self.cut[key] = min(found, self.own[step.name])
+        return self.cut[key]
 
 
 class Balls:
@@ -73,6 +107,34 @@ class Balls:
         if len(units) > _ROWS or around.region.center.size > _COLUMNS:
             return whole
         return min(whole, self._through(source, units, roots))
+
+    def within(self, name, window):
+        """Bound on the l2 distance of a signal's part within a window from that at the centre."""
+        around, step = self.around, self.around.steps[name]
+        cut = tuple(slice(a, b) for a, b in window)
+        entries = float(row_norms_up(around.reach(name)[cut].reshape(1, -1))[0])
+        found = min(around.radii[name], entries)
+        operation = step.operation
+        if isinstance(operation, Convolution):
+            extents, before = [], []
+            for (a, b), axis, size in zip(
+                window, operation.axes, around.steps[step.inputs[0]].shape, strict=False
+            ):
+                extents.append(b - a)
+                left = a * axis.stride - axis.left
+                last = (b - 1) * axis.stride - axis.left + (axis.taps - 1) * axis.dilation
+                before.append((min(max(left, 0), size), max(min(last + 1, size), 0)))
+            gain = around.gains.on_window(step, tuple(extents))
+            window = tuple((min(a, b), b) for a, b in before)
+        elif isinstance(operation, Activation):
+            gain = around.relaxed[name].steepest()
+        elif isinstance(operation, (Scale, Identity)):
+            gain = around.gains[name]
+        else:
+            return found
+        moved = product_up(gain, self.within(step.inputs[0], window))
+        noise = float(row_norms_up(around.spreads[name][1].reshape(1, -1))[0])
+        return min(found, sum_up(moved, noise))
 
     def _through(self, source, units, roots):
         around = self.around

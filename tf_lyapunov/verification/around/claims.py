@@ -23,14 +23,14 @@ def margin_rows(classes, label):
     return rows
 
 
-def proves(network, gains, region, label, errors, pieces=()):
-    """Whether every margin of a label is above what its two logits err by, on a region.
+def proof(network, gains, region, label, errors, pieces=()):
+    """`Surroundings` on which every margin of a label is above what its logits err by, or None.
 
     A margin that is split may have its least bound on the branches instead.
 
     Args:
         network: `network.Network`.
-        gains: of every step alone, by name.
+        gains: `balls.Gains` of it.
         region: `Region`.
         label: int.
         errors: float64 (classes,), of the logits at the centre: what the dtypes lose there.
@@ -51,8 +51,8 @@ def proves(network, gains, region, label, errors, pieces=()):
             if not found[i] > need[i] and not (
                 i in branches and _on_branches(around, rows[i], need[i], branches[i])
             ):
-                return False
-    return True
+                return None
+    return around
 
 
 def _on_branches(around, row, need, branches):
@@ -93,4 +93,4 @@ def converted(radius, norm, size):
         return np.where(np.isfinite(radius), np.maximum(down(radius / sqrt_up(size)), 0.0), radius)
 
 
-__all__ = ["NORMS", "converted", "margin_rows", "proves", "region_around"]
+__all__ = ["NORMS", "converted", "margin_rows", "proof", "region_around"]

@@ -122,12 +122,13 @@ class Relaxation:
         found.bent, found.radius = self.bent, self.radius
         return found
 
-    def back(self, c, multipliers):
+    def back(self, c, multipliers, radius):
         """`(g, h, size)` of (L): `Functionals`, and float64 (rows,) twice.
 
         Args:
             c: `Functionals` of φ(z).
-            multipliers: `Multipliers`, or None for those of `start` with λ = 0.
+            multipliers: `Multipliers`, or None for those of `starts` with λ = 0.
+            radius: ρ of the bent units within the window of `c`.
         """
         index = c.of(np.arange(len(self.center)).reshape(self.shape)).reshape(-1)
         flat = c.rows.reshape(len(c.rows), -1)
@@ -143,7 +144,7 @@ class Relaxation:
             some = flat[:, bent]
             shares, lam = self._chosen(some, units, multipliers)
             taken = shares * some
-            if not np.isfinite(self.radius):
+            if not np.isfinite(radius):
                 lam = np.zeros(len(flat))
             g[:, bent] = taken
             left = down(self.low[units] - self.center[units])
@@ -158,8 +159,8 @@ class Relaxation:
             far = float(np.sum(np.maximum(np.abs(left), np.abs(right)) ** 2))
             on = lam > 0
             if np.any(on):
-                h = np.where(on, h - lam * (self.radius**2 / 2), h)
-                size = size + np.where(on, 4 * lam * (far + self.radius**2), 0.0)
+                h = np.where(on, h - lam * (radius**2 / 2), h)
+                size = size + np.where(on, 4 * lam * (far + radius**2), 0.0)
         size = size + 8 * (np.abs(g) @ self.reach[index])
         return Functionals(g.reshape(c.rows.shape), c.window), h, size
 
@@ -233,8 +234,8 @@ class Maximum:
         """Bounds of the maxima, (*out) each."""
         return self.floor.reshape(self.out), self.ceiling.reshape(self.out)
 
-    def back(self, c, multipliers):
-        """`(g, h, size)`, see `Relaxation.back`."""
+    def back(self, c, multipliers, radius):
+        """`(g, h, size)`, see `Relaxation.back`; the ball takes no part."""
         flat = c.whole(self.out).rows.reshape(len(c.rows), -1)
         low, high = self.low[self.above], self.high[self.above]
         second = np.where(self.single, low, self.second)

@@ -43,7 +43,7 @@ class Surroundings:
 
     Args:
         network: `network.Network`.
-        gains: dict of the gain of every step alone, as `Network.gains` gives them.
+        gains: `balls.Gains`.
         region: `region.Region` of the first step's signal.
         groups: dict from names of steps to lists of `evidence.Group`, whose units' boxes are
             derived with the group's multipliers; other units use `Relaxation.starts`.
@@ -214,7 +214,11 @@ class Surroundings:
                 shapes = [self.steps[i].shape for i in step.inputs]
                 parts = functionals.back(operation, c, shapes, step.shape)
             else:
-                g, least, more = relaxed[name].back(c, multipliers.get(name))
+                own = relaxed[name]
+                radius = own.radius
+                if c.window is not None and isinstance(operation, Activation):
+                    radius = min(radius, self.balls.within(step.inputs[0], c.window))
+                g, least, more = own.back(c, multipliers.get(name), radius)
                 bound, size, parts = bound + least, size + more, [g]
             for source, part in zip(step.inputs, parts, strict=True):
                 shape = self.steps[source].shape
