@@ -10,14 +10,12 @@ from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.progress import steps
 from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.balls import Gains
-from tf_lyapunov.verification.around.claims import proof as proof_of
-from tf_lyapunov.verification.around.claims import region_around
+from tf_lyapunov.verification.around.claims import attempt, margin_rows, region_around
 from tf_lyapunov.verification.around.relaxation import Relaxation
 from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling
 
-# Shares of a radius that are tried, one after the other, until the verifier proves one.
-_RETREATS = (0.0, 1e-6, 1e-4, 1e-3, 4e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-_BISECTIONS, _NOTABLE = 3, 0.01
+# Radii tried for an input until the verifier proves one, and the least step between two.
+_TRIES, _STEP = 12, 1e-6
 # Losses below this share of a radius go without saying.
 _SMALL = 2e-3
 
@@ -37,7 +35,7 @@ class Enclosed:
     sentences: tuple
 
 
-def enclosed(certificate, proof, network, derived, errors, inputs, cast):
+def enclosed(certificate, proof, network, derived, logits, errors, inputs, cast):
     """`Enclosed` for a certificate whose radii bounds around inputs enlarged.
 
     Args:
@@ -46,7 +44,7 @@ def enclosed(certificate, proof, network, derived, errors, inputs, cast):
         network: the verifier's `Network`.
         derived: float64 (n,), radii by the global gains, in the certificate's norm, as the
             verifier derives them.
-        errors: float64 (n, K), of the logits as the verifier evaluates them.
+        logits, errors: float64 (n, K), as the verifier evaluates them.
         inputs, cast: the inputs as given and as the model casts them, float64.
     """
     records = proof.records or {}
@@ -58,37 +56,36 @@ def enclosed(certificate, proof, network, derived, errors, inputs, cast):
     for i in steps(order, "writing bounds around inputs"):
         found = [] if places is None else _pieces(network, places, records[i])
 
-        def proved(r, i=i, found=found):
+        def tried(r, i=i, found=found):
             region = region_around(cast[i], inputs[i], r, certificate.norm, bounds)
             try:
-                return proof_of(network, gains, region, int(labels[i]), errors[i], found)
+                return attempt(network, gains, region, int(labels[i]), errors[i], found)
             except OverflowError:
                 return None
 
-        reached, around = _reached(proved, certificate.radius[i], derived[i])
+        height = float(np.min(margin_rows(logits.shape[1], int(labels[i])) @ logits[i]))
+        reached, around = _reached(tried, height, certificate.radius[i], derived[i])
         if around is not None:
             radius[i], pieces[i] = reached, _pruned(network, around, found)
     return Enclosed(radius, pieces, tuple(_words(certificate.radius, radius, records, places)))
 
 
-def _reached(proved, largest, least):
-    """The largest radius proved, down from `largest`, and its proof; or `least` and None."""
-    before = None
-    for retreat in _RETREATS:
-        r = largest * (1 - retreat)
-        if r <= least:
+def _reached(tried, height, radius, least):
+    """A radius above `least` that is proved, and its `Surroundings`; or `least` and None.
+
+    Margins fall from `height` at the centre, ever faster as a rule, so that the line through what
+    was found at a radius too large reaches zero before they do.
+    """
+    for _ in range(_TRIES):
+        if not radius > least:
             break
-        found = proved(r)
-        if found is None:
-            before = r
-            continue
-        if retreat >= _NOTABLE:
-            for _ in range(_BISECTIONS):
-                middle = (r + before) / 2
-                better = proved(middle)
-                r, before = (r, middle) if better is None else (middle, before)
-                found = found if better is None else better
-        return r, found
+        found = tried(radius)
+        if found is not None and found.holds:
+            return radius, found.around
+        share = 0.5
+        if found is not None and np.isfinite(found.excess):
+            share = min(max(height / (height - found.excess), 0.5), 1.0)
+        radius *= share * (1 - _STEP)
     return least, None
 
 

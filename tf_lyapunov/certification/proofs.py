@@ -137,7 +137,7 @@ def save_proof(certificate, path):
     )
     expected = by_gains(*evaluate(plain, proof.inputs))
     given = proof.inputs.astype(np.float64)
-    around = enclosed(certificate, proof, network, derived_radius, errors, given,
+    around = enclosed(certificate, proof, network, derived_radius, logits, errors, given,
                       cast(network, proof.inputs))  # fmt: skip
     evidence = dataclasses.replace(evidence, around=around.pieces)
     derived = dataclasses.replace(derived, around=around.pieces)

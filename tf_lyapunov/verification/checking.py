@@ -16,7 +16,7 @@ from tf_lyapunov.verification.arithmetic import (
     sqrt_up,
 )
 from tf_lyapunov.verification.around.balls import Gains
-from tf_lyapunov.verification.around.claims import converted, proof, region_around
+from tf_lyapunov.verification.around.claims import attempt, converted, region_around
 from tf_lyapunov.verification.contents import (
     Claim,
     Evidence,
@@ -273,7 +273,7 @@ def _around(network, derived, claim, errors, radius, found):
         center = cast(network, claim.inputs[i : i + 1])[0]
         try:
             region = region_around(center, given, claim.radius[i], claim.norm, bounds)
-            if proof(network, gains, region, int(claim.labels[i]), errors[i], pieces) is not None:
+            if attempt(network, gains, region, int(claim.labels[i]), errors[i], pieces).holds:
                 radius[i] = claim.radius[i]
         except (ValueError, OverflowError) as error:
             found.append(f"The multipliers around input {i} fail: {quoted(error)}.")

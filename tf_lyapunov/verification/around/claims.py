@@ -1,5 +1,7 @@
 """Which claimed radii around single inputs are proved, by bounds of the margins at that radius."""
 
+import dataclasses
+
 import numpy as np
 
 from tf_lyapunov.verification.arithmetic import down, row_norms_up, sqrt_up, up
@@ -23,8 +25,27 @@ def margin_rows(classes, label):
     return rows
 
 
-def proof(network, gains, region, label, errors, pieces=()):
-    """`Surroundings` on which every margin of a label is above what its logits err by, or None.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attempt:
+    """What was found on a region.
+
+    Attributes:
+        excess: float; all margins are proved above what their logits err by if it is positive.
+            Else that of a margin that is not.
+        around: `Surroundings` of the region.
+    """
+
+    excess: float
+    around: Surroundings
+
+    @property
+    def holds(self):
+        """Whether every margin is proved."""
+        return self.excess > 0
+
+
+def attempt(network, gains, region, label, errors, pieces=()):
+    """`Attempt` to prove every margin of a label above what its two logits err by, on a region.
 
     A margin that is split may have its least bound on the branches instead.
 
@@ -45,25 +66,28 @@ def proof(network, gains, region, label, errors, pieces=()):
     need = up(errors if len(errors) == 1 else errors[label] + np.delete(errors, label))
     with np.errstate(over="ignore", invalid="ignore"):
         around = Surroundings(network, gains, region, groups)
-        found = around.lower(network.logits, Functionals(rows), last)
+        found = down(around.lower(network.logits, Functionals(rows), last) - need)
         # The smallest first: if it is not proved, the others need no branches.
         for i in np.argsort(found):
-            if not found[i] > need[i] and not (
-                i in branches and _on_branches(around, rows[i], need[i], branches[i])
-            ):
-                return None
-    return around
+            if not found[i] > 0 and i in branches:
+                found[i] = max(found[i], _on_branches(around, rows[i], need[i], branches[i]))
+            if not found[i] > 0:
+                return Attempt(float(found[i]), around)
+    return Attempt(float(np.min(found)), around)
 
 
 def _on_branches(around, row, need, branches):
-    """Whether a margin is above a number on every branch."""
+    """What a margin exceeds a number by on every branch, at least, up to the first that fails."""
+    least = np.inf
     for branch in range(2 ** len(branches.splits)):
         halves, multipliers = branches.of(branch)
         relaxed = {name: around.relaxed[name].halved(cuts) for name, cuts in halves.items()}
         c = Functionals(row[None])
-        if not around.lower(around.network.logits, c, multipliers, relaxed)[0] > need:
-            return False
-    return True
+        found = around.lower(around.network.logits, c, multipliers, relaxed)[0]
+        least = min(least, float(down(found - need)))
+        if not least > 0:
+            break
+    return least
 
 
 def region_around(center, given, radius, norm, bounds):
@@ -93,4 +117,4 @@ def converted(radius, norm, size):
         return np.where(np.isfinite(radius), np.maximum(down(radius / sqrt_up(size)), 0.0), radius)
 
 
-__all__ = ["NORMS", "converted", "margin_rows", "proof", "region_around"]
+__all__ = ["NORMS", "attempt", "converted", "margin_rows", "region_around"]
