@@ -8,7 +8,6 @@ import numpy as np
 
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.certification.enclosures import enclosed
-from tf_lyapunov.certification.widening import shown
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.local.linear import LARGEST_RECORDS
 from tf_lyapunov.program import rounding
@@ -26,7 +25,7 @@ from tf_lyapunov.verification.checking import (
     pack,
     radii,
 )
-from tf_lyapunov.verification.contents import BOUNDS
+from tf_lyapunov.verification.contents import BOUNDS, described
 from tf_lyapunov.verification.inequalities import Multipliers
 from tf_lyapunov.verification.translation import Call, contradictions
 
@@ -195,7 +194,7 @@ def claimed_fields(path):
         found = {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}
         if header["version"] > 1:
             bounds = [arrays[name] for name in BOUNDS if name in arrays]
-            found |= {"norm": header["norm"], "within": shown(bounds) if bounds else None}
+            found |= {"norm": header["norm"], "within": described(bounds or None)}
         return found
     except (KeyError, TypeError, ValueError) as error:
         raise incomplete(path, error) from error

@@ -48,7 +48,7 @@ class Widening:
     @property
     def within(self):
         """The bounds that radii are limited to, in words, or None."""
-        return shown(self.bounds) if self.bounds is not None and self.linear else None
+        return _shown(self.bounds) if self.bounds is not None and self.linear else None
 
     @property
     def kept_bounds(self):
@@ -67,7 +67,7 @@ class Widening:
             if np.any(x < low) or np.any(x > high):
                 raise ValueError(
                     f"Inputs must lie within `bounds`. Received: values from {np.min(x)} to "
-                    f"{np.max(x)}, bounds={shown(self.bounds)}. Scale them, or leave it out."
+                    f"{np.max(x)}, bounds={_shown(self.bounds)}. Scale them, or leave it out."
                 )
 
     def converted(self, radius, size):
@@ -149,7 +149,7 @@ class Widening:
                 text = text.replace("the l2 norm", f"the {_WORDS[self.norm]} norm")
                 if self.bounds is not None and self.linear:
                     text = text.replace(
-                        "over all of real space", f"within the bounds {shown(self.bounds)}"
+                        "over all of real space", f"within the bounds {_shown(self.bounds)}"
                     )
             found.append(text)
         return found
@@ -165,7 +165,6 @@ def checked(norm, bounds):
     return None if bounds is None else checked_bounds(bounds)
 
 
-def shown(bounds):
-    """Bounds of inputs in words."""
+def _shown(bounds):
     low, high = (v if v.ndim == 0 else np.array([v.min(), v.max()]) for v in bounds)
     return f"{low.tolist()} to {high.tolist()}"

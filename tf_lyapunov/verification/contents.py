@@ -130,6 +130,18 @@ def quoted(text):
     return repr(short)
 
 
+def described(bounds):
+    """Bounds of inputs in words, or None.
+
+    >>> described((np.zeros(1), np.ones(1)))
+    '0.0 to 1.0'
+    """
+    if bounds is None:
+        return None
+    ends = [sorted({float(np.min(b)), float(np.max(b))}) for b in bounds]
+    return " to ".join(str(e[0] if len(e) == 1 else e) for e in ends)
+
+
 def unpack(header, arrays):
     """`(layers, evidence, claim, notes, method)` of a file's contents.
 
