@@ -76,7 +76,8 @@ class Widening:
             return radius
         root = rounding.sqrt_up(float(size))
         with np.errstate(invalid="ignore"):
-            return np.where(np.isfinite(radius), rounding.down(radius / root), radius)
+            lower = np.maximum(rounding.down(radius / root), 0.0)
+            return np.where(np.isfinite(radius), lower, radius)
 
     def l2_within(self, radius, size):
         """Radii of l2 balls that lie within those of the norm: ‖e‖_∞ ≤ ‖e‖₂, ‖e‖₁ ≤ √n‖e‖₂."""
