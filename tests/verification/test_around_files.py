@@ -120,6 +120,32 @@ def test_single_logits_integers_and_half_precision(tmp_path):
     assert verify(path, model).holds and np.any(certificate.radius > certificate.proof.radius)
 
 
+def test_inputs_that_the_model_casts_across_a_bound_are_verified(tmp_path):
+    path, model = tmp_path / "p.npz", network_of("dense")
+    x = np.array([[0.3, -0.3, 0.1, 0.2, 0.3]])  # in float32 the first lies above its bound
+    assert float(np.float32(0.3)) > 0.3
+    certificate = certify(model, x, method="linear", bounds=(-0.3, 0.3))
+    certificate.save(path)
+    assert verify(path, model).holds and np.any(certificate.radius > certificate.proof.radius)
+    assert Certificate.load(path).radius[0] > 0.99 * certificate.radius[0]
+
+
+def test_the_centre_lies_in_every_box_even_where_bounds_exclude_it():
+    """Slopes between a signal and that of the centre are read on the box of both."""
+    network = network_read(network_of("dense"))
+    gains, center = Gains(network.gains()[1]), np.full(5, 0.5)
+    region = Region(center, 1.4, "l2", (0.9, 1.2))
+    around, rng = Surroundings(network, gains, region), np.random.default_rng(0)
+    for name, value in around.values.items():
+        assert np.all(around.boxes[name][0] <= value) and np.all(value <= around.boxes[name][1])
+    x = np.clip(rng.uniform(0.9, 1.2, size=(2000, 5)), 0.9, 1.2)
+    x = x[np.linalg.norm(x - center, axis=1) <= 1.4]
+    assert len(x) > 100
+    for name, value in signals(network, x).items():
+        away = np.linalg.norm((value - around.values[name]).reshape(len(x), -1), axis=1)
+        assert np.all(away <= around.radii[name] + 1e-9), name
+
+
 def test_a_large_record_keeps_the_balls_alone_and_says_what_it_loses(tmp_path, monkeypatch):
     path = tmp_path / "p.npz"
     monkeypatch.setattr(recording, "LARGEST", 16)

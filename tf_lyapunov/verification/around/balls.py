@@ -31,8 +31,8 @@ from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.functionals import Functionals
 from tf_lyapunov.verification.operations import Activation, Axis, Convolution, Identity, Scale
 
-# Rows and columns up to which norms of linearised maps are worth their time.
-_ROWS, _COLUMNS = 1200, 2**13
+# Rows, columns, and entries of rows on a signal, up to which linearised maps are worth their time.
+_ROWS, _COLUMNS, _ENTRIES = 1200, 2**13, 2**24
 # Chords over less than this share of their numbers' size are not told from slopes.
 _NEAR = 1e-6
 
@@ -104,7 +104,8 @@ class Balls:
             product_up(float(roots.max()), around.radii[source]),
             float(row_norms_up(entries[None])[0]),
         )
-        if len(units) > _ROWS or around.region.center.size > _COLUMNS:
+        entries = len(units) * max(v.size for v in around.values.values())
+        if len(units) > _ROWS or around.region.center.size > _COLUMNS or entries > _ENTRIES:
             return whole
         return min(whole, self._through(source, units, roots))
 

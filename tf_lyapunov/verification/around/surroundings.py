@@ -67,8 +67,8 @@ class Surroundings:
         self.terms = longest + widest + 16 * len(self.steps) + 64
         first = network.steps[0].name
         self.values = {first: region.center}
-        self.boxes = {first: region.box()}
-        self.radii = {first: region.l2_radius()}
+        self.boxes, self.radii = {}, {first: region.l2_radius()}
+        self._keep(first, *region.box())
         self.relaxed, self.sizes, self.doubts, self.done = {}, {}, {}, {first}
         # By name: what a step adds up of distances, in size, and what it is off by besides.
         self.spreads = {}
@@ -127,9 +127,13 @@ class Surroundings:
         low, high = np.maximum(box[0], down(value - radius)), np.minimum(box[1], up(value + radius))
         if not (np.all(np.abs(low) <= _LARGEST) and np.all(np.abs(high) <= _LARGEST)):
             raise OverflowError("a signal around an input has no bound")
-        # They hold every signal that there is; without one, any box will do.
         self.values[name], self.radii[name] = value, radius
-        self.boxes[name] = np.minimum(low, high), np.maximum(low, high)
+        self._keep(name, low, high)
+
+    def _keep(self, name, low, high):
+        # With the centre's signal inside, slopes on the box are those of all ways from it.
+        value = self.values[name]
+        self.boxes[name] = np.minimum(low, value), np.maximum(high, value)
 
     def reach(self, name):
         """Bounds on the distance from `values`, entry by entry."""
@@ -166,8 +170,7 @@ class Surroundings:
             count = len(some)
             low[some] = np.maximum(low[some], found[:count])
             high[some] = np.minimum(high[some], -found[count:])
-        low, high = low.reshape(shape), high.reshape(shape)
-        self.boxes[name] = np.minimum(low, high), np.maximum(low, high)
+        self._keep(name, low.reshape(shape), high.reshape(shape))
         self.done.add(name)
 
     def _blocks(self, count):
