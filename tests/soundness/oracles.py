@@ -5,7 +5,7 @@ the model's input type first and their distance is measured afterwards, in float
 finding is a pair of inputs that the model really takes. Two rules keep float noise out:
 
     a flip counts if the float64 twin of the model decides as the model does (both flipped), or
-    if the model's flipped margin exceeds `NOISE` of the largest output around;
+    if the model's flipped margin exceeds `NOISE` of the largest output around, not `FAR` away;
     a gain is a quotient ‖f(a) - f(b)‖/‖a - b‖ of the twin, or of the model less its noise.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 
 # Share of a radius that is searched: what rounding to float32 moves an input by lies within 1e-4.
 INSIDE = 1 - 1e-4
+# Distances, to an input's own size, from which on the twin must agree with a flip.
+FAR = 1e4
 # A gain is proved in float64: secants of a float64 function have errors below this.
 GAIN_SLACK = 1e-6
 # Flips of the model alone: hundreds of roundings, of values ten times the outputs.
@@ -185,7 +187,8 @@ def _search(function, x, label, radius, threshold, dtype, seed):
         if margins[worst] < 0:
             scale = np.max(np.abs(outputs[np.isfinite(outputs)]), initial=1e-300)
             loud = -margins[worst] > noise_of(function, precision) * scale
-            if not loud:
+            # Far away, rounding is that of signals which cancel: the outputs do not show its size.
+            if not loud or distances[worst] > FAR * (1 + np.linalg.norm(x.astype(np.float64))):
                 replayed = yield True, points[worst : worst + 1]
                 loud = replayed is not None and margin(replayed, label, threshold)[0] < 0
             if loud:

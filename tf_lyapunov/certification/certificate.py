@@ -260,7 +260,13 @@ class Certificate:
             UnsupportedLayerError: for a proof file, naming a layer the verifier does not know.
         """
         if str(path).endswith(".npz"):
-            save_proof(self, path)
+            try:
+                save_proof(self, path)
+            except OverflowError as error:
+                raise ValueError(
+                    "A proof file needs inputs on which no value overflows. Received: "
+                    f"{error}. Save as .json, or scale the inputs."
+                ) from error
         else:
             write_text(path, self.to_json())
 
