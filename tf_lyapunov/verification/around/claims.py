@@ -20,7 +20,7 @@ def margin_rows(classes, label):
     if classes == 1:
         return np.array([[1.0 if label == 1 else -1.0]])
     others = np.delete(np.arange(classes), label)
-    rows = -np.eye(classes)[others]
+    rows = 0.0 - np.eye(classes)[others]
     rows[:, label] = 1.0
     return rows
 
