@@ -308,3 +308,13 @@ def test_an_elu_that_was_changed_is_evaluated_and_digested_as_it_is():
     after = certify(model, x, precision="float64")
     assert before.predictions[0] == 0 and after.predictions[0] == 1
     assert before.model_digest != after.model_digest
+
+
+def test_an_input_without_a_radius_has_none_in_other_norms_either():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")]
+    )
+    x = np.array([[3.0, 1.0], [1.0, 1.0]])
+    for norm, exact in (("l2", 2**0.5), ("linf", 1.0), ("l1", 2**0.5)):
+        radius = certify(model, x, np.array([0, 0]), norm=norm).radius
+        assert radius[1] == 0 and exact * 0.999 < radius[0] <= exact

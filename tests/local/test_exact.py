@@ -190,7 +190,7 @@ def test_splits_of_units_tighten_bounds_and_stay_below_samples(seed):
     multipliers, _ = tried(around, rows, flow.output)
     ascend(around, rows, flow.output, multipliers, 60)
     whole = around.lower(rows, flow.output, multipliers)
-    found = split_lower(around, rows, multipliers, 5, 60)
+    found, _ = split_lower(around, rows, multipliers, 5, 60)
     moves = rng.normal(size=(20000, 4))
     moves /= np.maximum(np.linalg.norm(moves, axis=1), 1.0)[:, None]
     values = network.program.logits(center + moves) @ rows.T

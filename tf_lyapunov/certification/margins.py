@@ -255,7 +255,7 @@ def certify(
             f"{model.name!r}, whose weights or settings changed meanwhile. Certify it again."
         )
     held = None if given.several else kept_inputs([p[6][0] for p in parts])
-    proof = Proof(network, bound.proof, held, overall)
+    proof = Proof(network, bound.proof, held, overall, widening.records, widening.kept_bounds)
     object.__setattr__(certificate, "proof", proof)
     return certificate
 

@@ -131,7 +131,8 @@ class Region:
         if np.isfinite(self.radius) and not self.is_cut:
             flat = c.reshape(len(c), -1)
             size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
-            step = flat * (-self.radius / np.maximum(size, 1e-300))[:, None]
+            tiny = np.finfo(size.dtype).tiny
+            step = flat * (-self.radius / np.maximum(size, tiny))[:, None]
             return -self.radius * size, step.reshape(c.shape)
         low, high = self.low - self.center, self.high - self.center
         return self.minimum_between(c, low[None], high[None])
