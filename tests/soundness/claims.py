@@ -134,7 +134,7 @@ def metric(case):
     """No sample that `CertifiedAccuracy` counts changes its decision within the radius."""
     own, _ = functions(case)
     searched, dtype = exact(case)
-    outputs = own(case.x)
+    outputs, exactly = own(case.x), searched(case.x.astype(dtype))
     single = outputs.shape[1] == 1
     labels = [oracles.decision(row, case.threshold) for row in outputs]
     bound = _asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
@@ -142,7 +142,8 @@ def metric(case):
         oracles.margin(outputs[i : i + 1], c, case.threshold)[0] for i, c in enumerate(labels)
     ]
     positive = [m for m in margins if m > 0] or [0.0]
-    size = float(np.median(positive)) / max(bound * (1 if single else np.sqrt(2)), 1e-300) * 0.9
+    pair = bound * (1 if single else np.sqrt(2))
+    size = float(np.median(positive)) / max(pair, 1e-300) * 0.9
     if not 1e-30 < size < 1e30:
         return
     counted = _asked(tfl.metrics.CertifiedAccuracy, size, gain=case.model)
@@ -156,8 +157,9 @@ def metric(case):
     for index, label in enumerate(labels):
         _asked(counted.reset_state)
         counted.update_state(np.array([label]), outputs[index : index + 1].astype("float32"))
-        if float(counted.result()) == 1.0:
-            # Rounding, flushing and overflow are not taken off, as it says: it sees no inputs.
+        # Rounding, flushing and overflow are not taken off, as it says: it sees no inputs.
+        proved = oracles.margin(exactly[index : index + 1], label, case.threshold)[0] >= size * pair
+        if float(counted.result()) == 1.0 and proved:
             flip = oracles.find_flip(
                 searched, case.x[index], label, size, threshold=case.threshold, dtype=dtype
             )

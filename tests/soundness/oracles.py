@@ -272,13 +272,18 @@ def measured_gain(function, shape, *, scales=(0.01, 1.0, 30.0), seed=0, dtype="f
         ends = []
         for length in (0.1 * scale, step, 10 * step):
             ends += [x + length * top, x - length * top]
-        inputs = np.concatenate([x, *ends]).reshape(-1, *shape).astype(dtype)
-        outputs = function(inputs)
-        flat = inputs.reshape(len(inputs), -1).astype(np.float64)
-        rise = _norms(outputs[1:] - outputs[:1])
-        # What rounding of the outputs may have added; nothing that counts in float64.
+        # What rounding may have added: of the outputs, by their size; of what cancels on the way,
+        # by the spread over inputs that differ by some units in the last place.
         precision = getattr(function, "precision", "float64")
         rounding = {"float64": 1e-14, "float32": 1e-5}.get(precision, 0.05)
+        units = {"float64": 0.0, "float32": 2.0**-22}.get(precision, 2.0**-9)
+        beside = x * (1 + units * rng.uniform(-1, 1, size=(16, size)))
+        inputs = np.concatenate([x, *ends, beside]).reshape(-1, *shape).astype(dtype)
+        outputs = function(inputs)
+        spread = np.max(_norms(outputs[1 + len(ends) :] - outputs[:1]))
+        inputs, outputs = inputs[: 1 + len(ends)], outputs[: 1 + len(ends)]
+        flat = inputs.reshape(len(inputs), -1).astype(np.float64)
+        rise = _norms(outputs[1:] - outputs[:1]) - 2 * spread
         rise = rise - rounding * np.max(np.abs(outputs), initial=0.0)
         run = _norms(flat[1:] - flat[:1])
         quotients = np.where(run > 0, rise / np.maximum(run, 1e-300), 0.0)
