@@ -11,7 +11,7 @@ from tf_lyapunov.program.gain import Affine
 from tf_lyapunov.program.operation import Operation, frozen, with_error
 from tf_lyapunov.program.weights import LINEAR_LAYERS, inference_value, kernel_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
-from tf_lyapunov.theory.operators import LinearMap, convolution_axes
+from tf_lyapunov.theory.operators import LinearMap, convolution_axes, convolution_taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,22 +99,9 @@ def convolved(x, kernel, linear_map):
         if 0 < sample <= _LARGEST and np.all(np.isfinite(kernel)):
             return _by_patches(x, kernel, axes, out, max(_PATCHES // sample, 1))
     turned = linear_map.kind == "conv_transpose"
-    for tap in np.ndindex(*(a.taps for a in axes)):
-        narrow, wide = [slice(None)], [slice(None)]
-        for axis, t in zip(axes, tap, strict=True):
-            # Positions i of the narrow grid whose partner i·s + t·d - left is in the wide one.
-            shift = t * axis.dilation - axis.left
-            first = max(-(shift // axis.stride), 0)
-            last = min((axis.size - 1 - shift) // axis.stride, axis.output - 1)
-            narrow.append(slice(first, last + 1))
-            begin = first * axis.stride + shift
-            wide.append(slice(begin, last * axis.stride + shift + 1, axis.stride))
-            if last < first:
-                break
-        else:
-            read, write = (narrow, wide) if turned else (wide, narrow)
-            part = _tap(x[tuple(read)], kernel[tap], linear_map)
-            out[tuple(write)] += part
+    for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
+        read, write = (narrow, wide) if turned else (wide, narrow)
+        out[write] += _tap(x[read], kernel[tap], linear_map)
     return out
 
 
