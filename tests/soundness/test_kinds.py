@@ -26,6 +26,20 @@ from tf_lyapunov.errors import UnsupportedLayerError
 # The graph that is read is the graph that computes -----------------------------------------------
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize("given", ["float32", "float16"])
+def test_augmentation_is_off_at_inference_whatever_is_cast(policy, given):
+    # Keras records no `training` where a call casts its inputs; the layers' default is True.
+    augment = [L.RandomInvert(value_range=(0, 1), dtype=policy), L.MixUp(dtype=policy)]
+    end = [L.Flatten(dtype=policy), L.Dense(2, dtype="float32")]
+    model = keras.Sequential([keras.Input((4, 4, 1), dtype=given), *augment, *end])
+    x = np.random.default_rng(0).uniform(size=(4, 4, 4, 1)).astype(given)
+    certificate = tfl.certify(model, x)  # no step contradicts its reading
+    kernel = np.asarray(model.layers[-1].kernel, dtype=np.float64)
+    assert certificate.gain_upper_bound >= np.linalg.norm(kernel, 2)
+    assert certificate.gain_upper_bound <= np.linalg.norm(kernel, 2) * 1.001
+
+
 @pytest.mark.parametrize("first_use", ["certify", "predict", "both"])
 def test_an_attribute_changed_after_a_first_use_counts(first_use):
     model = keras.Sequential(
@@ -318,3 +332,20 @@ def test_a_sum_that_keras_takes_for_a_bias_does_not_mix_samples(shape, other, ad
         return
     alone = [oracles.evaluate(model, points[i : i + 1])[0] for i in range(4)]
     assert np.array_equal(certificate.labels, np.argmax(alone, axis=1))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a habit of TensorFlow's `add`")
+def test_a_bias_that_keras_adds_along_another_axis_is_not_read_as_if_it_were_not():
+    layer = L.Conv2D(3, 1, data_format="channels_first", bias_initializer="random_normal")
+    rng = np.random.default_rng(0)
+    for width, fits in ((3, False), (4, True)):
+        model = keras.Sequential([keras.Input((2, 4, width)), layer, L.Flatten()])
+        gain = tfl.lipschitz_upper_bound(model, outputs="model").gain_upper_bound
+        assert gain >= np.linalg.norm(np.asarray(layer.kernel, dtype=np.float64)[0, 0], 2)
+        x = rng.normal(size=(5, 2, 4, width)).astype("float32")
+        assert_margins_are_the_models(model, x)
+        if fits:
+            tfl.certify(model, x, precision="float64")
+        else:
+            with pytest.raises(UnsupportedLayerError, match=r"adds the bias.*another size"):
+                tfl.certify(model, x, precision="float64")
