@@ -142,8 +142,7 @@ def metric(case):
         oracles.margin(outputs[i : i + 1], c, case.threshold)[0] for i, c in enumerate(labels)
     ]
     positive = [m for m in margins if m > 0] or [0.0]
-    pair = bound * (1 if single else np.sqrt(2))
-    size = float(np.median(positive)) / max(pair, 1e-300) * 0.9
+    size = float(np.median(positive)) / max(bound * (1 if single else np.sqrt(2)), 1e-300) * 0.9
     if not 1e-30 < size < 1e30:
         return
     counted = _asked(tfl.metrics.CertifiedAccuracy, size, gain=case.model)
@@ -158,8 +157,8 @@ def metric(case):
         _asked(counted.reset_state)
         counted.update_state(np.array([label]), outputs[index : index + 1].astype("float32"))
         # Rounding, flushing and overflow are not taken off, as it says: it sees no inputs.
-        proved = oracles.margin(exactly[index : index + 1], label, case.threshold)[0] >= size * pair
-        if float(counted.result()) == 1.0 and proved:
+        margin = oracles.margin(exactly[index : index + 1], label, case.threshold)[0]
+        if float(counted.result()) == 1.0 and margin >= margins[index] * (1 - 5e-5):
             flip = oracles.find_flip(
                 searched, case.x[index], label, size, threshold=case.threshold, dtype=dtype
             )

@@ -187,8 +187,10 @@ def _search(function, x, label, radius, threshold, dtype, seed):
         if margins[worst] < 0:
             scale = np.max(np.abs(outputs[np.isfinite(outputs)]), initial=1e-300)
             loud = -margins[worst] > noise_of(function, precision) * scale
-            # Far away, rounding is that of signals which cancel: the outputs do not show its size.
-            if not loud or distances[worst] > FAR * (1 + np.linalg.norm(x.astype(np.float64))):
+            # Far away, rounding is that of signals which cancel: outputs that are numbers do not
+            # show its size.
+            far = distances[worst] > FAR * (1 + np.linalg.norm(x.astype(np.float64)))
+            if not loud or (far and -margins[worst] < 1e300):
                 replayed = yield True, points[worst : worst + 1]
                 loud = replayed is not None and margin(replayed, label, threshold)[0] < 0
             if loud:
