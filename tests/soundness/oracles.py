@@ -2,10 +2,11 @@
 
 A radius is false if a perturbation inside it changes the decision. Perturbed inputs are rounded to
 the model's input type first and their distance is measured afterwards, in float64, so that a
-finding is a pair of inputs that the model really takes. Two rules keep float noise out:
+finding is a pair of inputs that the model really takes. Three rules keep float noise out:
 
     a flip counts if the float64 twin of the model decides as the model does (both flipped), or
-    if the model's flipped margin exceeds `NOISE` of the largest output around, not `FAR` away;
+    if the model's flipped margin exceeds `NOISE` of the largest output around;
+    a flip `FAR` away counts if the model's outputs are no numbers there;
     a gain is a quotient ‖f(a) - f(b)‖/‖a - b‖ of the twin, or of the model less its noise.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 
 # Share of a radius that is searched: what rounding to float32 moves an input by lies within 1e-4.
 INSIDE = 1 - 1e-4
-# Distances, to an input's own size, from which on the twin must agree with a flip.
+# Distances, to an input's own size, from which on rounding may be all that decides.
 FAR = 1e4
 # A gain is proved in float64: secants of a float64 function have errors below this.
 GAIN_SLACK = 1e-6
@@ -187,10 +188,12 @@ def _search(function, x, label, radius, threshold, dtype, seed):
         if margins[worst] < 0:
             scale = np.max(np.abs(outputs[np.isfinite(outputs)]), initial=1e-300)
             loud = -margins[worst] > noise_of(function, precision) * scale
-            # Far away, rounding is that of signals which cancel: outputs that are numbers do not
-            # show its size.
+            # Far away, rounding is that of signals which cancel, in float64 too: outputs that are
+            # numbers do not show its size.
             far = distances[worst] > FAR * (1 + np.linalg.norm(x.astype(np.float64)))
-            if not loud or (far and -margins[worst] < 1e300):
+            if far:
+                loud = -margins[worst] >= 1e300
+            elif not loud:
                 replayed = yield True, points[worst : worst + 1]
                 loud = replayed is not None and margin(replayed, label, threshold)[0] < 0
             if loud:
