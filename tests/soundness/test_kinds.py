@@ -335,17 +335,23 @@ def test_a_sum_that_keras_takes_for_a_bias_does_not_mix_samples(shape, other, ad
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a habit of TensorFlow's `add`")
-def test_a_bias_that_keras_adds_along_another_axis_is_not_read_as_if_it_were_not():
-    layer = L.Conv2D(3, 1, data_format="channels_first", bias_initializer="random_normal")
+@pytest.mark.parametrize("kind", ["conv", "separable", "einsum"])
+def test_a_bias_that_keras_adds_along_another_axis_is_not_read_as_if_it_were_not(kind):
     rng = np.random.default_rng(0)
+    options = {"bias_initializer": "random_normal"}
     for width, fits in ((3, False), (4, True)):
-        model = keras.Sequential([keras.Input((2, 4, width)), layer, L.Flatten()])
-        gain = tfl.lipschitz_upper_bound(model, outputs="model").gain_upper_bound
-        assert gain >= np.linalg.norm(np.asarray(layer.kernel, dtype=np.float64)[0, 0], 2)
-        x = rng.normal(size=(5, 2, 4, width)).astype("float32")
+        if kind == "einsum":
+            layer = L.EinsumDense("abc,cd->abd", (3, width), bias_axes="b", **options)
+            shape = (3, 5)
+        else:
+            make = {"conv": L.Conv2D, "separable": L.SeparableConv2D}[kind]
+            layer, shape = make(3, 1, data_format="channels_first", **options), (2, 4, width)
+        model = keras.Sequential([keras.Input(shape), layer, L.Flatten()])
+        assert_gain_sound_or_refused(model)
+        x = rng.normal(size=(5, *shape)).astype("float32")
         assert_margins_are_the_models(model, x)
         if fits:
             tfl.certify(model, x, precision="float64")
         else:
-            with pytest.raises(UnsupportedLayerError, match=r"adds the bias.*another size"):
+            with pytest.raises(UnsupportedLayerError, match=r"adds a bias.*Leave the bias out"):
                 tfl.certify(model, x, precision="float64")

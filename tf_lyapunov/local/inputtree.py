@@ -1,7 +1,6 @@
 """Branch and bound on the input: boxes halved until every one is proved, the worst first."""
 
 import heapq
-import itertools
 import time
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.domains import narrowed
 from tf_lyapunov.local.evaluating import Evaluation
+from tf_lyapunov.local.tree import Tree
 from tf_lyapunov.program import rounding
 
 # Domains of one batch: few at first, then as many as pass in this time.
@@ -19,37 +19,17 @@ _ROOM = 2**26
 _OWN = 0.2
 
 
-class InputTree:
+class InputTree(Tree):
     """Domains of one region, split along their inputs.
 
     Args:
         domains: `Domains`.
-        unsafe: `Unsafe`.
-        attacker: `Attacker`, to which the corners of bounds are shown.
-        clock: `Clock`.
-
-    Attributes:
-        branches: number of domains that were bounded.
-        counterexample: what the attacker found, or None.
+        unsafe, attacker, clock: of `Tree`; the attacker is shown the corners of bounds.
     """
 
     def __init__(self, domains, unsafe, attacker, clock):
-        self.domains, self.unsafe, self.attacker, self.clock = domains, unsafe, attacker, clock
-        self.counter = itertools.count()
-        self.heap, self.stuck = [], []
-        self.closed = np.inf
-        self.branches, self.counterexample = 0, None
-
-    @property
-    def bound(self):
-        """Proved lower bound of the margin over the region."""
-        open_ = [b[0] for b in self.heap[:1]] + self.stuck
-        return min([self.closed, *open_])
-
-    @property
-    def open(self):
-        """Number of domains that are not proved."""
-        return len(self.heap) + len(self.stuck)
+        super().__init__(unsafe, attacker, clock)
+        self.domains = domains
 
     def run(self, root_bound=-np.inf, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.

@@ -8,7 +8,6 @@ branch without a unit left to split is split along the input.
 import copy
 import dataclasses
 import heapq
-import itertools
 import time
 
 import numpy as np
@@ -19,6 +18,7 @@ from tf_lyapunov.local.domains import Domains, narrowed
 from tf_lyapunov.local.leaves import Leaves
 from tf_lyapunov.local.lines import breaks_of, lines_of
 from tf_lyapunov.local.relaxation import Elementwise, Multipliers
+from tf_lyapunov.local.tree import Tree
 from tf_lyapunov.program import rounding
 
 _FIRST, _MOST, _SECONDS = 4, 256, 0.6
@@ -58,22 +58,17 @@ class Branch:
     since: int = 0
 
 
-class UnitTree:
+class UnitTree(Tree):
     """Branches of one region, split at hidden units.
 
     Args:
         around: proved `Around` of the whole region, complete.
-        unsafe: `Unsafe`.
-        attacker: `Attacker`, to which the minimisers of bounds are shown.
-        clock: `Clock`.
-
-    Attributes:
-        branches: number of branches that were bounded.
-        counterexample: what the attacker found, or None.
+        unsafe, attacker, clock: of `Tree`; the attacker is shown the minimisers of bounds.
     """
 
     def __init__(self, around, unsafe, attacker, clock):
-        self.around, self.unsafe, self.attacker, self.clock = around, unsafe, attacker, clock
+        super().__init__(unsafe, attacker, clock)
+        self.around = around
         self.around.deadline = clock.deadline
         self.columns = {
             k: step.columns
@@ -85,20 +80,6 @@ class UnitTree:
         sources = {k: around.flow.links[k - 1].inputs[0] for k in self.columns}
         count = sum(len(c) for k, c in self.columns.items() if not domains.affine[sources[k]])
         self.domains = domains if count <= _REFRESHED else None
-        self.counter = itertools.count()
-        self.heap, self.stuck = [], []
-        self.closed = np.inf
-        self.branches, self.counterexample = 0, None
-
-    @property
-    def bound(self):
-        """Proved lower bound of the margin over the region."""
-        return min([self.closed, *(b[0] for b in self.heap[:1]), *self.stuck])
-
-    @property
-    def open(self):
-        """Number of branches that are not proved."""
-        return len(self.heap) + len(self.stuck)
 
     def run(self, steps, before, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.

@@ -3,11 +3,10 @@
 import dataclasses
 import math
 
-import keras
 import numpy as np
 
-from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.adding import check_added
 from tf_lyapunov.program.families import fused
 from tf_lyapunov.program.gain import Affine
 from tf_lyapunov.program.operation import Operation, frozen, with_error
@@ -162,7 +161,8 @@ def read(call):
     maps = kernel_maps(layer, tensor.shape)
     held = getattr(layer, "bias", None)
     if held is not None and first:
-        _check_added(layer, inference_value(held, dtype), call.outputs[0])
+        shaped = inference_value(held, dtype).reshape(-1, *[1] * (len(tensor.shape) - 2))
+        check_added(layer, shaped, call.outputs[0])
     for i, (variable, linear_map) in enumerate(maps):
         bias = None
         if i == len(maps) - 1 and held is not None:
@@ -170,21 +170,6 @@ def read(call):
         kernel = frozen(inference_value(variable, dtype))
         found.append(Linear(kernel, bias, linear_map, first))
     return found + fused.read(layer, call.outputs[0])
-
-
-def _check_added(layer, bias, output):
-    """Keras on TensorFlow adds a bias along the last axis wherever that is as long.
-
-    Reference: Keras 3.15.1; `findings/keras_tensorflow_add_as_bias.sh`.
-    """
-    misplaced = keras.backend.backend() == "tensorflow" and output.shape[-1] in (None, len(bias))
-    if misplaced and len(bias) > 1 and np.any(bias != bias[0]):
-        raise UnsupportedLayerError(
-            "Keras on TensorFlow adds the bias of a layer with data_format='channels_first' along "
-            "the last axis where that is as long as there are channels. Received: layer "
-            f"{layer.name!r} of output shape {output.shape}. Use use_bias=False, channels_last, or "
-            "another size."
-        )
 
 
 # Gains ------------------------------------------------------------------------------------------
