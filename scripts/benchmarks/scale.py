@@ -163,7 +163,7 @@ def _enforcement(model, rounds):
     """Seconds of one enforcement of every bound with its warm-up, and a row per kind of kernel."""
     from tf_lyapunov.planning import bound_cost
     from tf_lyapunov.planning.measuring import wait
-    from tf_lyapunov.spectral.compilation import one_thread
+    from tf_lyapunov.theory.threads import one_thread
 
     total, kinds = dict.fromkeys(CLOCKS, 0.0), {}
     for variable in _kernels(model):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tf_lyapunov.spectral.operators import adjoint, apply
 from tf_lyapunov.spectral.reading import linear_maps
-from tf_lyapunov.theory import norms
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 
@@ -138,7 +137,8 @@ def test_the_all_ones_kernel_has_the_norm_of_its_materialised_matrix():
     ones = np.ones((5, 5, 1, 1))
     linear_map = LinearMap("conv", (28, 28, 1))
     truth = np.linalg.norm(convolution_matrix(ones, linear_map).toarray(), 2)
-    assert norm_upper_bound(ones, linear_map).value == pytest.approx(truth, rel=1e-12)
+    # A Cholesky factor of side 784 leaves n²u ≈ 7e-11 of the eigenvalue open.
+    assert truth <= norm_upper_bound(ones, linear_map).value <= truth * (1 + 1e-10)
     # The paper's claim ‖W*R‖_F ≤ ‖W‖_F ‖R‖_F would need truth ≤ 5.
     assert truth / 5 == pytest.approx(4.86, abs=0.01)
 
@@ -166,18 +166,6 @@ def test_a_size_free_bound_is_within_five_percent_of_the_supremum_over_sizes(str
         large = LinearMap("conv", (600, 3), strides=stride, padding="same")
         truth = np.linalg.norm(convolution_matrix(kernel, large).toarray(), 2)
         assert truth <= free <= 1.05 * truth
-
-
-def test_chebyshev_squarings_bound_the_eigenvalues_that_they_replace(monkeypatch):
-    rng = np.random.default_rng(2)
-    kernel = rng.normal(size=(3, 3, 12, 16))
-    linear_map = LinearMap("conv", (10, 10, 12), padding="same")
-    exact = norm_upper_bound(kernel, linear_map, method="frequency")
-    monkeypatch.setattr(norms, "EIGENVALUE_FLOPS", 0)
-    bound = norm_upper_bound(kernel, linear_map, method="frequency")
-    assert bound.method == "frequency+chebyshev"
-    # acosh(√12)/64 leaves (acosh/2)²/2 ≈ 5e-4 on the eigenvalue.
-    assert exact.value <= bound.value * (1 + 1e-12) <= exact.value * 1.001
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1.0, 1e30, 1e200])

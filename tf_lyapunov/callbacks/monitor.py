@@ -25,9 +25,9 @@ from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.projection import project
 from tf_lyapunov.spectral.arguments import count
-from tf_lyapunov.spectral.compilation import one_thread
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.sectors import Indices
+from tf_lyapunov.theory.threads import one_thread
 
 ON_VIOLATION = ("warn", "stop", "raise", "ignore")
 

@@ -1,20 +1,48 @@
 """Operator norms of linear maps in float64: upper bounds, and power iteration from below."""
 
+import collections
+import contextlib
 import dataclasses
+import hashlib
 import math
+import threading
 
 import numpy as np
 
-from tf_lyapunov.theory.operators import as_convolution, block_matrix
+from tf_lyapunov.theory.eigenvalues import (
+    SMALL_SIDE,
+    Grams,
+    gamma,
+    largest_banded,
+    largest_eigenvalue,
+    largest_of_stack,
+)
+from tf_lyapunov.theory.operators import (
+    as_convolution,
+    block_matrices,
+    block_matrix,
+    convolution_taps,
+)
+from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
+from tf_lyapunov.theory.symbols import Symbol, circulant, sampled
+from tf_lyapunov.theory.threads import one_thread
 
-# Materialised Gram matrices up to this side are cheap to diagonalise (about a second).
+# Materialised Gram matrices up to this side are factorised whatever their band.
 EXACT_SIDE = 1500
-# Above this many entries the eigenvalues of the Gram matrix are ten times faster than an SVD, and
-# their rounding, γ_m·trace, is still below 1e-9.
+# Larger ones up to the second side are where factors of their band take fewer products than this;
+# on longer axes the circulant is within 0.1%.
+EXACT_BANDED_SIDE, EXACT_PRODUCTS = 6000, 2e9
+# Above this many entries the Gram matrix is faster than an SVD, and its rounding, γ_m·trace, is
+# still below 1e-9.
 SVD_SIZE = 2**14
-# Above this many flops the eigenvalues per frequency give way to Chebyshev squarings.
-EIGENVALUE_FLOPS = 3e10
-UNIT_ROUNDOFF = np.finfo(np.float64).eps / 2
+# Below this many products a call, threads of BLAS cost more than they bring.
+_THREADED = 1e9
+# Symbols, and stacks of small matrices, are made in parts of this many entries.
+_ENTRIES = 2**21
+# Share of entries that are not zero from which a matrix is treated as full.
+_DENSE = 0.1
+# Bounds remembered: a few hundred bytes each.
+REMEMBERED = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +51,7 @@ class NormBound:
 
     Attributes:
         value: float, at least the exact-arithmetic norm of the map.
-        method: `"svd"`, `"gram"`, `"materialised"`, `"frequency"`, `"size_free"`, each optionally
-            followed by `"+chebyshev"`.
+        method: `"svd"`, `"gram"`, `"pointwise"`, `"materialised"`, `"frequency"`, `"size_free"`.
         exact: whether the bound equals the norm up to rounding.
     """
 
@@ -33,24 +60,28 @@ class NormBound:
     exact: bool
 
 
-def norm_upper_bound(kernel, linear_map, *, method="auto"):
+def norm_upper_bound(kernel, linear_map, *, method="auto", slack=0.0):
     """Upper bound, in float64, on the operator norm of a layer's linear map.
 
-    Dense maps: SVD, or eigenvalues of the Gram matrix. Convolutions of known size: eigenvalues of
-    the materialised Gram matrix where its smaller side is at most 1500, else the circulant whose
-    compression the zero-padded map is, block by block of frequencies,
+    Dense maps, and convolutions of which one tap is ever used: SVD, or the largest eigenvalue of
+    the Gram matrix. Convolutions of known size: the same of the materialised map where its smaller
+    side is at most 1500 or its band narrow, else of the circulant whose compression the zero-padded
+    map is, block by block of frequencies,
 
         σ ≤ max_f ‖(1/√s)·[K̂(f), K̂(f + N/s), …]‖,   N ≥ n + max(p, k-1-p) per axis.
 
-    Unknown size: the maximum over a grid of N frequencies per axis divided by cos(πD/2N), D the
-    degree of the Gram symbol f ≥ 0. (Riesz: a trigonometric polynomial of degree D that is at most
-    1, with equality at t₀, stays above cos(D(t-t₀)) up to π/D away; apply it to 2f/max f - 1.)
-    Rounding is added on the upper side.
+    Unknown size, and long axes: the maximum over a grid of N frequencies per axis divided by
+    cos(πD/2N), D the degree of the Gram symbol (see `symbols.sampled`). Every eigenvalue is proved
+    by Cholesky factors (see `eigenvalues`); rounding is added on the upper side.
+
+    Bounds are remembered by a digest of the kernel's bytes: asking again costs its hash.
 
     Args:
         kernel: array in Keras' layout, any real dtype; read as float64.
         linear_map: `LinearMap`.
         method: `"auto"`, `"materialised"`, `"frequency"` or `"size_free"`.
+        slack: float ≥ 0, relative: what the bound may exceed the norm (of the circulant, where it
+            is one) by, which saves eigenvalues. The bound holds for any.
 
     Returns:
         `NormBound`.
@@ -81,142 +112,219 @@ def norm_upper_bound(kernel, linear_map, *, method="auto"):
             "`method` must be 'auto', 'materialised', 'frequency' or 'size_free'. "
             f"Received: method={method!r}."
         )
+    if slack < 0:
+        raise ValueError(f"`slack` must not be negative. Received: slack={slack}.")
+    key = (_digest(kernel), kernel.shape, linear_map, method, float(slack))
+    found = _remembered(key)
+    if found is None:
+        found = _norm_upper_bound(kernel, linear_map, method, slack)
+        _remember(key, found)
+    return found
+
+
+_memory, _lock = collections.OrderedDict(), threading.Lock()
+
+
+def _digest(kernel):
+    return hashlib.blake2b(np.ascontiguousarray(kernel), digest_size=20).digest()
+
+
+def _remembered(key):
+    with _lock:
+        if key in _memory:
+            _memory.move_to_end(key)
+        return _memory.get(key)
+
+
+def _remember(key, bound):
+    with _lock:
+        _memory[key] = bound
+        while len(_memory) > REMEMBERED:
+            _memory.popitem(last=False)
+
+
+def _norm_upper_bound(kernel, linear_map, method, slack):
     largest = np.max(np.abs(kernel), initial=0.0)
     if largest == 0.0:
         return NormBound(0.0, "zero", True)
     # A power of two keeps the scaling exact and the squares away from over- and underflow.
     scale = 2.0 ** np.floor(np.log2(largest))
-    bound = _scaled_norm_upper_bound(kernel / scale, linear_map, method)
+    side = min(kernel.shape[-2:])
+    small = side**2 * max(kernel.shape[-2:]) < _THREADED
+    with one_thread() if small else contextlib.nullcontext():
+        bound = _scaled_norm_upper_bound(kernel / scale, linear_map, method, (1 + slack) ** 2 - 1)
     return dataclasses.replace(bound, value=float(np.nextafter(bound.value * scale, np.inf)))
 
 
-def _scaled_norm_upper_bound(kernel, linear_map, method):
+def _scaled_norm_upper_bound(kernel, linear_map, method, slack):
     if linear_map.kind == "dense":
-        return _dense_norm_upper_bound(kernel)
+        return _dense(kernel, slack)
     known = linear_map.input_shape is not None
     if not known and method in ("materialised", "frequency"):
         raise ValueError(
             f"`method` needs a known input size. Received: method={method!r}, input_shape=None."
         )
     blocks, axes = as_convolution(kernel, linear_map)
+    if method == "auto":
+        tap = _only_tap(kernel, linear_map, known)
+        if tap is not None:
+            return _pointwise(blocks[(slice(None), *tap)], slack)
     if known and method in ("auto", "materialised"):
-        side = min(
-            math.prod(a.output for a in axes) * blocks.shape[-1],
-            math.prod(a.size for a in axes) * blocks.shape[-2],
-        )
-        if method == "materialised" or side <= EXACT_SIDE:
-            return NormBound(max(_materialised(b, axes) for b in blocks), "materialised", True)
+        bound = _exact(blocks, axes, slack, method == "materialised")
+        if bound is not None:
+            return bound
     if known and method != "size_free":
-        periods = [a.period for a in axes]
-        inflation, name = 1.0, "frequency"
+        name, grid = "frequency", circulant(axes)
     else:
-        # Without a stride, dilation only reorders the frequencies.
-        axes = [a if a.stride > 1 else dataclasses.replace(a, dilation=1) for a in axes]
-        degrees = [(a.extent - 1) // a.stride for a in axes]
-        # 16 points per degree: 1/cos(π/32) costs 0.5% per axis.
-        grid = [max(16 * degree, 1) for degree in degrees]
-        periods = [a.stride * n for a, n in zip(axes, grid, strict=True)]
-        cosines = [math.cos(math.pi * D / (2 * n)) for D, n in zip(degrees, grid, strict=True)]
-        inflation, name = 1 / math.prod(cosines), "size_free"
-    values = [_frequency_norm(b, axes, periods) for b in blocks]
-    value = max(v for v, _ in values) * inflation * (1 + 8 * UNIT_ROUNDOFF)
-    return NormBound(value, name + ("" if values[0][1] else "+chebyshev"), False)
+        name, grid = "size_free", sampled(axes)
+    return NormBound(float(_frequency_norms(blocks, grid, slack).max()), name, False)
 
 
-def _dense_norm_upper_bound(kernel):
+def _dense(kernel, slack):
     if kernel.size <= SVD_SIZE:
         sigma = np.linalg.svd(kernel, compute_uv=False)[0]
         return NormBound(sigma * (1 + 8 * max(kernel.shape) * UNIT_ROUNDOFF), "svd", True)
     tall = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
-    gram = tall.T @ tall
-    value = np.linalg.eigvalsh(gram)[-1]
-    return NormBound(_root_up(value, np.trace(gram), *tall.shape[::-1]), "gram", True)
+    return NormBound(
+        _root(largest_eigenvalue(Grams(1, lambda i: tall, len(tall)), slack)), "gram", True
+    )
 
 
-def _materialised(block, axes):
-    """Largest singular value of one group's matrix, rounded up."""
+def _root(eigenvalue):
+    return math.sqrt(eigenvalue) * (1 + 4 * UNIT_ROUNDOFF)
+
+
+def _only_tap(kernel, linear_map, known):
+    """Index of the one tap that joins positions of the input and the output, or None."""
+    taps = kernel.shape[: linear_map.rank(kernel.shape)]
+    if math.prod(taps) == 1:
+        return (0,) * len(taps)
+    if not known:
+        return None
+    found = convolution_taps(kernel.shape, linear_map)
+    return found[0][0] if len(found) == 1 else None
+
+
+def _pointwise(blocks, slack):
+    """Largest norm of a stack of matrices `(groups, in, out)`."""
+    if len(blocks) == 1:
+        return dataclasses.replace(_dense(blocks[0], slack), method="pointwise")
+    tall = _tall(blocks)
+    return NormBound(_root(_largest(tall, tall.shape[1], slack)), "pointwise", True)
+
+
+def _largest(stack, terms, slack):
+    """Largest eigenvalue of the Gram matrices of a stack, from above."""
+    if stack.shape[-1] > SMALL_SIDE:
+        order = np.argsort(-np.linalg.norm(stack, axis=(1, 2)), kind="stable")
+        return largest_eigenvalue(Grams(len(stack), stack.__getitem__, terms, order), slack)
+    part = max(1, _ENTRIES // (stack.shape[-1] * max(stack.shape[1:])))
+    parts = (stack[i : i + part] for i in range(0, len(stack), part))
+    return max(largest_of_stack(p, terms, slack) for p in parts)
+
+
+def _exact(blocks, axes, slack, asked):
+    """Norm of the materialised map where its Gram matrix is small or has a narrow band, or None."""
+    ci, co = blocks.shape[-2:]
+    rows, columns = (math.prod(s) for s in zip(*((a.output, a.size) for a in axes), strict=True))
+    side = min(rows * co, columns * ci)
+    if not asked and side > EXACT_SIDE:
+        products = side * _band(axes, ci, co) ** 2
+        if side > EXACT_BANDED_SIDE or products > EXACT_PRODUCTS:
+            return None
+    terms = math.prod(a.taps for a in axes) * max(ci, co)
+    if side <= SMALL_SIDE:
+        part = max(1, _ENTRIES // (rows * co * columns * ci))
+        parts = (blocks[i : i + part] for i in range(0, len(blocks), part))
+        stacks = (_tall(block_matrices(p, axes)) for p in parts)
+        eigenvalue = max(_largest(stack, terms, slack) for stack in stacks)
+    elif len(blocks) == 1:
+        eigenvalue = _largest_materialised(blocks[0], axes, terms, slack)
+    else:
+        # Groups whose bound by frequencies is below the best exact norm need no exact one.
+        bounds = _frequency_norms(blocks, circulant(axes), 0.0)
+        eigenvalue = 0.0
+        for i in np.argsort(-bounds, kind="stable"):
+            if bounds[i] ** 2 * (1 + 4 * UNIT_ROUNDOFF) <= eigenvalue:
+                break
+            eigenvalue = max(eigenvalue, _largest_materialised(blocks[i], axes, terms, slack))
+    return NormBound(_root(eigenvalue), "materialised", True)
+
+
+def _largest_materialised(block, axes, terms, slack):
+    """Largest eigenvalue of the Gram matrix of one group's map, from above."""
     matrix = block_matrix(block, axes)
+    if matrix.nnz > _DENSE * math.prod(matrix.shape):
+        tall = _tall(matrix.toarray()[None])[0]
+        return largest_eigenvalue(Grams(1, lambda i: tall, terms), slack)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    terms = block.size
-    gram = gram.toarray()
-    value = np.linalg.eigvalsh(gram)[-1]
-    return _root_up(value, np.trace(gram), gram.shape[0], terms)
+    return largest_banded(gram, terms, slack)
 
 
-def _root_up(eigenvalue, trace, side, terms):
-    """√λ rounded up: forming the Gram matrix errs by γ_K·trace, LAPACK by O(side·u·λ)."""
-    forming = (terms + 2) * UNIT_ROUNDOFF * 1.01 * trace
-    solving = 8 * side * UNIT_ROUNDOFF * abs(eigenvalue)
-    return math.sqrt(max(eigenvalue, 0.0) + forming + solving) * (1 + 4 * UNIT_ROUNDOFF)
+def _tall(stack):
+    return stack if stack.shape[-2] >= stack.shape[-1] else stack.swapaxes(-1, -2)
 
 
-def _frequency_norm(block, axes, periods):
-    """max over frequencies of the aliased symbol's norm; also whether eigenvalues were used."""
-    ci, co = block.shape[-2:]
-    grid = [N // a.stride for N, a in zip(periods, axes, strict=True)]
-    # Symbol at every frequency of one axis: exp(-2πi f t d / N), f = g + j·N/s.
-    symbol = block.astype(np.complex128)
-    for position, (axis, N) in enumerate(zip(axes, periods, strict=True)):
-        angle = np.outer(np.arange(N), np.arange(axis.taps) * axis.dilation) % N
-        dft = np.exp(-2j * np.pi * angle / N)
-        symbol = np.moveaxis(np.tensordot(dft, symbol, axes=(1, position)), 0, position)
-    # A real kernel's symbol is conjugate at -f: half of the first axis is enough.
-    shape = [n for a, g in zip(axes, grid, strict=True) for n in (a.stride, g)]
-    symbol = symbol.reshape(*shape, ci, co)
-    rank = len(axes)
-    order = [2 * i + 1 for i in range(rank)] + [2 * i for i in range(rank)]
-    symbol = symbol.transpose(*order, 2 * rank, 2 * rank + 1)
-    aliases = math.prod(a.stride for a in axes)
-    symbol = symbol[: grid[0] // 2 + 1].reshape(-1, aliases * ci, co) / math.sqrt(aliases)
-    if aliases * ci < co:
-        symbol = np.conj(symbol.swapaxes(-1, -2))
-    side, terms = symbol.shape[-1], symbol.shape[-2]
-    eigenvalues = len(symbol) * side**3 * 10 <= EIGENVALUE_FLOPS
-    best = 0.0
-    chunk = max(1, int(2**24 // max(1, side * max(side, terms))))
-    for start in range(0, len(symbol), chunk):
-        part = symbol[start : start + chunk]
-        gram = np.conj(part.swapaxes(-1, -2)) @ part
-        traces = np.trace(gram, axis1=-2, axis2=-1).real
-        if eigenvalues:
-            tops = np.linalg.eigvalsh(gram)[:, -1]
-        else:
-            tops = _chebyshev_upper_bound(gram)
-        worst = [_root_up(t, tr, side, 4 * terms) for t, tr in zip(tops, traces, strict=True)]
-        best = max(best, *worst)
-    # Each entry of the symbol errs by γ_taps·Σ|K| at most, hence the symbol, in Frobenius norm, by:
-    taps = math.prod(a.taps for a in axes)
-    error = 8 * (taps + 4) * math.sqrt(taps) * UNIT_ROUNDOFF * np.linalg.norm(block)
-    return best + error, eigenvalues
+def _band(axes, ci, co):
+    """Half the bandwidth of the smaller Gram matrix, at most about."""
+    outputs = math.prod(a.output for a in axes) * co <= math.prod(a.size for a in axes) * ci
+    band, channels = 0, co if outputs else ci
+    for axis in axes:
+        size = axis.output if outputs else axis.size
+        reach = (axis.extent - 1) // (axis.stride if outputs else 1)
+        band = band * size + min(reach, size - 1)
+    return (band + 1) * channels
 
 
-def _chebyshev_upper_bound(gram, squarings=6, steps=20):
-    """λ_max of Hermitian positive semidefinite matrices from above, by squarings only.
+def _frequency_norms(blocks, grid, slack):
+    """Per group, max over frequencies of the aliased symbol's norm, from above."""
+    axes, periods, inflation = grid
+    ci, co = blocks.shape[-2:]
+    if min(math.prod(a.stride for a in axes) * ci, co) == 1:
+        found = _single_columns(Symbol(blocks, axes, periods))
+    else:
+        symbols = (Symbol(blocks[i : i + 1], axes, periods) for i in range(len(blocks)))
+        found = np.array([_frequency_norm(s, slack) for s in symbols])
+    return found * inflation * (1 + 8 * UNIT_ROUNDOFF)
 
-    For every c > 0: λ_max ≤ c/2·(1 + cosh(acosh(max(1, ‖T‖_F))/2^k)), T = T_{2^k}(2G/c - I) with
-    T_{2n} = 2T_n² - I. Power steps choose c near λ_max, which makes the bound tight; they do not
-    enter its proof.
-    """
-    side = gram.shape[-1]
-    v = np.ones((len(gram), side, 1)) / math.sqrt(side) + 0j
+
+def _single_columns(symbol):
+    """The same where every matrix is one column, all groups at once."""
+    count, rows = len(symbol.frequencies), symbol.shape[0]
+    part = max(1, _ENTRIES // (rows * symbol.groups))
+    best = np.zeros(symbol.groups)
+    for start in range(0, count, part):
+        columns = symbol.at(slice(start, start + part))
+        squares = np.sum(columns.real**2 + columns.imag**2, axis=(-1, -2))
+        best = np.maximum(best, squares.max(axis=0))
+    return np.sqrt(best * (1 + gamma(rows + 4))) * (1 + 4 * UNIT_ROUNDOFF) + symbol.error()
+
+
+def _frequency_norm(symbol, slack):
+    rows, side = symbol.shape
+    count = len(symbol.frequencies)
+    part = max(1, _ENTRIES // (rows * side))
+    parts = [slice(j, min(j + part, count)) for j in range(0, count, part)]
+    if side <= SMALL_SIDE:
+        eigenvalue = max(largest_of_stack(symbol.at(p)[:, 0], rows, slack) for p in parts)
+    else:
+        guesses = np.concatenate([_estimates(symbol.at(p)[:, 0]) for p in parts])
+        order = np.argsort(-guesses, kind="stable")
+        grams = Grams(count, lambda j: symbol.at(slice(j, j + 1))[0, 0], rows, order)
+        eigenvalue = largest_eigenvalue(grams, slack)
+    return _root(eigenvalue) + float(symbol.error()[0])
+
+
+def _estimates(stack, steps=4):
+    """‖A v‖ after a few power steps for every matrix of a stack; for their order alone."""
+    v = np.ones((len(stack), stack.shape[2], 1)) / math.sqrt(stack.shape[2]) + 0j
     v[:, ::2] *= 1.25  # off any symmetry of the all-ones vector
+    adjoint = np.conj(stack.swapaxes(-1, -2))
+    tiny = np.finfo(float).tiny
     for _ in range(steps):
-        v = gram @ v
-        v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), np.finfo(float).tiny)
-    estimate = np.linalg.norm(gram @ v, axis=(1, 2))
-    trace = np.trace(gram, axis1=-2, axis2=-1).real
-    c = np.maximum(np.maximum(estimate, trace / side), np.finfo(float).tiny)[:, None, None]
-    identity = np.eye(side)
-    chebyshev = 2 * gram / c - identity
-    error = 4 * side * UNIT_ROUNDOFF
-    for _ in range(squarings):
-        norm = np.linalg.norm(chebyshev, axis=(1, 2)).max()
-        chebyshev = 2 * chebyshev @ chebyshev - identity
-        # ‖fl(T²) - T²‖ ≤ γ_n‖T‖_F², and an error e in T becomes at most 4‖T‖e.
-        error = 4 * norm * error + 2 * error**2 + (4 * side + 16) * UNIT_ROUNDOFF * norm**2
-    frobenius = np.linalg.norm(chebyshev, axis=(1, 2)) + error
-    amplified = np.arccosh(np.maximum(frobenius, 1.0)) / 2**squarings
-    return c[:, 0, 0] / 2 * (1 + np.cosh(amplified)) * (1 + 16 * UNIT_ROUNDOFF)
+        v = adjoint @ (stack @ v)
+        v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), tiny)
+    return np.linalg.norm(stack @ v, axis=(1, 2))
 
 
 def power_iteration(matrix, iterations, start=None):

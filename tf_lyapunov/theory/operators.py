@@ -282,6 +282,17 @@ def _axis_entries(axis):
     return rows[inside], column[inside], taps[inside]
 
 
+def _entries(axes):
+    """Row and column of every pair of positions that a tap joins, and the tap, all flattened."""
+    row, column, tap = np.zeros(1, int), np.zeros(1, int), np.zeros(1, int)
+    for axis in axes:
+        r, c, t = _axis_entries(axis)
+        row = (row[:, None] * axis.output + r).ravel()
+        column = (column[:, None] * axis.size + c).ravel()
+        tap = (tap[:, None] * axis.taps + t).ravel()
+    return row, column, tap
+
+
 def convolution_matrix(kernel, linear_map):
     """Sparse matrix of the map on row-major flattened channels-last signals.
 
@@ -332,12 +343,7 @@ def block_matrix(block, axes):
     """Sparse matrix of one group: channels-last, row-major, kernel block `(*k, in, out)`."""
     import scipy.sparse
 
-    row, column, tap = np.zeros(1, int), np.zeros(1, int), np.zeros(1, int)
-    for axis in axes:
-        r, c, t = _axis_entries(axis)
-        row = (row[:, None] * axis.output + r).ravel()
-        column = (column[:, None] * axis.size + c).ravel()
-        tap = (tap[:, None] * axis.taps + t).ravel()
+    row, column, tap = _entries(axes)
     ci, co = block.shape[-2:]
     values = block.reshape(-1, ci, co)[tap]
     rows = np.broadcast_to(row[:, None, None] * co + np.arange(co), values.shape)
@@ -346,3 +352,16 @@ def block_matrix(block, axes):
         (values.ravel(), (rows.ravel(), columns.ravel())),
         shape=(math.prod(a.output for a in axes) * co, math.prod(a.size for a in axes) * ci),
     )
+
+
+def block_matrices(blocks, axes):
+    """Dense matrices `(groups, outputs, inputs)` of blocks `(groups, *k, in, out)`.
+
+    Rows and columns as in `block_matrix`.
+    """
+    row, column, tap = _entries(axes)
+    ci, co = blocks.shape[-2:]
+    outputs, inputs = math.prod(a.output for a in axes), math.prod(a.size for a in axes)
+    found = np.zeros((len(blocks), outputs, inputs, ci, co))
+    found[:, row, column] = blocks.reshape(len(blocks), -1, ci, co)[:, tap]
+    return found.transpose(0, 1, 4, 2, 3).reshape(len(blocks), outputs * co, inputs * ci)

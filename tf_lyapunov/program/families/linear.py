@@ -226,20 +226,21 @@ def linear_gains(layer, tensor, output, batch_norm=None, *, bounded=True):
         absolute = absolute_norm_upper_bound(kernel, linear_map)
         terms = _terms(kernel.shape, linear_map)
         bias = bias_norm(layer, output, dtype) if last else 0.0
-        bound = norm_upper_bound(kernel, linear_map)
-        own = (bound.value, absolute, bias, terms, dtype, tensor if i == 0 else None)
-        value, matrix, folded = bound.value, None, ""
-        if linear_map.kind == "dense":
-            matrix = kernel
+        folded, slack = "", 0.0
         if last and batch_norm is not None:
             kernel = batch_norm.fold(kernel, linear_map)
             # Three roundings per folded entry, in the norm at most that of the absolute kernel.
             slack = 4 * rounding.UNIT_ROUNDOFF["float64"]
-            extra = slack * absolute_norm_upper_bound(kernel, linear_map)
-            bound = norm_upper_bound(kernel, linear_map)
-            value = rounding.sum_up(bound.value, extra)
-            matrix = kernel if matrix is not None else None
+            slack *= absolute_norm_upper_bound(kernel, linear_map)
             folded = ", batch normalization folded"
+        bound = norm_upper_bound(kernel, linear_map)
+        value = rounding.sum_up(bound.value, slack)
+        matrix = kernel if linear_map.kind == "dense" else None
+        plain = value
+        if folded:
+            # W = W_folded/scale: enough for rounding errors, and no second norm.
+            plain = min(rounding.product_up(value, batch_norm.inverse_gain), absolute)
+        own = (plain, absolute, bias, terms, dtype, tensor if i == 0 else None)
         exact = "exact" if bound.exact else "upper bound"
         method = f"operator norm, {bound.method} ({exact}){folded}"
         after = (batch_norm, output) if last else (None, output)

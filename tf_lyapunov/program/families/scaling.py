@@ -114,6 +114,14 @@ class BatchNormScale:
         largest = float(np.max(np.abs(self.scale), initial=0.0))
         return largest * (1 + 4 * rounding.UNIT_ROUNDOFF["float64"])
 
+    @property
+    def inverse_gain(self):
+        """max √(var + e)/|γ|, rounded up; inf where a channel is switched off."""
+        smallest = float(np.min(np.abs(self.scale), initial=np.inf))
+        if not smallest > 0:
+            return np.inf
+        return (1 + 8 * rounding.UNIT_ROUNDOFF["float64"]) / smallest
+
     def fold(self, kernel, linear_map):
         """Kernel of the linear map followed by this normalization (without the shift)."""
         if linear_map.kind == "depthwise":

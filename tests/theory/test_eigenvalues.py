@@ -1,0 +1,208 @@
+"""Largest eigenvalues from above, against exact ones, and the routes that norms take to them."""
+
+import threading
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tf_lyapunov.theory import norms
+from tf_lyapunov.theory.eigenvalues import (
+    Grams,
+    cholesky_error,
+    is_below,
+    largest_banded,
+    largest_eigenvalue,
+    largest_of_stack,
+)
+from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.operators import (
+    LinearMap,
+    block_matrices,
+    block_matrix,
+    convolution_axes,
+    convolution_matrix,
+)
+
+U = 2.0**-53
+
+
+def largest(stack):
+    return max(np.linalg.norm(a, 2) ** 2 for a in stack)
+
+
+def drawn(rng, count, rows, side, is_complex):
+    stack = rng.normal(size=(count, rows, side))
+    if is_complex:
+        stack = stack + 1j * rng.normal(size=stack.shape)
+    return stack * 10.0 ** rng.uniform(-3, 3, size=(count, 1, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.integers(0, 10),
+    st.booleans(),
+)
+def test_the_bound_of_many_matrices_lies_above_the_largest_eigenvalue_by_rounding(
+    seed, count, side, more, is_complex
+):
+    stack = drawn(np.random.default_rng(seed), count, side + more, side, is_complex)
+    truth = largest(stack)
+    # Forming G and its factor: γ of the terms and of the side, times the trace.
+    room = 12 * (2 * side + more + 10) * side * U + 2.0**-41
+    for t in (
+        largest_eigenvalue(Grams(count, stack.__getitem__, side + more)),
+        largest_of_stack(stack, side + more),
+    ):
+        assert truth * (1 - 4 * side * U) <= t <= truth * (1 + room)
+
+
+@pytest.mark.parametrize("side", [5, 200])
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_the_order_of_the_matrices_changes_the_work_and_not_the_bound(side, order):
+    rng = np.random.default_rng(side)
+    stack = rng.normal(size=(6, side, side)) * np.linspace(1, 2, 6)[:, None, None]
+    chosen = range(6) if order == "rising" else range(5, -1, -1)
+    t = largest_eigenvalue(Grams(6, stack.__getitem__, side, chosen))
+    assert largest(stack) <= t <= largest(stack) * (1 + 1e-9)
+
+
+def test_slack_is_room_that_the_bound_may_use_and_never_more():
+    stack = np.random.default_rng(0).normal(size=(3, 50, 40))
+    t = largest_eigenvalue(Grams(3, stack.__getitem__, 50), slack=0.01)
+    assert largest(stack) <= t <= largest(stack) * (1.01 + 1e-9)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_no_factorisation_passes_a_number_below_the_largest_eigenvalue(is_complex):
+    rng = np.random.default_rng(3)
+    a = drawn(rng, 1, 30, 30, is_complex)[0]
+    gram = np.asfortranarray(np.conj(a.T) @ a)
+    top = np.linalg.eigvalsh(gram)[-1]
+    assert is_below(gram, top * (1 + 1e-9))
+    assert not is_below(gram, top * (1 - 1e-12))
+    assert not is_below(gram, 0.0)
+    assert not is_below(np.full((2, 2), np.nan, order="F"), 1.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 60), st.integers(0, 5))
+def test_banded_matrices_agree_with_full_ones(seed, side, width):
+    rng = np.random.default_rng(seed)
+    offsets = list(range(min(width, side - 1) + 1))
+    diagonals = [rng.normal(size=side - k) for k in offsets]
+    matrix = scipy.sparse.diags(diagonals, offsets, shape=(side, side)).tocsr()
+    truth = np.linalg.norm(matrix.toarray(), 2) ** 2
+    t = largest_banded((matrix.T @ matrix).tocsr(), side)
+    # ARPACK stops at machine accuracy of the residual; margins cover what that leaves.
+    assert truth * (1 - 1e-14) <= t <= truth * (1 + 1e-8)
+
+
+def test_the_error_of_a_factorisation_grows_with_the_square_of_the_side():
+    assert cholesky_error(100, 1.0) == pytest.approx(100 * 103 * U, rel=0.06)
+    assert cholesky_error(100, 1.0, True) == pytest.approx(400 * 103 * U, rel=0.06)
+
+
+ROUTES = [
+    ("svd", LinearMap("dense", (6,)), (6, 5)),
+    ("gram", LinearMap("dense", (150,)), (150, 120)),
+    ("pointwise", LinearMap("conv", (4, 4, 6)), (1, 1, 6, 5)),
+    ("pointwise", LinearMap("conv", (1, 1, 6), padding="same"), (3, 3, 6, 5)),
+    ("pointwise", LinearMap("conv", (4, 4, 6), groups=3, strides=(2, 2)), (1, 1, 2, 6)),
+    ("pointwise", LinearMap("depthwise", (1, 1, 40), padding="same"), (3, 3, 40, 2)),
+    ("materialised", LinearMap("depthwise", (4, 4, 9), padding="same"), (3, 3, 9, 1)),
+    ("materialised", LinearMap("depthwise", (9, 9, 7), padding="same"), (3, 3, 7, 1)),
+    ("materialised", LinearMap("depthwise", (9, 9, 3), strides=(2, 2)), (3, 3, 3, 2)),
+    ("materialised", LinearMap("conv", (7, 7, 8), groups=2, padding="same"), (3, 3, 4, 8)),
+    ("materialised", LinearMap("conv", (60, 60, 1), padding="same"), (3, 3, 1, 1)),
+    ("materialised", LinearMap("conv_transpose", (5, 5, 4), strides=(2, 2)), (3, 3, 2, 4)),
+]
+
+
+@pytest.mark.parametrize("method,linear_map,shape", ROUTES)
+def test_every_route_to_an_exact_norm_gives_that_of_the_materialised_matrix(
+    method, linear_map, shape
+):
+    kernel = np.random.default_rng(1).normal(size=shape)
+    bound = norm_upper_bound(kernel, linear_map)
+    assert (bound.method, bound.exact) == (method, True)
+    matrix = convolution_matrix(kernel, linear_map)
+    truth = scipy.sparse.linalg.svds(matrix, k=1, return_singular_vectors=False, rng=0)[0]
+    side = min(matrix.shape)
+    assert truth * (1 - 1e-12) <= bound.value <= truth * (1 + 1e-9 + 8 * side**2 * U)
+
+
+def test_bounds_by_frequencies_are_those_of_the_circulant_and_long_axes_are_sampled():
+    rng = np.random.default_rng(4)
+    kernel = rng.normal(size=(3, 30, 28))
+    short = LinearMap("conv", (40, 30), padding="same")
+    bound = norm_upper_bound(kernel, short, method="frequency")
+    hats = np.fft.fft(kernel, 41, axis=0)
+    truth = np.linalg.norm(hats, 2, axis=(1, 2)).max()
+    assert truth * (1 - 1e-13) <= bound.value <= truth * (1 + 1e-9)
+    long = norm_upper_bound(kernel, LinearMap("conv", (5000, 30), padding="same")).value
+    supremum = np.linalg.norm(np.fft.fft(kernel, 2000, axis=0), 2, axis=(1, 2)).max()
+    # 1/cos(π/100), the size that one axis of 50 points a degree may miss.
+    assert supremum * (1 - 1e-6) <= long <= supremum * 1.0006
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dense_matrices_of_small_groups_are_the_sparse_ones(stride):
+    rng = np.random.default_rng(5)
+    blocks = rng.normal(size=(4, 3, 2, 2, 3))
+    axes = convolution_axes(
+        (3, 2, 2, 3), LinearMap("conv", (5, 4, 2), (stride, stride), padding="same")
+    )
+    stack = block_matrices(blocks, axes)
+    for block, matrix in zip(blocks, stack, strict=True):
+        np.testing.assert_array_equal(matrix, block_matrix(block, axes).toarray())
+
+
+def test_a_bound_is_remembered_by_the_bytes_of_its_kernel(monkeypatch):
+    kernel = np.random.default_rng(6).normal(size=(8, 8))
+    linear_map = LinearMap("dense", (8,))
+    first = norm_upper_bound(kernel, linear_map)
+    calls = []
+    monkeypatch.setattr(norms, "_norm_upper_bound", lambda *a: calls.append(a) or first)
+    assert norm_upper_bound(kernel.copy(), linear_map) is first
+    assert not calls
+    for other in (kernel * 2, kernel.reshape(4, 16)):
+        norm_upper_bound(other, linear_map)
+    norm_upper_bound(kernel, LinearMap("conv", (8,)), method="size_free")
+    norm_upper_bound(kernel, linear_map, slack=0.1)
+    assert len(calls) == 4
+
+
+def test_memory_is_bounded_and_shared_by_threads(monkeypatch):
+    monkeypatch.setattr(norms, "REMEMBERED", 5)
+    linear_map, failures = LinearMap("dense", (2,)), []
+
+    def ask(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(30):
+            kernel = rng.integers(1, 4, size=(2, 2)).astype(float)
+            truth = np.linalg.norm(kernel, 2)
+            if (
+                not truth * (1 - 1e-14)
+                <= norm_upper_bound(kernel, linear_map).value
+                <= truth * (1 + 1e-13)
+            ):
+                failures.append(kernel)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(norms._memory) <= 5
+
+
+def test_a_negative_slack_is_refused():
+    with pytest.raises(ValueError, match="slack"):
+        norm_upper_bound(np.ones((2, 2)), LinearMap("dense", (2,)), slack=-0.1)
