@@ -13,29 +13,33 @@ import importlib
 
 from tf_lyapunov import startup
 
-with startup.quiet():
-    import keras  # noqa: F401
-
-# Importing these registers what `keras.models.load_model` must know.
-from tf_lyapunov import (
-    attacks,
-    callbacks,
-    constraints,
-    layers,
-    losses,
-    metrics,
-    regularizers,
-    training,
-)
-from tf_lyapunov.bounds.layer_indices import layer_indices
-from tf_lyapunov.certification import certify, lipschitz_upper_bound, register_gain
-from tf_lyapunov.certification.perturbation import minimal_perturbation_lower_bound
-from tf_lyapunov.design import Design, spectral_design
-from tf_lyapunov.export import condense, export_plain
-from tf_lyapunov.growth import growth_upper_bounds
-from tf_lyapunov.projection import constrain, project
-from tf_lyapunov.theory.balls import L2, Linf
-from tf_lyapunov.theory.sectors import Indices, Sector
+if not startup.is_command_line():
+    from tf_lyapunov.library import (
+        L2,
+        Design,
+        Indices,
+        Linf,
+        Sector,
+        attacks,
+        callbacks,
+        certify,
+        condense,
+        constrain,
+        constraints,
+        export_plain,
+        growth_upper_bounds,
+        layer_indices,
+        layers,
+        lipschitz_upper_bound,
+        losses,
+        metrics,
+        minimal_perturbation_lower_bound,
+        project,
+        register_gain,
+        regularizers,
+        spectral_design,
+        training,
+    )
 
 # Public name: where it is, imported when first used.
 _MODULES = {
@@ -88,6 +92,8 @@ __all__ = [
 
 
 def __getattr__(name):
+    if name in __all__:  # on the command line, where `--help` needs none of them
+        return getattr(importlib.import_module("tf_lyapunov.library"), name)
     if name in _MODULES:
         return importlib.import_module(f"tf_lyapunov.{_MODULES[name]}")
     if name in _FUNCTIONS:
@@ -97,4 +103,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *_MODULES, *_FUNCTIONS])
+    return sorted({*globals(), *__all__, *_MODULES, *_FUNCTIONS})

@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 a required claim is not proved, 2 bad input, 130 interrupt
 progress go to stderr; stdout carries the result, with `--json` one JSON object and nothing else.
 """
 
-from .application import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, app
+from .application import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, app, command
 from .attacking import attack
 from .bracketing import bracket
 from .certifying import certify, verify
@@ -15,10 +15,10 @@ from .exchange import export_mat, import_mat
 from .experiments import report, run, train
 from .planning import plan
 
-for command in (
+for function in (
     design, train, certify, verify, attack, bracket, evaluate, report, run, plan, export_mat,
     import_mat,
 ):  # fmt: skip
-    app.command()(command)
+    command(function)
 
 __all__ = ["BAD_INPUT", "DONE", "INTERRUPTED", "NOT_PROVED", "app", "main"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,6 @@ app = typer.Typer(
     name="tf-lyapunov",
     help="Design, train, certify and attack robust Keras classifiers.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -48,6 +49,17 @@ Data = Annotated[
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 Samples = Annotated[int | None, typer.Option(help="Only the first so many examples.")]
 Out = Annotated[Path | None, typer.Option(help="Write the result to this JSON file too.")]
+
+
+def command(function):
+    """`function` as a command that imports the library when it runs, and not for its help."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        importlib.import_module("tf_lyapunov.library")
+        return function(*args, **kwargs)
+
+    return app.command()(run)
 
 
 def _version(value: bool) -> None:

@@ -246,16 +246,17 @@ class ImageStream:
 
         seen: set[str] = set()
         features = self._train.features
+        # Traced once, and not once a shard.
+        check = tf.function(lambda record: is_intact(features, record)).get_concrete_function(
+            tf.TensorSpec((), tf.string)
+        )
         for shards in (self._held_out, self._train, self.x_test.shards):
             for path, length in zip(shards.paths, shards.lengths, strict=True):
                 if path in seen:
                     continue
                 seen.add(path)
                 records, read = tf.data.TFRecordDataset(path), 0
-                checked = records.map(
-                    lambda record: is_intact(features, record),
-                    num_parallel_calls=tf.data.AUTOTUNE,
-                )
+                checked = records.map(check, num_parallel_calls=tf.data.AUTOTUNE)
                 try:
                     for good in checked:
                         if not good:
