@@ -8,4 +8,6 @@ export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/lint-imports"
-"$bin/python" -m pytest --doctest-modules tf_lyapunov tests -n "${TFL_TEST_WORKERS:-2}" "$@"
+# Stealing work keeps a module's tests, and what they share, with one worker.
+"$bin/python" -m pytest --doctest-modules tf_lyapunov tests \
+  -n "${TFL_TEST_WORKERS:-2}" --dist worksteal "$@"
