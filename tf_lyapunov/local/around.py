@@ -213,8 +213,7 @@ class Around:
             else:
                 # The ball's gain: nothing flows on.
                 value = self.values[k]
-                flat = c.reshape(rows, -1)
-                norm = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+                norm = rounding.euclidean_norms(c)
                 constant = constant + _dot(c, value) - norm * self.radii[k]
                 if measure:
                     size = size + 2 * _dot(np.abs(c), np.abs(value)) + 4 * norm * self.radii[k]

@@ -130,9 +130,8 @@ class Region:
         """
         if np.isfinite(self.radius) and not self.is_cut:
             flat = c.reshape(len(c), -1)
-            size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
-            tiny = np.finfo(size.dtype).tiny
-            step = flat * (-self.radius / np.maximum(size, tiny))[:, None]
+            size = rounding.euclidean_norms(flat)
+            step = flat / np.where(size > 0, size, 1)[:, None] * -self.radius
             return -self.radius * size, step.reshape(c.shape)
         low, high = self.low - self.center, self.high - self.center
         return self.minimum_between(c, low[None], high[None])
@@ -161,7 +160,7 @@ class Region:
 def _ball_and_box(c, low, high, radius):
     """Value at a λ found by fixing the entries that the box stops."""
     stopped = np.zeros(c.shape, bool)
-    lam = np.sqrt(np.einsum("ij,ij->i", c, c)) / radius
+    lam = rounding.euclidean_norms(c) / radius
     for _ in range(_ROUNDS):
         lam = np.maximum(lam, 1e-30)
         step = np.clip(-c / lam[:, None], low, high)
