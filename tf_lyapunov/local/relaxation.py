@@ -216,9 +216,9 @@ class Elementwise:
                 slope = -own
             else:
                 slope = units - own if self.kinds[k] == 1 else units * p.slope[k] - own
-            t = slope * inverse
-            if far is not None:
-                with np.errstate(over="ignore"):  # beyond every box is far enough
+            with np.errstate(over="ignore"):  # beyond every box is far enough
+                t = slope * inverse
+                if far is not None:
                     t *= far
             np.subtract(self.z, t, out=t)
             np.maximum(t, p.start[k], out=t)
@@ -249,7 +249,7 @@ class Elementwise:
             return g.reshape(c.shape), h, None
         h = h + best.sum(axis=1)
         if np.isfinite(self.radius):
-            h = h - lam * (self.radius**2 / 2)
+            h = h - lam * (self.radius * self.radius / 2)
         if not record:
             return g.reshape(c.shape), h, None
         memory = units, point, read, lam, multipliers.share, multipliers.shift is not None
@@ -274,7 +274,7 @@ class Elementwise:
         found = 4 * (flat @ self.largest_value) + 4 * (own @ self.largest_z)
         if np.isfinite(self.radius):
             lam = np.exp(multipliers.log_lam)
-            found = found + lam * 4 * (self.square + self.radius**2)
+            found = found + lam * 4 * (self.square + self.radius * self.radius)
         return found
 
     def forward(self, y, memory):
@@ -294,7 +294,7 @@ class Elementwise:
         square = np.sum(self.weights * away * away, axis=1)
         by_lam = np.zeros(len(y))
         if np.isfinite(self.radius):
-            by_lam = lam * (square - self.radius**2) / 2
+            by_lam = lam * (square - self.radius * self.radius) / 2
         by_share = units * through
         if self.free is not None:
             by_share = np.where(self.free, by_share, 0.0)
