@@ -180,13 +180,13 @@ class Around:
             `(bound, size, memory)`: float64 (rows,) lower bounds of cᵀz before rounding, the
             sizes that were summed up (with `measure`), and the memory for `derivatives`.
         """
-        if time.monotonic() > self.deadline:
-            raise OutOfTime
         rows = len(c)
         held = {target: c}
         constant, size = np.zeros(rows, self.dtype), np.zeros(rows, self.dtype)
         memory = []
         for k in range(target, 0, -1):
+            if time.monotonic() > self.deadline:
+                raise OutOfTime
             if k not in held:
                 continue
             c = held.pop(k)
