@@ -198,6 +198,15 @@ def test_bounds_of_valid_inputs_enlarge_radii():
     assert np.all(cut >= free * 0.98) and np.any(cut > free * 1.05)
 
 
+def test_the_search_starts_within_the_bounds():
+    """At an input where nothing moves the linearisation knows no radius."""
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, "relu"), layers.Dense(1)])
+    model.set_weights([np.ones((1, 1)), np.array([-0.5]), np.full((1, 1), -4.0), np.ones(1)])
+    x = np.zeros((1, 1), "float32")
+    found = certify(model, x, method="linear", bounds=(-1, 1)).radius[0]
+    assert 0.7 < found <= 0.75  # 1 - 4·relu(x - 1/2) is zero at 3/4
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [

@@ -59,6 +59,9 @@ def test_norms_keep_their_scale(scale):
     assert exact <= spectral_norm(scale * rows) / scale <= exact * (1 + 1e-6)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="float64 models compute in float32 elsewhere"
+)
 def test_radii_do_not_depend_on_the_scale_of_the_logits():
     rng = np.random.default_rng(1)
     hidden, last = (layers.Dense(n, dtype="float64") for n in (6, 2))

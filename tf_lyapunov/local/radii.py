@@ -155,7 +155,7 @@ class Prover:
         most = _LARGEST * (1.0 + float(np.max(np.abs(x), initial=0.0)))
         if not np.all(center > 0) or not start < most:
             return Answer(0.0)
-        guess = min(self._guess(traced, rows, center), most)
+        guess = min(self._guess(traced, rows, center), most, 2 * self._extent(x))
         height = float(center.min())
         low, high = 0.0, np.inf
         radius = max(0.6 * guess, start * 1.02)
@@ -229,6 +229,15 @@ class Prover:
                 answer.radius, answer.splits = radius, splits
             else:
                 growth = 1 + (growth - 1) / 3
+
+    def _extent(self, x):
+        """Distance beyond which the bounds leave no valid input; infinite without bounds."""
+        if self.bounds is None:
+            return np.inf
+        low, high = self.bounds
+        away = np.maximum(np.abs(high - x), np.abs(x - low)).ravel()
+        order = {"l2": 2, "linf": np.inf, "l1": 1}[self.norm]
+        return max(float(np.linalg.norm(away, order)), np.finfo(np.float32).tiny)
 
     def _guess(self, traced, rows, center):
         """Where the linearisation at the input reaches zero."""
