@@ -251,7 +251,9 @@ def test_time_steps_pass_their_ball_together(inner):
     x = np.random.default_rng(0).normal(size=(2, 3))
     region = Region.ball(x, 0.3)
     found = output_bounds(model, region)
-    values = model(samples(region, np.random.default_rng(1))).numpy()
+    values = ops.convert_to_numpy(
+        model(samples(region, np.random.default_rng(1)).astype("float32"))
+    )
     assert np.all(values >= found.lower - 1e-6) and np.all(values <= found.upper + 1e-6)
     plain = certify(model, x[None], method="composition").radius[0]
     assert certify(model, x[None], method="auto", time_budget=5).radius[0] >= plain > 0
