@@ -17,7 +17,6 @@ from tf_lyapunov.certification.balls import check_balls, without_flushing, witho
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.heads import heads, pair_distances
 from tf_lyapunov.certification.inputs import (
-    check_single_output,
     checked_inputs,
     input_shapes,
 )
@@ -31,6 +30,7 @@ from tf_lyapunov.program.logits import (
     Float64Logits,
     LogitsModel,
     batches,
+    check_single_output,
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
