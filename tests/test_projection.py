@@ -294,3 +294,35 @@ def test_a_stage_that_a_constant_follows_keeps_its_budget_itself():
     )
     constrain(model, [0.5])
     assert model.layers[0].kernel_constraint.max_gain == 0.5
+
+
+def test_one_number_is_the_budget_of_every_stage_or_of_the_named_ones():
+    dense = [keras.layers.Dense(3, name=f"stage_{i}") for i in range(3)]
+    model = keras.Sequential([keras.Input((4,)), *dense])
+    constrain(model, 0.5, layers=["stage_0", "stage_2"])
+    assert [getattr(d.kernel_constraint, "max_gain", None) for d in dense] == [0.5, None, 0.5]
+    constrain(model, 1)
+    assert [d.kernel_constraint.max_gain for d in dense] == [1.0] * 3
+
+
+def test_kernels_that_numpy_proves_inside_are_left_bit_for_bit_and_others_share_a_graph(
+    monkeypatch,
+):
+    from tf_lyapunov.constraints import bounds
+
+    traced, shared = [], bounds.compiled
+    monkeypatch.setattr(bounds, "compiled", lambda f: traced.append(f) or shared(f))
+    bounds._one_graph.cache_clear()
+    rng = np.random.default_rng(0)
+    inside = np.linalg.qr(rng.normal(size=(6, 6)))[0].astype("float32") * 0.999
+    result = keras.ops.convert_to_numpy(SpectralBound(1.0).project(inside))
+    assert np.array_equal(result, inside) and not traced
+    for _ in range(3):
+        outside = rng.normal(size=(6, 6)).astype("float32") * 4
+        shrunk = keras.ops.convert_to_numpy(SpectralBound(1.0).project(outside))
+        assert 0.9 < np.linalg.norm(shrunk.astype(float), 2) <= 1.0
+    assert len(traced) == 1
+    changed = SpectralBound(1.0)
+    changed.max_gain = 0.25  # the new number counts
+    shrunk = keras.ops.convert_to_numpy(changed.project(inside))
+    assert np.linalg.norm(shrunk.astype(float), 2) <= 0.25

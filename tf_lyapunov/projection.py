@@ -5,6 +5,7 @@ Keras applies constraints nowhere but at the end of `optimizer.apply`: not after
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 
 import keras
@@ -33,8 +34,8 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100, progre
 
     Args:
         model: built Keras model (functional, sequential, subclassed or nested), compiled or not.
-        design: a `Design`, a sequence of budgets (one per stage), or a mapping from layer names to
-            budgets. `None` as a budget leaves a stage unconstrained.
+        design: a `Design`, a sequence of budgets (one per stage), one number for every stage, or a
+            mapping from layer names to budgets. `None` as a budget leaves a stage unconstrained.
         layers: names of the layers, in the order of the budgets; by default all stages in order.
         guarantee: `"step"` holds the guaranteed bound after every optimizer step; `"monitor"`
             steers by an estimate at each step, and only `LyapunovMonitor` and `project` guarantee.
@@ -178,6 +179,8 @@ def _budgets_by_stage(found, design, layers):
     names = {stage.name: stage for stage in found}
     if isinstance(design, Mapping):
         layers, budgets = list(design), list(design.values())
+    elif isinstance(design, numbers.Real):
+        budgets = [design] * (len(found) if layers is None else len(layers))
     else:
         budgets = list(getattr(design, "budgets", design))
     if layers is not None:

@@ -1,5 +1,7 @@
 """Constraints that keep the gain of a layer's linear map below a number, at every step."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -18,7 +20,8 @@ from tf_lyapunov.spectral.compilation import compiled
 from tf_lyapunov.spectral.geometry import Geometry, single_map
 from tf_lyapunov.spectral.norms import kernel_norm_upper_bound, measured_map, norm_estimate
 from tf_lyapunov.spectral.precision import work_dtype
-from tf_lyapunov.theory.norms import power_iteration
+from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
+from tf_lyapunov.theory.operators import LinearMap
 
 GUARANTEES = ("step", "monitor")
 SHRINKS = ("clip", "scale")
@@ -123,7 +126,6 @@ class SpectralBound(keras.constraints.Constraint):
         self.power_steps = count("power_steps", power_steps)
         self.squarings = None if squarings is None else count("squarings", squarings, 6)
         self._start = None
-        self._compiled = {}
 
     @classmethod
     def for_layer(cls, layer, max_gain, **options):
@@ -166,7 +168,8 @@ class SpectralBound(keras.constraints.Constraint):
         Raises:
             ValueError: if the kernel holds NaN or infinity (eagerly; compiled code returns NaN).
         """
-        return self._shrunk_at_once(kernel, steer=False)
+        kernel = ops.convert_to_tensor(kernel)
+        return kernel if self._is_inside(kernel) else self._shrunk_at_once(kernel, steer=False)
 
     def enforce(self, kernel):
         """The kernel as `guarantee="step"` leaves it: (1) or (2) by the bound of training.
@@ -219,17 +222,25 @@ class SpectralBound(keras.constraints.Constraint):
         else:
             self._start.assign(vector)
 
+    def _is_inside(self, kernel):
+        """Whether the kernel's values can be read and its float64 norm is within `max_gain`."""
+        linear_map = self.linear_map(kernel.shape)
+        if self.max_gain is None or (linear_map is None and len(kernel.shape) != 2):
+            return False
+        try:
+            values = ops.convert_to_numpy(kernel).astype("float64")
+        except (NotImplementedError, TypeError, ValueError, RuntimeError):
+            return False  # traced: no values yet
+        linear_map = linear_map or LinearMap("dense", (values.shape[0],))
+        is_finite = bool(np.all(np.isfinite(values)))
+        return is_finite and norm_upper_bound(values, linear_map).value <= self.max_gain
+
     def _shrunk_at_once(self, kernel, steer):
         kernel = ops.convert_to_tensor(kernel)
         if self.max_gain is None:
             return kernel
-        if steer not in self._compiled:  # one graph: eagerly it takes ten times as long
-
-            def shrunk(kernel):
-                return self._shrunk(kernel, self.linear_map(kernel.shape), steer)
-
-            self._compiled[steer] = compiled(shrunk)
-        return _refuse_nan(self._compiled[steer](kernel))
+        shrunk = _one_graph(self.max_gain, self.geometry, self.squarings, self.shrink, steer)
+        return _refuse_nan(shrunk(kernel))
 
     def _shrunk(self, kernel, linear_map, steer):
         """The kernel inside its bound: (1) or (2), or itself."""
@@ -274,6 +285,21 @@ class SpectralBound(keras.constraints.Constraint):
     @classmethod
     def from_config(cls, config):
         return from_known(cls, config, cls(1.0).get_config())
+
+
+@functools.lru_cache(maxsize=512)
+def _one_graph(max_gain, geometry, squarings, shrink, steer):
+    """A compiled function that all constraints of these settings share.
+
+    Eagerly, shrinking takes ten times as long, and tracing it takes a second.
+    """
+    constraint = SpectralBound(max_gain, squarings=squarings, shrink=shrink)
+    constraint.geometry = geometry
+
+    def shrunk(kernel):
+        return constraint._shrunk(kernel, constraint.linear_map(kernel.shape), steer)
+
+    return compiled(shrunk)
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
