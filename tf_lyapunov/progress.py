@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 
+from tf_lyapunov.forking import refuse_dead_fork
 from tf_lyapunov.interruption import uninterrupted
 
 # Seconds before anything is drawn, and between two drawings.
@@ -28,11 +29,13 @@ _clock = time.monotonic
 def reports_progress(function):
     """Decorates a function with an argument `progress=None`: what it does is drawn accordingly.
 
-    `None`: in a terminal and a notebook. Calls within one that draws are drawn by that one.
+    `None`: in a terminal and a notebook. Calls within one that draws are drawn by that one. In a
+    process that was forked after TensorFlow was used it raises at once, where it would hang.
     """
 
     @functools.wraps(function)
     def reporting(*args, progress=None, **kwargs):
+        refuse_dead_fork(function.__name__)
         with shown(progress, function.__name__):
             return function(*args, **kwargs)
 
