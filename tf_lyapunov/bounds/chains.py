@@ -10,7 +10,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import innermost
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.weights import inference_value, kernel_maps
-from tf_lyapunov.theory.norms import norm_upper_bound
+from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.sectors import Sector
 
@@ -221,7 +221,7 @@ def scaled_chain(chain):
         largest = float(np.max(np.abs(weight)))
         if largest == 0:
             continue
-        norm = np.linalg.norm(weight / largest, 2)
+        norm = power_iteration(weight.T / largest, 5)[0] or 1.0
         power = round(math.log2(norm) + math.log2(largest) + math.log2(beta))
         weights[index] = np.ldexp(weight, -power)
         errors[index] = np.ldexp(errors[index], -power)
