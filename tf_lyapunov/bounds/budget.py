@@ -11,8 +11,9 @@ import numpy as np
 
 # Side of the product of matrices that measures the rate, and flops of steps that always fit.
 _SIDE, _SMALL = 256, 1e8
-# Flops per second where nothing was measured.
-_RATE = 1e10
+# Seconds that are measured at least, so that other programs have their turn; flops per second where
+# the clock does not move.
+_LEAST, _RATE = 0.02, 1e10
 
 
 class Budget:
@@ -46,29 +47,41 @@ class Budget:
         found._rate = self._rate
         return found
 
-    def fits(self, flops):
-        """Whether a step of so many flops, at the rate of products of matrices, ends in time.
+    def seconds_for(self, flops):
+        """Seconds of a step of so many flops, at the rate of products of matrices; 0 unlimited."""
+        if self.seconds == math.inf or flops <= _SMALL:
+            return 0.0
+        if self._rate is None:
+            self._rate = measured_rate()
+        return flops / self._rate
 
-        What takes milliseconds always fits.
-        """
+    def fits(self, flops):
+        """Whether a step of so many flops ends in time. What takes milliseconds always does."""
         if self.seconds == math.inf or flops <= _SMALL:
             return True
         left = self.left()
-        if left <= 0.0:
-            return False
-        if self._rate is None:
-            self._rate = measured_rate()
-        return flops <= self._rate * left
+        return left > 0.0 and self.seconds_for(flops) <= left
+
+    def before(self, flops):
+        """`time.monotonic()` value at which a search ends so that a last step fits; None if never.
+
+        A fifth of the time is kept for it in any case.
+        """
+        if self.seconds == math.inf:
+            return None
+        return self.deadline - max(0.2 * self.left(), 1.5 * self.seconds_for(flops))
 
 
 def measured_rate():
-    """Flops per second of a product of two float64 matrices, as it is now."""
+    """Flops per second of products of float64 matrices, as it is now."""
     matrix = np.full((_SIDE, _SIDE), 1.0 / _SIDE)
     matrix @ matrix  # wakes the library up
-    begin = time.perf_counter()
-    matrix @ matrix
-    seconds = time.perf_counter() - begin
-    return 2.0 * _SIDE**3 / seconds if seconds > 0 else _RATE
+    count, seconds, begin = 0, 0.0, time.perf_counter()
+    while count < 1 or (seconds < _LEAST and count < 100):
+        matrix @ matrix
+        count += 1
+        seconds = time.perf_counter() - begin
+    return 2.0 * count * _SIDE**3 / seconds if seconds > 0 else _RATE
 
 
 def proof_flops(widths):
@@ -78,13 +91,13 @@ def proof_flops(widths):
     """
     sizes = [float(w) for w in widths[:-1]]
     pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    return 12 * sum(w**3 for w in sizes) + 8 * sum(a * b * (a + b) for a, b in pairs)
+    return 7 * sum(w**3 for w in sizes) + 5 * sum(a * b * (a + b) for a, b in pairs)
 
 
 def closed_form_flops(widths):
     """Flops of the closed form's multipliers."""
     pairs = list(zip(widths[:-1], widths[1:], strict=True))
-    return sum(6.0 * a**3 + 4.0 * a * b * min(a, b) + 30.0 * min(a, b) ** 3 for a, b in pairs)
+    return sum(3.0 * a**3 + 4.0 * a * b * min(a, b) + 15.0 * min(a, b) ** 3 for a, b in pairs)
 
 
 def products_flops(widths):
@@ -94,7 +107,7 @@ def products_flops(widths):
         rows = float(widths[layer])
         for j in range(layer - 1, -1, -1):
             side = min(rows, widths[j])
-            total += 2 * rows * widths[j] * side + 30 * side**3
+            total += 2 * rows * widths[j] * side + 15 * side**3
             if j:
                 total += 2 * rows * widths[j] * widths[j - 1]
     return total

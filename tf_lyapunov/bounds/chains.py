@@ -121,6 +121,7 @@ class ScaledChain:
         exponent: int.
         errors: per layer, entrywise error bounds, arrays or 0.0.
         is_zero: some layer is constant, so that the gain is zero.
+        powers: exponents of the layers, of which `exponent` is the sum.
     """
 
     weights: tuple
@@ -129,6 +130,7 @@ class ScaledChain:
     exponent: int
     errors: tuple
     is_zero: bool = False
+    powers: tuple = ()
 
     @property
     def widths(self):
@@ -157,6 +159,25 @@ def gram_factor(weight, entry_error):
     if not residual * (1 + 1e-9) + error <= shift:
         raise np.linalg.LinAlgError("the factor's residual exceeds its shift")
     return factor
+
+
+def with_narrow_input(chain):
+    """A chain of at least the same gain whose input is no wider than its first hidden layer."""
+    weight = chain.weights[0]
+    if chain.depth < 2 or weight.shape[1] <= weight.shape[0]:
+        return chain
+    size = float(np.max(np.abs(weight)))
+    power = round(math.log2(size)) if size > 0 else 0
+    try:
+        factor = gram_factor(np.ldexp(weight, -power), np.ldexp(chain.errors[0], -power))
+    except np.linalg.LinAlgError:
+        return chain
+    return dataclasses.replace(
+        chain,
+        weights=(np.ldexp(factor, power), *chain.weights[1:]),
+        errors=(0.0, *chain.errors[1:]),
+        biases=None,
+    )
 
 
 def error_norm(error, weight):
@@ -214,7 +235,7 @@ def scaled_chain(chain):
     weights, alphas, betas, errors = normal_form(chain)
     if any(not np.any(w) and not np.any(e) for w, e in zip(weights, errors, strict=True)):
         return ScaledChain(tuple(weights), (), (), 0, tuple(errors), is_zero=True)
-    exponent = 0
+    powers = [0] * len(weights)
     for index, weight in enumerate(weights):
         # Steering only: any power of two is exact.
         beta = betas[index] if index < len(betas) else 1.0
@@ -225,7 +246,7 @@ def scaled_chain(chain):
         power = round(math.log2(norm) + math.log2(largest) + math.log2(beta))
         weights[index] = np.ldexp(weight, -power)
         errors[index] = np.ldexp(errors[index], -power)
-        exponent += power
+        powers[index] = power
     try:
         if len(weights) > 1 and weights[0].shape[1] > weights[0].shape[0]:
             weights[0], errors[0] = gram_factor(weights[0], errors[0]), 0.0
@@ -234,7 +255,10 @@ def scaled_chain(chain):
             weights[-1], errors[-1] = gram_factor(weights[-1].T, transposed).T, 0.0
     except np.linalg.LinAlgError:
         pass  # larger matrices, the same bound
-    return ScaledChain(tuple(weights), tuple(alphas), tuple(betas), exponent, tuple(errors))
+    return ScaledChain(
+        tuple(weights), tuple(alphas), tuple(betas), sum(powers), tuple(errors), False,
+        tuple(powers),
+    )  # fmt: skip
 
 
 def layer_norms(chain):

@@ -7,21 +7,22 @@ import time
 import numpy as np
 
 from tf_lyapunov.bounds.blocks import with_blocks
+from tf_lyapunov.bounds.budget import Budget, closed_form_flops, products_flops, proof_flops
 from tf_lyapunov.bounds.chains import dense_tail, product_gain, tail_before
 from tf_lyapunov.bounds.composition import lipschitz_constants, moving_entries
 from tf_lyapunov.bounds.dissipativity import network_indices
 from tf_lyapunov.bounds.eclipse import closed_form, eclipse
-from tf_lyapunov.bounds.liplt import liplt
-from tf_lyapunov.bounds.lipsdp import check_size, estimated_cost, lipsdp
+from tf_lyapunov.bounds.liplt import Products
+from tf_lyapunov.bounds.lipsdp import FLOPS, check_size, estimated_cost, lipsdp
+from tf_lyapunov.bounds.multipliers import ChainBound
+from tf_lyapunov.bounds.pairs import LARGEST, pair_gains
+from tf_lyapunov.bounds.programs import first_order
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.progress import steps
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "local",
            "linear", "auto")  # fmt: skip
-# More classes than this get no bound per pair of logits.
-_CLASSES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def network_gain(
         UnsupportedLayerError: if the method does not apply to the model (never for `"auto"`).
         ValueError: if it is too large for the method.
     """
-    begin = time.monotonic()
+    begin, budget = time.monotonic(), Budget(time_budget)
     end = network.logits if target is None else target
     if method in ("composition", "linear"):  # the latter bounds inputs one by one
         return NetworkGain(constants[end], None, method, (), 0.0)
@@ -102,40 +103,66 @@ def network_gain(
     chain, before = _moving_chain(network, constants, tail, sources), composed[tail.start]
     if chain is None:
         return NetworkGain(0.0, None, method, ("No perturbed input reaches it.",), 0.0)
-    chosen = choose(chain, time_budget) if method in ("auto", "local") else method
+    by_pairs = target is None and 1 < chain.widths[-1] <= LARGEST
+    for_whole = budget.part(0.5) if by_pairs else budget
+    chosen = method
+    if method in ("auto", "local"):
+        chosen = choose(chain, for_whole)
+        chosen = chosen if chosen != "closed_form" else _cheapest(chain, for_whole)
     if chosen == "lipsdp":
         check_size(chain.widths)
-    sentences, failed = [text] if text else [], False
-    indices = None
+    sentences, indices = [text] if text else [], None
+    pair_method, products = chosen, None
     if chosen == "dissipativity":
-        bound, text, whole, indices = _by_indices(chain, time_budget, solver)
+        bound, text, whole, indices = _by_indices(chain, for_whole.left(), solver)
         sentences.append(text)
         pair_method = "closed_form"
     else:
-        whole = _bound(chain, chosen, time_budget, solver)
-        failed = whole.verdict == "SOLVER_FAILED"
-        pair_method = chosen
+        if method == "auto" or chosen == "liplt" or not for_whole.fits(_flops(chain, chosen)):
+            # Cheap, and better than the product where a search gets nowhere.
+            if chosen == "liplt" or for_whole.part(0.6).fits(products_flops(chain.widths)):
+                products = Products(chain)
+        whole = _bound(chain, chosen, for_whole, solver, products)
         bound = whole.gain_upper_bound
-    pairs, pair_text, found = None, "", {}
+    pairs = None
     if target is None:
-        left = max(time_budget - (time.monotonic() - begin), 0.0)
-        pairs, pair_text, found = _pairs(chain, pair_method, left, solver, bound)
+        pairs = pair_gains(chain, pair_method, budget, solver, whole, products)
+    found = pairs.bounds if pairs is not None else {}
     proof = ChainProof(tail.start, whole, found, indices, chain.sectors, chain.widths)
     total = rounding.product_up(before, bound, tail.after)
     total = min(composed[end], constants[end], total)
+    gains = None
     if pairs is not None:
-        pairs = np.where(pairs == 0, 0.0, rounding.up(before * pairs))
-    name = chosen.replace("_", " ")
+        gains = np.where(pairs.gains == 0, 0.0, rounding.up(before * pairs.gains))
     elapsed = time.monotonic() - begin
+    sentences.insert(0, _told(chain, method, chosen, whole, bound, pairs, elapsed))
+    return NetworkGain(total, gains, method, tuple(sentences), elapsed, proof)
+
+
+def _told(chain, method, chosen, whole, bound, pairs, elapsed):
+    """How the chain was bounded, in one sentence."""
+    name = chosen.replace("_", " ")
     label = name if method == chosen else f"{method} chose {name}"
-    sentences.insert(
-        0,
-        f"Method: {label} for the last {chain.depth} linear layers, widths "
-        f"{'-'.join(map(str, chain.widths))}: gain {bound:.6g} against {product_gain(chain):.6g} "
-        f"for the product of norms{pair_text}; {elapsed:.2g} s. Multipliers were proved in float64."
-        + (" The solver failed (SOLVER_FAILED); the closed form's bound stands." if failed else ""),
-    )
-    return NetworkGain(total, pairs, method, tuple(sentences), elapsed, proof)
+    widths = "-".join(map(str, chain.widths))
+    text = f"Method: {label} for the last {chain.depth} linear layers, widths {widths}: gain "
+    text += f"{bound:.6g} "
+    if chosen != "dissipativity" and whole.method not in (name, chosen):
+        text += f"(by {whole.method}) "
+    text += f"against {product_gain(chain):.6g} for the product of norms"
+    text += pairs.sentence() if pairs is not None else ""
+    text += f"; {elapsed:.2g} s. Multipliers were proved in float64."
+    if whole.cut_short or (pairs is not None and pairs.cut_short):
+        text += " The search ended with its time budget: more time may give more."
+    if whole.verdict == "SOLVER_FAILED":
+        text += " The solver failed (SOLVER_FAILED); the closed form's bound stands."
+    return text
+
+
+def _cheapest(chain, budget):
+    """The tightest of the closed form, LipLT and the product of norms that fits."""
+    if budget.fits(closed_form_flops(chain.widths) + proof_flops(chain.widths)):
+        return "closed_form"
+    return "liplt" if budget.fits(products_flops(chain.widths)) else "product"
 
 
 def _moving_chain(network, constants, tail, sources):
@@ -156,11 +183,19 @@ def _moving_chain(network, constants, tail, sources):
 
 
 def choose(chain, time_budget):
-    """Tightest of lipsdp, eclipse and closed form whose estimated time is within the budget."""
+    """Tightest of lipsdp, eclipse and closed form whose estimated time is within the budget.
+
+    Args:
+        chain: `Chain`.
+        time_budget: seconds on a machine that is as fast as the estimates suppose, or a `Budget`.
+    """
+    left = time_budget
+    if isinstance(time_budget, Budget):
+        left = time_budget.left() / max(1.0, time_budget.seconds_for(FLOPS))
     seconds, memory = estimated_cost(chain.widths)
-    if seconds <= time_budget and memory < 4e9:
+    if seconds <= left and memory < 4e9:
         return "lipsdp"
-    if _eclipse_seconds(chain.widths) <= time_budget:
+    if _eclipse_seconds(chain.widths) <= left:
         return "eclipse"
     return "closed_form"
 
@@ -172,41 +207,33 @@ def _eclipse_seconds(widths):
     return sum(estimated_cost((a, b, b))[0] for a, b in layers)
 
 
-def _bound(chain, method, seconds, solver):
-    if method == "liplt":
-        return liplt(chain)
-    if method == "closed_form":
-        return closed_form(chain)
+def _flops(chain, method):
+    """Flops of a method, roughly."""
+    widths = chain.widths
+    if method == "lipsdp":
+        return first_order.estimated_flops(widths)
     if method == "eclipse":
-        return eclipse(chain, solver=solver, seconds=seconds)
-    return lipsdp(chain, solver=solver, seconds=seconds)
+        return FLOPS * _eclipse_seconds(widths)
+    return closed_form_flops(widths) + proof_flops(widths) if method == "closed_form" else 0.0
 
 
-def _pairs(chain, method, seconds, solver, whole):
-    """Gains of differences of logits, (K, K), how they were found, and the bounds by pair."""
-    classes = chain.widths[-1]
-    if classes > _CLASSES or chain.depth < 2:
-        return None, "", {}
-    if classes == 1:
-        return np.full((1, 1), whole), "", {}
-    count = classes * (classes - 1) // 2
-    widths = (*chain.widths[:-1], 1)
-    cost = {"lipsdp": estimated_cost(widths)[0], "eclipse": _eclipse_seconds(widths)}
-    used = method
-    if cost.get(method, 0.0) * count > seconds:
-        used = "closed_form"
-    deadline = time.monotonic() + max(seconds, 5.0)
-    cap = rounding.product_up(float(rounding.up(math.sqrt(2.0))), whole)
-    pairs, bounds = np.zeros((classes, classes)), {}
-    for i, j in steps(list(zip(*np.tril_indices(classes, -1), strict=True)), "pairs of classes"):
-        row = np.zeros((1, classes))
-        row[0, i], row[0, j] = 1.0, -1.0
-        late = time.monotonic() > deadline
-        part = chain.with_output(row)
-        found = _bound(part, "closed_form" if late else used, seconds, solver)
-        bounds[i, j] = found
-        pairs[i, j] = pairs[j, i] = min(cap, found.gain_upper_bound)
-    return pairs, f", and each of {count} pairs of logits by {used.replace('_', ' ')}", bounds
+def _bound(chain, method, budget, solver, products):
+    """`ChainBound` by a method, or by the products of layers where these give less."""
+    seconds = None if math.isinf(budget.seconds) else budget.left()
+    other = products.bound() if products is not None else None
+    if method == "liplt":
+        return other
+    if method == "product":
+        found = ChainBound(product_gain(chain), "product")
+    elif method == "closed_form":
+        found = closed_form(chain, seconds=seconds)
+    elif method == "eclipse":
+        found = eclipse(chain, solver=solver, seconds=seconds)
+    else:
+        found = lipsdp(chain, solver=solver, seconds=seconds)
+    if other is None or found.gain_upper_bound <= other.gain_upper_bound:
+        return found
+    return dataclasses.replace(other, cut_short=found.cut_short, verdict=found.verdict)
 
 
 def _by_indices(chain, seconds, solver):

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from tf_lyapunov.bounds.budget import Budget, closed_form_flops
+from tf_lyapunov.bounds.budget import Budget, closed_form_flops, proof_flops
 from tf_lyapunov.bounds.chains import (
     ScaledChain,
     error_norm,
@@ -70,15 +70,15 @@ def closed_form(chain, sectors=None, *, seconds=None):
     trivial = trivial_bound(chain, scaled, "closed form", begin)
     if trivial is not None:
         return trivial
-    found = None
-    if budget.fits(closed_form_flops(scaled.widths)):
-        found = _layer_by_layer(scaled, _best_scalar)
+    late = not budget.fits(closed_form_flops(scaled.widths) + proof_flops(scaled.widths))
+    found = None if late else _layer_by_layer(scaled, _best_scalar)
     return proved(
-        chain, scaled, found, "closed form", seconds=time.monotonic() - begin, budget=budget
-    )
+        chain, scaled, found, "closed form", seconds=time.monotonic() - begin, budget=budget,
+        cut_short=late,
+    )  # fmt: skip
 
 
-def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
+def eclipse(chain, sectors=None, *, solver="structured", seconds=None, fallback=None, known=None):
     """Bound on the gain of a dense chain by one small semidefinite program per hidden layer.
 
     Given X_{l-1}, diagonal Λ_l ≥ 0 and the largest c with
@@ -94,6 +94,9 @@ def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
         sectors: one `Sector` per hidden layer where weights are given.
         solver: `"structured"`, the first-order method of `first_order`; otherwise see `sdp.solve`.
         seconds: time budget; layers beyond it get the closed form's multipliers.
+        fallback: a proven `ChainBound` of this chain, instead of the closed form's.
+        known: `ChainBound` with multipliers of a chain that differs in its last layer alone: all
+            hidden layers but the last get those, since theirs do not depend on it.
 
     Returns:
         `ChainBound`; verdict `"SOLVER_FAILED"` with the closed form's bound if a solver failed.
@@ -117,16 +120,20 @@ def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
     trivial = trivial_bound(chain, scaled, "eclipse", begin)
     if trivial is not None:
         return trivial
-    fallback = closed_form(chain, seconds=seconds)
-    # A proof takes its time too.
-    deadline = None if seconds is None else budget.deadline - 0.2 * budget.left()
+    fallback = closed_form(chain, seconds=seconds) if fallback is None else fallback
+    deadline = budget.before(proof_flops(scaled.widths))
+    given = _shared_multipliers(known, scaled)
 
     def choose(x, weight, after, alpha, beta):
-        if deadline is not None and time.monotonic() > deadline:
+        if given:
+            return given.pop(0)
+        outputs, inputs = weight.shape
+        own = first_order.estimated_flops((min(inputs, outputs), outputs, outputs))
+        if deadline is not None and time.monotonic() + budget.seconds_for(own) > deadline:
             return _best_scalar(x, weight, after, alpha, beta)
         return _best_diagonal(x, weight, after, alpha, beta, solver, deadline)
 
-    late = not budget.fits(closed_form_flops(scaled.widths))
+    late = not budget.fits(closed_form_flops(scaled.widths) + proof_flops(scaled.widths))
     try:
         found = None if late else _layer_by_layer(scaled, choose)
     except SolverFailure:
@@ -136,6 +143,14 @@ def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
         chain, scaled, found, "eclipse", solver=solver, seconds=elapsed, fallback=fallback,
         budget=budget, cut_short=late,
     )  # fmt: skip
+
+
+def _shared_multipliers(known, scaled):
+    """Λ_l of the hidden layers but the last of a bound on a chain that ends differently."""
+    if known is None or len(known.multipliers) != len(scaled.weights) - 1:
+        return []
+    size = math.ldexp(1.0, -2 * known.scaled.exponent) * known.gain_upper_bound**2
+    return [lam / size for lam in known.multipliers[:-1]] if 0 < size < math.inf else []
 
 
 def closed_form_multipliers(scaled):
@@ -165,7 +180,7 @@ def _layer_by_layer(scaled, choose):
             alpha, beta = scaled.alphas[index], scaled.betas[index]
             lam = choose(x, weights[index], weights[index + 1], alpha, beta)
             found.append(lam)
-            x = _next(x, weights[index], lam, alpha, beta)
+            x = next_form(x, weights[index], lam, alpha, beta)
         squared = _largest(_whitened(x, weights[-1]))
     except np.linalg.LinAlgError:
         return None
@@ -174,8 +189,17 @@ def _layer_by_layer(scaled, choose):
     return [squared * (1 + 1e-12) * lam for lam in found]
 
 
-def _next(x, weight, lam, alpha, beta):
-    """Schur complement that a layer leaves to the next one."""
+def next_form(x, weight, lam, alpha, beta):
+    """Schur complement X_l that a layer leaves to the next one, as computed.
+
+    Args:
+        x: X_{l-1}.
+        weight, lam: W_l and the diagonal of Λ_l.
+        alpha, beta: slopes.
+
+    Raises:
+        LinAlgError: if X_{l-1} is not positive definite.
+    """
     m, p = (alpha + beta) / 2, alpha * beta
     inner = x + p * weight.T @ (lam[:, None] * weight) if p else x
     left = _whitened((inner + inner.T) / 2, weight) * (m * lam)
@@ -216,7 +240,7 @@ def _best_diagonal(x, weight, after, alpha, beta, solver, deadline):
     width = inputs + size
     # Unknowns scaled by the closed form's, and c by what it reaches there.
     root = root * math.sqrt(scalar[0])
-    reached = _next(np.eye(inputs), root, np.ones(size), alpha, beta)
+    reached = next_form(np.eye(inputs), root, np.ones(size), alpha, beta)
     try:
         best = 1 / _largest(_whitened(reached, after))
     except (np.linalg.LinAlgError, ZeroDivisionError):

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from tf_lyapunov.bounds.budget import Budget
+from tf_lyapunov.bounds.budget import Budget, proof_flops
 from tf_lyapunov.bounds.chains import scaled_chain
 from tf_lyapunov.bounds.eclipse import closed_form, closed_form_multipliers, trivial_bound
 from tf_lyapunov.bounds.multipliers import as_chain, proved, smallest_squared_gain
@@ -17,9 +17,7 @@ from tf_lyapunov.errors import SolverFailure
 
 VARIANTS = ("neuron", "layer")
 # Flops per second on one modest core, and seconds that a step takes per layer beside them.
-_FLOPS, _OVERHEAD = 1e10, 2e-4
-# Evaluations of (8.1) that a search and its proof take, and flops of one per cubed width.
-_EVALUATIONS, _CUBES = 6, 4
+FLOPS, _OVERHEAD = 1e10, 2e-4
 # Memory above which no attempt is made, in bytes.
 _MEMORY = 8e9
 # Seconds that the interior-point method may add where no budget is given, and the share of a budget
@@ -27,7 +25,10 @@ _MEMORY = 8e9
 _PATIENCE, _ALONE = 20.0, 0.6
 
 
-def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", seconds=None, tol=1e-6):
+def lipsdp(
+    chain, sectors=None, *, variant="neuron", solver="structured", seconds=None, tol=1e-6,
+    fallback=None,
+):  # fmt: skip
     """Smallest gain bound that diagonal multipliers can prove for a dense chain.
 
         minimise ρ over Λ_1, …, Λ_{n-1} ≥ 0 diagonal  subject to  (8.1) ⪰ 0;   gain ≤ √ρ.
@@ -46,6 +47,7 @@ def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", second
             `"scs"`, `"mosek"` through cvxpy.
         seconds: time budget; the search is cut short and what it has is proved.
         tol: relative accuracy of ρ asked from the solver.
+        fallback: a proven `ChainBound` of this chain, instead of the closed form's.
 
     Returns:
         `ChainBound`; verdict `"SOLVER_FAILED"` with the closed form's bound if nothing better
@@ -76,9 +78,8 @@ def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", second
     if trivial is not None:
         return trivial
     check_size(scaled.widths)
-    fallback = closed_form(chain, seconds=seconds)
-    # What is found must be proved within the time, too.
-    deadline = None if seconds is None else budget.deadline - 0.2 * budget.left()
+    fallback = closed_form(chain, seconds=seconds) if fallback is None else fallback
+    deadline = budget.before(proof_flops(scaled.widths))
     found = None
     try:
         found = _search(scaled, variant, solver, deadline, tol)
@@ -104,16 +105,11 @@ def estimated_cost(widths):
     Args:
         widths: signal sizes from the input to the output.
     """
-    sizes = [float(w) for w in widths]
-    if len(sizes) > 2:
-        sizes[0], sizes[-1] = min(sizes[0], sizes[1]), min(sizes[-1], sizes[-2])
+    sizes = [float(w) for w in first_order.narrow(widths)]
     weights = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
     squares = sum(w**2 for w in sizes[:-1])
-    # Deep chains take more steps and columns, as measured.
-    steps, columns = 300 + 20 * len(sizes), 8 + len(sizes) / 2
-    flops = 8 * steps * columns * weights
-    flops += _EVALUATIONS * _CUBES * sum(w**3 for w in sizes[:-1])
-    seconds = 0.02 + _OVERHEAD * steps * len(sizes) + flops / _FLOPS
+    steps, flops = first_order.estimated_steps(widths), first_order.estimated_flops(widths)
+    seconds = 0.02 + _OVERHEAD * steps * len(sizes) + flops / FLOPS
     return seconds, 8 * 8 * (squares + weights)
 
 
@@ -221,4 +217,5 @@ def _ascended(scaled, reach, variant, deadline, tol):
     if not math.isfinite(candidate.squared):
         found = closed_form_multipliers(scaled)
     late = deadline is not None and time.monotonic() > deadline and candidate.gap > tol
-    return _Found(found, candidate.value, cut_short=late, gap=candidate.gap), candidate.squared
+    found = _Found(found, candidate.value, "structured", late, candidate.gap)
+    return found, candidate.squared

@@ -195,7 +195,9 @@ def proved(
     if multipliers is not None:
         squared, kept = certified_squared_gain(scaled, multipliers, budget)
     gain = scaled.gain(squared)
-    late = cut_short or (budget is not None and budget.is_up())
+    late = cut_short
+    if budget is not None and not math.isfinite(gain):
+        late = late or not budget.fits(proof_flops(scaled.widths))
     if not math.isfinite(gain):
         verdict = "PROVED" if late else "SOLVER_FAILED"
         return dataclasses.replace(fallback, verdict=verdict, seconds=seconds, cut_short=late)

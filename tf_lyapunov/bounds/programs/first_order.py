@@ -29,8 +29,38 @@ _FLAT = 1e-14
 _TINY = 1e-9
 # Smallest normal float: keeps quotients and logarithms finite.
 _LEAST = float(np.finfo(float).tiny)
+# Evaluations of (8.1) that a search and its proof take, and flops of one per cubed width.
+_EVALUATIONS, _CUBES = 6, 4
+# Growth up to which a search for feasible multipliers goes on after its time.
+_LATE = 1e-3
 # Size of new columns beside the old ones.
 _NEW = 0.1
+
+
+def narrow(widths):
+    """Signal sizes without the part of inputs and outputs that adds nothing to the gain."""
+    if len(widths) < 3:
+        return tuple(widths)
+    return (min(widths[:2]), *widths[1:-1], min(widths[-2:]))
+
+
+def estimated_steps(widths):
+    """L-BFGS steps of a search, roughly: deep chains take more, as measured."""
+    return 300 + 20 * len(widths)
+
+
+def estimated_flops(widths):
+    """Flops of a search and of the proof of what it finds, roughly.
+
+    Args:
+        widths: signal sizes from the input to the output.
+    """
+    sizes = [float(w) for w in narrow(widths)]
+    weights = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    columns = _COLUMNS + len(sizes) / 2
+    return 8 * estimated_steps(widths) * columns * weights + _EVALUATIONS * _CUBES * sum(
+        w**3 for w in sizes[:-1]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +162,7 @@ def _ascended(dual, reach, tol, deadline, columns, iterations, shown):
         point = result.x.reshape(dual.rows, columns)
         found, multipliers = dual.candidate(point)
         value = max(value, found)
-        squared, repaired = grown(multipliers, reach, value * (1 + tol), tol)
+        squared, repaired = grown(multipliers, reach, value * (1 + tol), tol, late)
         stalled = not squared / value - 1 < 0.3 * (best.squared / value - 1)
         if squared < best.squared:
             best = dataclasses.replace(best, multipliers=repaired, squared=squared)
@@ -151,7 +181,7 @@ def _ascended(dual, reach, tol, deadline, columns, iterations, shown):
     )
 
 
-def grown(multipliers, reach, wanted, tol):
+def grown(multipliers, reach, wanted, tol, late=lambda: False):
     """Λ_l ← (1+s)^(n-l)Λ_l with the s that makes ρ smallest, to a factor of two or so.
 
     Multipliers near the optimum lie a little outside; growing them towards the input leads inside.
@@ -161,6 +191,7 @@ def grown(multipliers, reach, wanted, tol):
         reach: see `search`.
         wanted: ρ that is good enough.
         tol: relative accuracy that is wanted.
+        late: whether the time is up: then the first feasible growth is taken.
 
     Returns:
         `(squared, multipliers)`; infinite if nothing was feasible.
@@ -174,8 +205,10 @@ def grown(multipliers, reach, wanted, tol):
         squared = reach(trial)
         if squared < best[0]:
             best = (squared, trial)
-            if squared <= wanted:
+            if squared <= wanted or late():
                 break
+        elif late() and growth > _LATE:
+            break
         elif math.isfinite(best[0]):
             if step < 10:
                 break
