@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_lyapunov.bounds.blocks import with_blocks
 from tf_lyapunov.bounds.budget import Budget, closed_form_flops, products_flops, proof_flops
-from tf_lyapunov.bounds.chains import dense_tail, product_gain, tail_before
+from tf_lyapunov.bounds.chains import product_gain
 from tf_lyapunov.bounds.composition import lipschitz_constants, moving_entries
 from tf_lyapunov.bounds.dissipativity import network_indices
 from tf_lyapunov.bounds.eclipse import closed_form, eclipse
@@ -18,6 +18,7 @@ from tf_lyapunov.bounds.multipliers import ChainBound
 from tf_lyapunov.bounds.pairs import LARGEST, pair_gains
 from tf_lyapunov.bounds.programs import first_order
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
+from tf_lyapunov.bounds.tails import dense_tail, tail_before
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 
