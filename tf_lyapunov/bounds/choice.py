@@ -15,10 +15,11 @@ from tf_lyapunov.bounds.eclipse import closed_form, eclipse
 from tf_lyapunov.bounds.liplt import Products
 from tf_lyapunov.bounds.lipsdp import FLOPS, check_size, estimated_cost, lipsdp
 from tf_lyapunov.bounds.multipliers import ChainBound
+from tf_lyapunov.bounds.operators import OperatorChain, OperatorProducts
 from tf_lyapunov.bounds.pairs import LARGEST, pair_gains
 from tf_lyapunov.bounds.programs import first_order
-from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
-from tf_lyapunov.bounds.tails import dense_tail, tail_before
+from tf_lyapunov.bounds.records import OPERATORS, RESIDUAL, ChainProof
+from tf_lyapunov.bounds.tails import Reader, dense_tail, tail_before
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 
@@ -92,18 +93,28 @@ def network_gain(
                 f"{composed[end]:.6g} of the composition against "
                 f"{constants[end]:.6g}."
             )
+    reader = Reader(network)
     try:
-        tail = dense_tail(network) if target is None else tail_before(network, target)
+        tail = dense_tail(network, reader) if target is None else tail_before(
+            network, target, reader)  # fmt: skip
     except UnsupportedLayerError:
-        if method != "auto":
+        wide = None if target is not None else _operators(reader, end, None, budget)
+        if method != "auto" and (method != "liplt" or wide is None):
             raise
-        sentences = ("Method: auto chose composition, since no dense layer makes the logits.", text)
-        elapsed = time.monotonic() - begin
-        kept = tuple(filter(None, sentences))
-        return NetworkGain(min(composed[end], constants[end]), None, method, kept, elapsed)
-    chain, before = _moving_chain(network, constants, tail, sources), composed[tail.start]
+        kept = ("Method: auto chose composition, since no dense layer makes the logits.", text)
+        found = NetworkGain(min(composed[end], constants[end]), None, method, kept, 0.0)
+        found = _with_operators(found, wide, composed, 1.0)
+        return dataclasses.replace(
+            found, sentences=tuple(filter(None, found.sentences)), seconds=time.monotonic() - begin
+        )
+    chain = _moving_chain(network, constants, tail, sources)
     if chain is None:
         return NetworkGain(0.0, None, method, ("No perturbed input reaches it.",), 0.0)
+    wide = _operators(reader, tail.end, tail, budget)
+    before = composed[tail.start]
+    if wide is not None:
+        through = rounding.product_up(composed[wide.chain.start], wide.reach()[tail.start])
+        before = min(before, through)
     by_pairs = target is None and 1 < chain.widths[-1] <= LARGEST
     for_whole = budget.part(0.5) if by_pairs else budget
     chosen = method
@@ -135,9 +146,40 @@ def network_gain(
     gains = None
     if pairs is not None:
         gains = np.where(pairs.gains == 0, 0.0, rounding.up(before * pairs.gains))
-    elapsed = time.monotonic() - begin
-    sentences.insert(0, _told(chain, method, chosen, whole, bound, pairs, elapsed))
-    return NetworkGain(total, gains, method, tuple(sentences), elapsed, proof)
+    sentences.insert(0, _told(chain, method, chosen, whole, bound, pairs, time.monotonic() - begin))
+    found = NetworkGain(total, gains, method, tuple(sentences), 0.0, proof)
+    found = _with_operators(found, wide, composed, tail.after)
+    return dataclasses.replace(found, seconds=time.monotonic() - begin)
+
+
+def _operators(reader, end, tail, budget):
+    """`OperatorProducts` of the longest chain that ends at a node; None if `tail` is as long."""
+    chain = OperatorChain.before(reader, end)
+    if chain is None or (tail is not None and chain.start == tail.start):
+        return None
+    return OperatorProducts(chain, budget.part(0.3))
+
+
+def _with_operators(found, wide, composed, after):
+    """A `NetworkGain` with what the products of layers that are not written out add to it."""
+    if wide is None:
+        return found
+    before, gain = composed[wide.chain.start], wide.gain()
+    total = min(found.gain_upper_bound, rounding.product_up(before, gain, after))
+    pairs, own = found.pairs, wide.pair_gains()
+    if own is not None and len(own) <= LARGEST:
+        own = rounding.up(before * own)
+        pairs = own if pairs is None else np.minimum(pairs, own)
+        pairs = np.where(np.eye(len(pairs), dtype=bool), 0.0, pairs)
+    largest = max((node.shape for node in wide.chain.nodes), key=math.prod)
+    text = (
+        f"{OPERATORS}, the last {wide.count} linear layers by LipLT, of which the largest has "
+        f"{largest[0]}×{largest[1]} entries: gain {gain:.6g} against "
+        f"{rounding.product_up(*wide.chain.norms):.6g} for the product of norms."
+    )
+    return dataclasses.replace(
+        found, gain_upper_bound=total, pairs=pairs, sentences=(*found.sentences, text)
+    )
 
 
 def _told(chain, method, chosen, whole, bound, pairs, elapsed):

@@ -22,36 +22,48 @@ UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Kinds of nodes that have a matrix, if their own settings allow it.
 _LINEAR = ("linear", "batch normalization")
 _MOVING = ("pooling", "reshape")
-# Largest number of entries of a matrix that is written out, and of those that differ from zero in
-# one that is not.
+# Largest number of entries of a matrix that is written out.
 MATERIALISED = 2**22
-LARGEST_SPARSE = 2**25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearNode:
-    """A linear node as a matrix on row-major flattened samples.
+    """A linear node on row-major flattened samples: a matrix, written out where that is asked for.
 
     Attributes:
-        matrix: (outputs, inputs), float64, an array or a `scipy.sparse` matrix.
+        shape: (outputs, inputs).
+        make: function without arguments that gives the matrix, an array or a `scipy.sparse` one.
         bias: (outputs,), or None where it is not read.
         spread: the matrix that is meant differs from it by this share of every entry at most.
+        kernel, linear_map: of a convolution, else None.
+        scale: factor of every output of that convolution, or None.
     """
 
-    matrix: object
+    shape: tuple
+    make: object
     bias: np.ndarray | None
     spread: float = 0.0
+    kernel: np.ndarray | None = None
+    linear_map: object = None
+    scale: np.ndarray | None = None
 
-    @property
-    def shape(self):
-        return self.matrix.shape
+    @functools.cached_property
+    def matrix(self):
+        """The matrix, as `make` gives it."""
+        return self.make()
 
     @functools.cached_property
     def dense(self):
         """The matrix as an array, or None if it is too large."""
+        if math.prod(self.shape) > MATERIALISED and self.kernel is not None:
+            return None
         if isinstance(self.matrix, np.ndarray):
             return self.matrix
         return self.matrix.toarray() if math.prod(self.shape) <= MATERIALISED else None
+
+
+def _given(matrix, bias, spread=0.0):
+    return LinearNode(matrix.shape, lambda: matrix, bias, spread)
 
 
 class Reader:
@@ -127,7 +139,7 @@ class Reader:
             matrix = np.ascontiguousarray(node.matrix.T)
             if bias is None and not node.batch_norms:
                 bias = np.zeros(len(matrix))
-            return LinearNode(matrix, bias, spread)
+            return _given(matrix, bias, spread)
         shape = reads.output_shape
         if node.matrix is not None or None in shape[1:] or None in node.output_shape[1:]:
             return None
@@ -137,22 +149,25 @@ class Reader:
         if len(maps) != 1:
             return None
         variable, linear_map = maps[0]
-        positions = math.prod(node.output_shape[1:-1])
-        if positions * math.prod(variable.shape) > LARGEST_SPARSE:
-            return None
         kernel = inference_value(variable, layer.compute_dtype)
-        matrix = convolution_matrix(kernel, linear_map)
-        if matrix.shape != (math.prod(node.output_shape[1:]), math.prod(shape[1:])):
+        size = math.prod(node.output_shape[1:]), math.prod(shape[1:])
+        made = linear_map.output_shape(kernel.shape)
+        if math.prod(made) != size[0] or math.prod(linear_map.input_shape) != size[1]:
             return None
-        repeats = matrix.shape[0] // node.output_shape[-1]
+        repeats, scale = size[0] // node.output_shape[-1], None
         if node.batch_norms:
-            import scipy.sparse
-
             (norm,) = node.batch_norms
             scale = np.tile(BatchNormScale.of(norm).scale, repeats)
-            return LinearNode(scipy.sparse.diags(scale) @ matrix, None, spread)
-        bias = np.zeros(matrix.shape[0]) if bias is None else np.tile(bias, repeats)
-        return LinearNode(matrix, bias)
+        else:
+            bias = np.zeros(size[0]) if bias is None else np.tile(bias, repeats)
+
+        def make():
+            import scipy.sparse
+
+            matrix = convolution_matrix(kernel, linear_map)
+            return matrix if scale is None else scipy.sparse.diags(scale) @ matrix
+
+        return LinearNode(size, make, bias, spread, kernel, linear_map, scale)
 
 
 def _scaling(node):
@@ -164,7 +179,7 @@ def _scaling(node):
         return None
     scale = BatchNormScale.of(node.layer).scale
     matrix = scipy.sparse.diags(np.tile(scale, math.prod(shape[1:-1])), format="csr")
-    return LinearNode(matrix, None, 5 * UNIT)
+    return _given(matrix, None, 5 * UNIT)
 
 
 def _moving(operation, inputs, outputs):
@@ -180,7 +195,7 @@ def _moving(operation, inputs, outputs):
         rows = np.flatnonzero(index)
         ones = np.ones(len(rows))
         matrix = scipy.sparse.csr_matrix((ones, (rows, index[rows] - 1)), shape=(count, size))
-        return LinearNode(matrix, np.zeros(count))
+        return _given(matrix, np.zeros(count))
     if not isinstance(operation, Pooled) or operation.kind == "max" or operation.channels_first:
         return None
     sizes, matrix = inputs[:-1], scipy.sparse.identity(1, format="csr")
@@ -192,7 +207,7 @@ def _moving(operation, inputs, outputs):
             part = pooling.along(np.eye(n), 1, *window, operation.kind).T
         matrix = scipy.sparse.kron(matrix, scipy.sparse.csr_matrix(part))
     matrix = scipy.sparse.kron(matrix, scipy.sparse.identity(inputs[-1]), format="csr")
-    return LinearNode(matrix, np.zeros(count), 8 * len(sizes) * UNIT)
+    return _given(matrix, np.zeros(count), 8 * len(sizes) * UNIT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +218,13 @@ class Tail:
         chain: `Chain`.
         start: name of the node that the chain reads; everything up to it is composed.
         after: gain of what follows the chain.
+        end: name of the chain's last node.
     """
 
     chain: Chain
     start: str
     after: float = 1.0
+    end: str = ""
 
 
 def dense_tail(network, reader=None):
@@ -231,7 +248,7 @@ def dense_tail(network, reader=None):
             "This method needs logits made by a dense layer, without a function after it. "
             f"Received: node {network.logits!r}. Use method='composition'."
         )
-    return Tail(chain_of(run, reader), run[0].inputs[0])
+    return Tail(chain_of(run, reader), run[0].inputs[0], end=run[-1].name)
 
 
 def tail_before(network, name, reader=None):
@@ -262,7 +279,7 @@ def tail_before(network, name, reader=None):
             "functions of one input after it. "
             f"Received: node {node.name!r} of kind {node.kind!r}. Use method='composition'."
         )
-    return Tail(chain_of(run, reader), run[0].inputs[0], after)
+    return Tail(chain_of(run, reader), run[0].inputs[0], after, run[-1].name)
 
 
 def run_before(reader, name, materialised=True):
