@@ -88,7 +88,7 @@ def test_words_say_which_pairs_were_bounded_by_what():
     chain = chain_nets.random_chain((8, 10, 9, 4), seed=6)
     whole = lipsdp(chain)
     found = pairs.pair_gains(chain, "lipsdp", Budget(), "structured", whole)
-    assert found.sentence() == ", and each of 6 pairs of logits by lipsdp"
+    assert pairs.named_pairs(found.methods) == "each of 6 by lipsdp"
     assert not found.cut_short
     # Time for two pairs.
     budget, seen = Budget(), []
@@ -106,9 +106,9 @@ def test_words_say_which_pairs_were_bounded_by_what():
     finally:
         del pairs._SEARCHES[counted]
     done = [pair for pair, name in found.methods.items() if name == "lipsdp"]
-    text = pairs.PairGains(found.gains, found.bounds, found.methods, True).sentence()
+    text = pairs.named_pairs(found.methods)
     names = ", ".join(f"{i}-{j}" for i, j in done)
-    assert len(done) == 2 and f"of 6 pairs of logits 2 by lipsdp ({names})" in text
+    assert len(done) == 2 and text.startswith(f"of 6, 2 by lipsdp ({names})")
     assert text.endswith(f"the other 4 by {pairs.SHARED}")
 
 

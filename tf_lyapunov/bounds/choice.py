@@ -12,13 +12,14 @@ from tf_lyapunov.bounds.chains import product_gain
 from tf_lyapunov.bounds.composition import lipschitz_constants, moving_entries
 from tf_lyapunov.bounds.dissipativity import network_indices
 from tf_lyapunov.bounds.eclipse import closed_form, eclipse
+from tf_lyapunov.bounds.graphs import joint_gains, joint_part
 from tf_lyapunov.bounds.liplt import Products
 from tf_lyapunov.bounds.lipsdp import FLOPS, check_size, estimated_cost, lipsdp
 from tf_lyapunov.bounds.multipliers import ChainBound
 from tf_lyapunov.bounds.operators import OperatorChain, OperatorProducts
-from tf_lyapunov.bounds.pairs import LARGEST, pair_gains
+from tf_lyapunov.bounds.pairs import LARGEST, named_pairs, pair_gains
 from tf_lyapunov.bounds.programs import first_order
-from tf_lyapunov.bounds.records import OPERATORS, RESIDUAL, ChainProof
+from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof
 from tf_lyapunov.bounds.tails import Reader, dense_tail, tail_before
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
@@ -84,29 +85,22 @@ def network_gain(
     end = network.logits if target is None else target
     if method in ("composition", "linear"):  # the latter bounds inputs one by one
         return NetworkGain(constants[end], None, method, (), 0.0)
-    composed, text = constants, ""
-    if not network.is_chain:  # residual blocks, and what precedes the chain, as wholes
-        composed = lipschitz_constants(with_blocks(network, seconds=time_budget / 4), sources)
-        if composed[end] < constants[end]:
-            text = (
-                f"{RESIDUAL}, by one matrix inequality each: gain "
-                f"{composed[end]:.6g} of the composition against "
-                f"{constants[end]:.6g}."
-            )
-    reader = Reader(network)
+    reader, found, composed = Reader(network), _Best(constants[end]), constants
+    if not network.is_chain:
+        composed = _of_branches(found, reader, constants, sources, method, target, budget)
     try:
         tail = dense_tail(network, reader) if target is None else tail_before(
             network, target, reader)  # fmt: skip
     except UnsupportedLayerError:
         wide = None if target is not None else _operators(reader, end, None, budget)
-        if method != "auto" and (method != "liplt" or wide is None):
+        if method != "auto" and (method != "liplt" or wide is None) and not found.is_joint:
             raise
-        kept = ("Method: auto chose composition, since no dense layer makes the logits.", text)
-        found = NetworkGain(min(composed[end], constants[end]), None, method, kept, 0.0)
-        found = _with_operators(found, wide, composed, 1.0)
-        return dataclasses.replace(
-            found, sentences=tuple(filter(None, found.sentences)), seconds=time.monotonic() - begin
-        )
+        if not found.is_joint:
+            found.sentences.insert(
+                0, "Method: auto chose composition, since no dense layer makes the logits."
+            )
+        _take_operators(found, wide, composed, 1.0)
+        return found.result(method, time.monotonic() - begin)
     chain = _moving_chain(network, constants, tail, sources)
     if chain is None:
         return NetworkGain(0.0, None, method, ("No perturbed input reaches it.",), 0.0)
@@ -123,11 +117,10 @@ def network_gain(
         chosen = chosen if chosen != "closed_form" else _cheapest(chain, for_whole)
     if chosen == "lipsdp":
         check_size(chain.widths)
-    sentences, indices = [text] if text else [], None
-    pair_method, products = chosen, None
+    indices, pair_method, products = None, chosen, None
     if chosen == "dissipativity":
         bound, text, whole, indices = _by_indices(chain, for_whole.left(), solver)
-        sentences.append(text)
+        found.sentences.append(text)
         pair_method = "closed_form"
     else:
         if method == "auto" or chosen == "liplt" or not for_whole.fits(_flops(chain, chosen)):
@@ -139,17 +132,92 @@ def network_gain(
     pairs = None
     if target is None:
         pairs = pair_gains(chain, pair_method, budget, solver, whole, products)
-    found = pairs.bounds if pairs is not None else {}
-    proof = ChainProof(tail.start, whole, found, indices, chain.sectors, chain.widths)
-    total = rounding.product_up(before, bound, tail.after)
-    total = min(composed[end], constants[end], total)
-    gains = None
+    found.proof = ChainProof(
+        tail.start, whole, pairs.bounds if pairs is not None else {}, indices, chain.sectors,
+        chain.widths,
+    )  # fmt: skip
+    found.take(rounding.product_up(before, bound, tail.after))
     if pairs is not None:
-        gains = np.where(pairs.gains == 0, 0.0, rounding.up(before * pairs.gains))
-    sentences.insert(0, _told(chain, method, chosen, whole, bound, pairs, time.monotonic() - begin))
-    found = NetworkGain(total, gains, method, tuple(sentences), 0.0, proof)
-    found = _with_operators(found, wide, composed, tail.after)
-    return dataclasses.replace(found, seconds=time.monotonic() - begin)
+        found.take_pairs(rounding.up(before * pairs.gains), pairs.methods)
+    _take_operators(found, wide, composed, tail.after)
+    late = pairs is not None and pairs.cut_short
+    elapsed = time.monotonic() - begin
+    found.sentences.insert(0, _told(chain, method, chosen, whole, bound, late, elapsed))
+    return found.result(method, elapsed)
+
+
+class _Best:
+    """Smallest gains so far, of all outputs and of pairs, and what bounded these."""
+
+    def __init__(self, gain):
+        self.gain, self.pairs, self.methods = gain, None, {}
+        self.sentences, self.proof, self.is_joint = [], None, False
+
+    def take(self, gain):
+        self.gain = min(self.gain, gain)
+
+    def take_pairs(self, gains, names):
+        """Keeps smaller gains (K, K); `names` is what found them, or a dict by pair."""
+        gains = np.where(np.eye(len(gains), dtype=bool) & (len(gains) > 1), 0.0, gains)
+        if self.pairs is None:
+            self.pairs = np.full(gains.shape, math.inf)
+        for i, j in zip(*np.tril_indices(len(gains), -1), strict=True):
+            pair = int(i), int(j)
+            if gains[pair] < self.pairs[pair]:
+                self.methods[pair] = names if isinstance(names, str) else names[pair]
+        self.pairs = np.minimum(self.pairs, gains)
+
+    def result(self, method, seconds):
+        sentences = list(self.sentences)
+        if self.methods:
+            sentences.append(f"Gains of pairs of logits: {named_pairs(self.methods)}.")
+        return NetworkGain(
+            self.gain, self.pairs, method, tuple(sentences), seconds, self.proof
+        )  # fmt: skip
+
+
+def _of_branches(found, reader, constants, sources, method, target, budget):
+    """Takes what one problem for all branches proves; the composition with blocks as wholes."""
+    network = reader.network
+    end = network.logits if target is None else target
+    part = joint_part(reader, end) if method in ("lipsdp", "auto") else None
+    if part is not None and constants[part.start] > 0:
+        gains = joint_gains(part, network, budget.part(0.5), with_pairs=target is None)
+        before = constants[part.start]
+        if math.isfinite(gains.gain_upper_bound) and before == 1.0:
+            _take_joint(found, part, gains, before, constants[end])
+            return constants
+    composed = lipschitz_constants(with_blocks(network, seconds=0.25 * budget.left()), sources)
+    if composed[end] < constants[end]:
+        found.sentences.append(
+            f"{RESIDUAL}, by one matrix inequality each: gain {composed[end]:.6g} of the "
+            f"composition against {constants[end]:.6g}."
+        )
+    if part is not None and constants[part.start] > 0:
+        _take_joint(found, part, gains, composed[part.start], constants[end])
+    found.take(composed[end])
+    return composed
+
+
+def _take_joint(found, part, gains, before, composed):
+    if not math.isfinite(gains.gain_upper_bound):
+        return
+    gain = rounding.product_up(before, gains.gain_upper_bound)
+    found.sentences.append(
+        f"{JOINT}, one matrix inequality for everything after {part.start!r}, with "
+        f"{part.merges} sums or concatenations and {part.form.total} signals: gain {gain:.6g} "
+        f"against {composed:.6g} of the composition."
+    )
+    found.is_joint = True
+    found.take(gain)
+    if gains.pairs is not None and len(gains.pairs) <= LARGEST:
+        shared = "the multipliers of all logits in one problem with its branches"
+        names = dict.fromkeys(
+            zip(*map(np.ndarray.tolist, np.tril_indices(len(gains.pairs), -1)), strict=True),
+            shared,
+        )  # fmt: skip
+        names |= dict.fromkeys(gains.searched, "lipsdp, one problem with all branches")
+        found.take_pairs(rounding.up(before * gains.pairs), names)
 
 
 def _operators(reader, end, tail, budget):
@@ -160,29 +228,24 @@ def _operators(reader, end, tail, budget):
     return OperatorProducts(chain, budget.part(0.3))
 
 
-def _with_operators(found, wide, composed, after):
-    """A `NetworkGain` with what the products of layers that are not written out add to it."""
+def _take_operators(found, wide, composed, after):
+    """Takes what the products of layers that are not written out prove."""
     if wide is None:
-        return found
+        return
     before, gain = composed[wide.chain.start], wide.gain()
-    total = min(found.gain_upper_bound, rounding.product_up(before, gain, after))
-    pairs, own = found.pairs, wide.pair_gains()
-    if own is not None and len(own) <= LARGEST:
-        own = rounding.up(before * own)
-        pairs = own if pairs is None else np.minimum(pairs, own)
-        pairs = np.where(np.eye(len(pairs), dtype=bool), 0.0, pairs)
+    found.take(rounding.product_up(before, gain, after))
+    pairs = wide.pair_gains()
+    if pairs is not None and len(pairs) <= LARGEST:
+        found.take_pairs(rounding.up(before * pairs), "liplt of operators")
     largest = max((node.shape for node in wide.chain.nodes), key=math.prod)
-    text = (
+    found.sentences.append(
         f"{OPERATORS}, the last {wide.count} linear layers by LipLT, of which the largest has "
         f"{largest[0]}×{largest[1]} entries: gain {gain:.6g} against "
         f"{rounding.product_up(*wide.chain.norms):.6g} for the product of norms."
     )
-    return dataclasses.replace(
-        found, gain_upper_bound=total, pairs=pairs, sentences=(*found.sentences, text)
-    )
 
 
-def _told(chain, method, chosen, whole, bound, pairs, elapsed):
+def _told(chain, method, chosen, whole, bound, late, elapsed):
     """How the chain was bounded, in one sentence."""
     name = chosen.replace("_", " ")
     label = name if method == chosen else f"{method} chose {name}"
@@ -191,10 +254,9 @@ def _told(chain, method, chosen, whole, bound, pairs, elapsed):
     text += f"{bound:.6g} "
     if chosen != "dissipativity" and whole.method not in (name, chosen):
         text += f"(by {whole.method}) "
-    text += f"against {product_gain(chain):.6g} for the product of norms"
-    text += pairs.sentence() if pairs is not None else ""
-    text += f"; {elapsed:.2g} s. Multipliers were proved in float64."
-    if whole.cut_short or (pairs is not None and pairs.cut_short):
+    text += f"against {product_gain(chain):.6g} for the product of norms; {elapsed:.2g} s. "
+    text += "Multipliers were proved in float64."
+    if whole.cut_short or late:
         text += " The search ended with its time budget: more time may give more."
     if whole.verdict == "SOLVER_FAILED":
         text += " The solver failed (SOLVER_FAILED); the closed form's bound stands."

@@ -58,20 +58,28 @@ class PairGains:
     methods: dict
     cut_short: bool = False
 
-    def sentence(self):
-        """Which pairs were bounded by what."""
-        groups = {}
-        for pair, name in sorted(self.methods.items()):
-            groups.setdefault(name, []).append(pair)
-        if not groups:
-            return ""
-        if len(groups) == 1:
-            (name,) = groups
-            return f", and each of {len(self.methods)} pairs of logits by {name}"
-        order = sorted(groups, key=lambda name: len(groups[name]))
-        parts = [f"{len(groups[n])} by {n} ({_named(groups[n])})" for n in order[:-1]]
-        parts.append(f"the other {len(groups[order[-1]])} by {order[-1]}")
-        return f", and of {len(self.methods)} pairs of logits {', '.join(parts)}"
+
+def named_pairs(methods):
+    """Which pairs were bounded by what, in words.
+
+    Args:
+        methods: dict (i, j) -> name.
+
+    Example:
+
+    >>> named_pairs({(1, 0): "lipsdp", (2, 0): "liplt", (2, 1): "liplt"})
+    'of 3, 1 by lipsdp (1-0), the other 2 by liplt'
+    """
+    groups = {}
+    for pair, name in sorted(methods.items()):
+        groups.setdefault(name, []).append(pair)
+    if len(groups) == 1:
+        (name,) = groups
+        return f"each of {len(methods)} by {name}"
+    order = sorted(groups, key=lambda name: len(groups[name]))
+    parts = [f"{len(groups[n])} by {n} ({_named(groups[n])})" for n in order[:-1]]
+    parts.append(f"the other {len(groups[order[-1]])} by {order[-1]}")
+    return f"of {len(methods)}, {', '.join(parts)}"
 
 
 def _named(pairs):

@@ -79,7 +79,7 @@ class Reader:
     def __init__(self, network):
         self.network = network
         self.nodes = {node.name: node for node in network.nodes}
-        self._calls = {call.name: call for call in network.graph.calls}
+        self.calls = {call.name: call for call in network.graph.calls}
         self._kept = {}
 
     def linear(self, node):
@@ -115,7 +115,7 @@ class Reader:
             return self._weighted(node)
         if node.kind == "batch normalization":
             return _scaling(node)
-        call = self._calls.get(node.call)
+        call = self.calls.get(node.call)
         shapes = self.nodes[node.inputs[0]].output_shape[1:], node.output_shape[1:]
         if node.kind not in _MOVING or call is None or any(None in s for s in shapes):
             return None

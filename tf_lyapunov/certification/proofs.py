@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.bounds.records import OPERATORS, RESIDUAL, ChainProof
+from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof
 from tf_lyapunov.certification.enclosures import enclosed
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.local.linear import LARGEST_RECORDS
@@ -110,7 +110,7 @@ def save_proof(certificate, path):
             "The model's weights have changed since it was certified. "
             f"Received: model {proof.network.model.name!r}. Certify it again."
         )
-    if any(text.startswith(RESIDUAL) for text in certificate.assumptions):
+    if any(text.startswith((RESIDUAL, JOINT)) for text in certificate.assumptions):
         raise ValueError(
             "A proof file holds no multipliers of residual blocks yet. Received: "
             f"method={certificate.method!r} for a model with residual blocks. Certify with "

@@ -126,10 +126,28 @@ def search(
     """
     dual = _Dual(weights, alphas, betas, tied, shortcut)
     with stage("iterations") as shown:
-        return _ascended(dual, reach, tol, deadline, columns, iterations, shown)
+        return ascended(dual, reach, tol, deadline, columns, iterations, shown)
 
 
-def _ascended(dual, reach, tol, deadline, columns, iterations, shown):
+def search_graph(
+    form, reach, *, tol=1e-6, deadline=None, columns=_COLUMNS, iterations=_MOST_ITERATIONS
+):
+    """As `search`, for units that read all signals before them (see `joint.JointForm`).
+
+    Args:
+        form: object with `sizes` of the signals z_0, …, z_m, `weights` (Σ sizes of z_1 …, Σ sizes)
+            that are zero where a unit would read itself or what comes later, `outputs`
+            (outputs, Σ sizes), and `alphas`, `betas` per signal after z_0.
+        reach, tol, deadline, columns, iterations: see `search`.
+
+    Returns:
+        `Candidate`.
+    """
+    with stage("iterations") as shown:
+        return ascended(_GraphDual(form), reach, tol, deadline, columns, iterations, shown)
+
+
+def ascended(dual, reach, tol, deadline, columns, iterations, shown):
     from scipy.optimize import minimize
 
     begin = time.monotonic()
@@ -273,6 +291,51 @@ class _Dual:
         if self.shortcut is not None:
             back = back + self.shortcut.T @ out
         gradients.append((2 / size) * (back - start * np.vdot(start, back)))
+        return value, np.concatenate(gradients[::-1]), multipliers[::-1]
+
+
+class _GraphDual(_Dual):
+    """Value and gradient of (8.2) where Y_l = Σ_j A_lj Z_j reads every signal before it."""
+
+    def __init__(self, form):
+        self.form, self.norms = form, _by_row
+        self.means = [(a + b) / 2 for a, b in zip(form.alphas, form.betas, strict=True)]
+        self.radii = [(b - a) / 2 for a, b in zip(form.alphas, form.betas, strict=True)]
+        self.units, self.rows = sum(form.sizes[1:]), sum(form.sizes)
+        self.ends = np.cumsum([0, *form.sizes])
+        self.cuts = self.ends[1:-1]
+
+    def _pass(self, raw, with_multipliers=True):
+        weights, outputs, ends = self.form.weights, self.form.outputs, self.ends
+        first, *rest = np.split(raw, self.cuts)
+        size = np.linalg.norm(first)
+        signal = np.empty_like(raw)
+        signal[: ends[1]] = start = first / size
+        kept, offset = [], ends[1]
+        for k, (mean, radius, row) in enumerate(zip(self.means, self.radii, rest, strict=True)):
+            begin, end = ends[k + 1], ends[k + 2]
+            before = weights[begin - offset : end - offset, :begin] @ signal[:begin]
+            length, scale = self.norms(before), self.norms(row)
+            unit = row / scale
+            signal[begin:end] = mean * before + (radius * length) * unit
+            kept.append((before, length, unit, scale))
+        out = outputs @ signal
+        value = max(float(np.vdot(out, out)), _LEAST)
+        # Halves of the gradients, from the output to the input.
+        back = outputs.T @ out
+        gradients, multipliers = [], []
+        for k in range(len(kept) - 1, -1, -1):
+            (before, length, unit, scale), mean, radius = kept[k], self.means[k], self.radii[k]
+            begin, end = ends[k + 1], ends[k + 2]
+            own = back[begin:end]
+            along = self.norms(own, unit)
+            gradients.append((2 * radius) * (length / scale) * (own - along * unit))
+            if with_multipliers:
+                multipliers.append((self.norms(own) / (radius * length))[:, 0])
+            own = mean * own + (radius * along / length) * before
+            back[:begin] += weights[begin - offset : end - offset, :begin].T @ own
+        own = back[: ends[1]]
+        gradients.append((2 / size) * (own - start * np.vdot(start, own)))
         return value, np.concatenate(gradients[::-1]), multipliers[::-1]
 
 
