@@ -61,14 +61,16 @@ def network_gain(
 ):
     """Gains of the logits by one of `METHODS`, never above those of the composition rule.
 
-    The longest dense chain that ends at the logits (small convolutions included) is bounded by the
-    method; what comes before it is composed. Of another target, what comes after it too.
+    The longest chain of linear layers that ends at the logits is bounded by the method as far back
+    as its matrices are small, and by products of operators beyond; branches that meet before it are
+    one problem. What comes before is composed; of another target, what comes after it too. Of
+    everything that was proved, and for every pair of logits alone, the smallest bound counts.
 
     Args:
         network: `Network`.
         constants: `lipschitz_constants(network, sources)`.
         method: one of `METHODS`. `"auto"` takes the tightest that `time_budget` allows.
-        time_budget: seconds for the search, about.
+        time_budget: seconds for the search: factorisations that do not fit are not begun.
         solver: see `sdp.solve`.
         sources: names of the inputs that change, None for all.
         target: name of a node, whose outputs may have any shape, instead of the logits; then no
