@@ -81,6 +81,16 @@ class Chain:
         return (self.weights[0].shape[1], *(w.shape[0] for w in self.weights))
 
     @property
+    def nonlinear_widths(self):
+        """Those sizes without the signals that no function acts on: what bounds are made of."""
+        kept = [
+            width
+            for width, sector in zip(self.widths[1:-1], self.sectors, strict=True)
+            if sector.alpha != sector.beta
+        ]
+        return (self.widths[0], *kept, self.widths[-1])
+
+    @property
     def hidden_units(self):
         """Number of hidden units, that is of multipliers."""
         return sum(self.widths[1:-1])

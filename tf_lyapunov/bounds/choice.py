@@ -118,7 +118,7 @@ def network_gain(
         chosen = choose(chain, for_whole)
         chosen = chosen if chosen != "closed_form" else _cheapest(chain, for_whole)
     if chosen == "lipsdp":
-        check_size(chain.widths)
+        check_size(chain.nonlinear_widths)
     indices, pair_method, products = None, chosen, None
     if chosen == "dissipativity":
         bound, text, whole, indices = _by_indices(chain, for_whole.left(), solver)
@@ -267,7 +267,7 @@ def _told(chain, method, chosen, whole, bound, late, elapsed):
 
 def _cheapest(chain, budget):
     """The tightest of the closed form, LipLT and the product of norms that fits."""
-    if budget.fits(closed_form_flops(chain.widths) + proof_flops(chain.widths)):
+    if budget.fits(closed_form_flops(chain.nonlinear_widths) + proof_flops(chain.nonlinear_widths)):
         return "closed_form"
     return "liplt" if budget.fits(products_flops(chain.widths)) else "product"
 
@@ -299,10 +299,10 @@ def choose(chain, time_budget):
     left = time_budget
     if isinstance(time_budget, Budget):
         left = time_budget.left() / max(1.0, time_budget.seconds_for(FLOPS))
-    seconds, memory = estimated_cost(chain.widths)
+    seconds, memory = estimated_cost(chain.nonlinear_widths)
     if seconds <= left and memory < 4e9:
         return "lipsdp"
-    if _eclipse_seconds(chain.widths) <= left:
+    if _eclipse_seconds(chain.nonlinear_widths) <= left:
         return "eclipse"
     return "closed_form"
 
@@ -316,7 +316,7 @@ def _eclipse_seconds(widths):
 
 def _flops(chain, method):
     """Flops of a method, roughly."""
-    widths = chain.widths
+    widths = chain.nonlinear_widths
     if method == "lipsdp":
         return first_order.estimated_flops(widths)
     if method == "eclipse":

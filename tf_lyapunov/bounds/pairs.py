@@ -144,7 +144,7 @@ def _searched(found, search, chain, budget, solver, whole):
     """Searches pair by pair while the time lasts, the loosest first; whether it lasted."""
     order = sorted(found.pairs, key=lambda pair: -found.gains[pair])
     chain = with_narrow_input(chain)
-    lasted, flops = 0.0, _SEARCHES[search](chain.widths)
+    lasted, flops = 0.0, _SEARCHES[search](chain.nonlinear_widths)
     for pair in steps(order, "pairs of classes"):
         left = budget.left()
         if left <= lasted or not budget.fits(flops):

@@ -12,7 +12,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import pooling
 from tf_lyapunov.program.families.moving import Moved
 from tf_lyapunov.program.families.pooling import Pooled
-from tf_lyapunov.program.families.scaling import BatchNormScale
+from tf_lyapunov.program.families.scaling import BatchNormScale, Scaled
 from tf_lyapunov.program.vocabulary import operations_of
 from tf_lyapunov.program.weights import inference_value, kernel_maps
 from tf_lyapunov.theory.operators import convolution_matrix
@@ -21,7 +21,7 @@ from tf_lyapunov.theory.sectors import Sector
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Kinds of nodes that have a matrix, if their own settings allow it.
 _LINEAR = ("linear", "batch normalization")
-_MOVING = ("pooling", "reshape")
+_MOVING = ("pooling", "reshape", "scaling")
 # Largest number of entries of a matrix that is written out.
 MATERIALISED = 2**22
 
@@ -70,7 +70,7 @@ class Reader:
     """Linear nodes of a network as matrices, each made once.
 
     Dense layers, convolutions (a batch normalization folded into them scales their rows), batch
-    normalizations, average pools, and what pads by zeros, crops or reorders entries.
+    normalizations and other scales, average pools, and what pads by zeros, crops or reorders.
 
     Args:
         network: `Network`.
@@ -183,7 +183,7 @@ def _scaling(node):
 
 
 def _moving(operation, inputs, outputs):
-    """What moves entries or takes means of windows, for samples of these shapes; else None.
+    """What moves or scales entries or takes means of windows, for such samples; else None.
 
     A mean over windows is the Kronecker product of one matrix per spatial axis.
     """
@@ -196,6 +196,11 @@ def _moving(operation, inputs, outputs):
         ones = np.ones(len(rows))
         matrix = scipy.sparse.csr_matrix((ones, (rows, index[rows] - 1)), shape=(count, size))
         return _given(matrix, np.zeros(count))
+    if isinstance(operation, Scaled):
+        if inputs != outputs or np.broadcast_shapes(operation.scale.shape, inputs) != inputs:
+            return None
+        matrix = scipy.sparse.diags(np.broadcast_to(operation.scale, inputs).ravel(), format="csr")
+        return _given(matrix, np.broadcast_to(operation.shift, inputs).ravel(), 4 * UNIT)
     if not isinstance(operation, Pooled) or operation.kind == "max" or operation.channels_first:
         return None
     sizes, matrix = inputs[:-1], scipy.sparse.identity(1, format="csr")
@@ -269,10 +274,11 @@ def tail_before(network, name, reader=None):
     """
     reader = reader or Reader(network)
     node, after = reader.nodes[name], 1.0
-    while node.kind != "input" and len(node.inputs) == 1 and not reader.is_readable(node):
+    run = run_before(reader, node.name)
+    while not run and node.kind != "input" and len(node.inputs) == 1:
         after = rounding.product_up(after, node.gain_upper_bound, *node.weights)
         node = reader.nodes[node.inputs[0]]
-    run = run_before(reader, node.name)
+        run = run_before(reader, node.name)
     if not run:
         raise UnsupportedLayerError(
             "This method needs outputs that a dense layer or a small convolution makes, with "
@@ -298,9 +304,17 @@ def run_before(reader, name, materialised=True):
         run.append(node)
         node = reader.nodes[node.inputs[0]]
     run.reverse()
-    while run and not reader.is_linear(run[0]):
+    while run and (not reader.is_linear(run[0]) or _is_multiple(reader, run[0])):
         run.pop(0)
-    return run
+    return run if any(node.kind in _LINEAR for node in run) else []
+
+
+def _is_multiple(reader, node):
+    """Whether a node is a multiple of the identity, whose gain loses nothing in a product."""
+    if node.kind != "scaling":
+        return False
+    diagonal = reader.linear(node).matrix.diagonal()
+    return bool(np.all(diagonal == diagonal[0]))
 
 
 def chain_of(run, reader, size=None):
