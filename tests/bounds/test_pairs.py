@@ -1,6 +1,7 @@
 """Pairs of outputs: shared layers lose nothing, and the words say what bounded which pair."""
 
 import chain_nets
+import keras
 import numpy as np
 import pytest
 
@@ -12,7 +13,9 @@ from tf_lyapunov.bounds.eclipse import closed_form, eclipse
 from tf_lyapunov.bounds.liplt import Products, liplt
 from tf_lyapunov.bounds.lipsdp import lipsdp
 from tf_lyapunov.bounds.multipliers import certified_squared_gain
+from tf_lyapunov.certification import certify
 from tf_lyapunov.theory.sectors import Sector
+from tf_lyapunov.verification import inequalities, network, verify
 
 SECTORS = [Sector(0.0, 1.0), Sector(0.1, 1.0), Sector(-0.13, 1.13), Sector(-1.0, 0.5)]
 
@@ -127,3 +130,27 @@ def test_nothing_begins_that_does_not_fit_the_time(monkeypatch):
         assert bound.method == "product" and bound.verdict == "PROVED"
         assert bound.cut_short == (method != "product")
     assert choice._cheapest(chain, Budget(20.0)) == "product"
+
+
+def test_the_verifier_shares_products_too_and_finds_the_same_pairs(monkeypatch, tmp_path):
+    chain = chain_nets.random_chain((6, 8, 7, 5), seed=1)
+    theirs = network.Chain(
+        tuple(chain.weights), tuple(chain.errors), tuple((s.alpha, s.beta) for s in chain.sectors)
+    )
+    gains = inequalities.liplt_pair_gains(theirs)
+    for i in range(5):
+        for j in range(i):
+            alone = inequalities.liplt_gain(theirs.output_difference(i, j))
+            assert gains[i, j] == pytest.approx(alone, rel=1e-9) and gains[j, i] == gains[i, j]
+    # A certificate whose pairs LipLT bounds is saved with that, and verified.
+    monkeypatch.setattr(choice, "choose", lambda chain, budget: "liplt")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((5,)), *(keras.layers.Dense(30, "relu") for _ in range(4)),
+         keras.layers.Dense(3)]
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
+    found = certify(model, x, method="auto", time_budget=2.0)
+    assert "liplt" in {bound.method for bound in found.proof.chain.pairs.values()}
+    found.save(tmp_path / "proof.npz")
+    assert verify(tmp_path / "proof.npz", model).holds
