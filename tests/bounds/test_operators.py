@@ -67,6 +67,19 @@ def test_the_bound_is_that_of_the_matrices_written_out(seed):
         assert np.linalg.norm(product, 2) <= norm <= np.linalg.norm(product, 2) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("held", [150, 700])
+def test_products_too_large_to_hold_are_bounded_by_gram_matrices_in_parts(monkeypatch, held):
+    network = stack()
+    chain = chain_of(network)
+    expected = OperatorProducts(chain, Budget())
+    monkeypatch.setattr(operators, "_HELD", held)
+    sweep = operators._Sweep(expected, 0, True)
+    assert not sweep.is_whole and len(sweep.norms()) == len(chain.nodes)
+    found = OperatorProducts(chain, Budget())
+    for pair, norm in expected.norms.items():
+        assert norm * (1 - 1e-9) <= found.norms[pair] <= norm * (1 + 1e-6)
+
+
 def test_without_time_or_a_short_side_it_is_still_above_and_not_beyond_the_product(monkeypatch):
     network = stack()
     chain = chain_of(network)

@@ -94,7 +94,7 @@ def network_gain(
         tail = dense_tail(network, reader) if target is None else tail_before(
             network, target, reader)  # fmt: skip
     except UnsupportedLayerError:
-        wide = None if target is not None else _operators(reader, end, None, budget)
+        wide = None if target is not None else _operators(reader, end, None, budget, method)
         if method != "auto" and (method != "liplt" or wide is None) and not found.is_joint:
             raise
         if not found.is_joint:
@@ -106,7 +106,7 @@ def network_gain(
     chain = _moving_chain(network, constants, tail, sources)
     if chain is None:
         return NetworkGain(0.0, None, method, ("No perturbed input reaches it.",), 0.0)
-    wide = _operators(reader, tail.end, tail, budget)
+    wide = _operators(reader, tail.end, tail, budget, method)
     before = composed[tail.start]
     if wide is not None:
         through = rounding.product_up(composed[wide.chain.start], wide.reach()[tail.start])
@@ -222,12 +222,13 @@ def _take_joint(found, part, gains, before, composed):
         found.take_pairs(rounding.up(before * gains.pairs), names)
 
 
-def _operators(reader, end, tail, budget):
+def _operators(reader, end, tail, budget, method):
     """`OperatorProducts` of the longest chain that ends at a node; None if `tail` is as long."""
+    share = 0.8 if method == "liplt" else 0.3
     chain = OperatorChain.before(reader, end)
     if chain is None or (tail is not None and chain.start == tail.start):
         return None
-    return OperatorProducts(chain, budget.part(0.3))
+    return OperatorProducts(chain, budget.part(share))
 
 
 def _take_operators(found, wide, composed, after):

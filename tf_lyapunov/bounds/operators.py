@@ -32,7 +32,7 @@ from tf_lyapunov.theory.sectors import Sector
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Longest short side, and entries of a product that are held at once.
 _SIDE, _HELD = 4096, 2**25
-# Absolute loss by underflow, of products whose largest entry is near one.
+# Absolute loss by underflow, of products of layers divided by powers of two near their norms.
 _TINY = 1e-250
 # Products of sparse matrices are slower than those of full ones by this factor.
 _SPARSE = 40.0
@@ -240,54 +240,18 @@ class OperatorProducts:
         """Norms of the products that have a short side, the cheapest sweep first."""
         sweeps = []
         for k, node in enumerate(self.chain.nodes):
-            outputs, inputs = node.shape
-            backwards = [n.shape[1] for n in self.chain.nodes[: k + 1]]
-            forwards = [n.shape[0] for n in self.chain.nodes[k:]]
-            if outputs <= _SIDE and outputs * max(backwards) <= _HELD:
-                cost = sum(map(flops, self.chain.nodes[: k + 1])) * outputs
-                sweeps.append((cost + _gram_flops(outputs, backwards), k, False))
-            if inputs <= _SIDE and inputs * max(forwards) <= _HELD:
-                cost = sum(map(flops, self.chain.nodes[k:])) * inputs
-                sweeps.append((cost + _gram_flops(inputs, forwards), k, True))
+            for forwards in (False, True):
+                sweep = _Sweep(self, k, forwards)
+                if node.shape[1 if forwards else 0] <= _SIDE:
+                    sweeps.append((sweep.flops(), k, sweep))
         last = self.count - 1
-        for cost, k, forwards in sorted(sweeps, key=lambda s: (s[1:] != (last, False), s[0])):
+        sweeps.sort(key=lambda s: (s[1] != last or s[2].forwards, *s[:2]))
+        for cost, _, sweep in sweeps:
             if budget.fits(cost):
-                self._sweep(k, forwards)
-
-    def _sweep(self, start, forwards):
-        """All products that begin (or end) at a layer, from its short side."""
-        nodes = self.chain.nodes
-        side = nodes[start].shape[1 if forwards else 0]
-        product, error, exponent = np.eye(side), 0.0, 0
-        kept = []
-        order = range(start, self.count) if forwards else range(start, -1, -1)
-        for k in order:
-            node, absolute = nodes[k], self._absolute[k]
-            size = float(np.linalg.norm(product)) * (1 + 1e-9)
-            product = applied(node, product) if forwards else adjoint(node, product)
-            own = rounding.gamma(_terms(node) + 4, UNIT) + node.spread
-            error = (error + own * (size + error)) * absolute * (1 + 1e-9) + _TINY
-            largest = float(np.max(np.abs(product), initial=0.0))
-            if not math.isfinite(largest) or not math.isfinite(error):
-                break
-            power = math.frexp(largest)[1] if largest > 0 else 0
-            product, error = np.ldexp(product, -power), math.ldexp(error, -power)
-            exponent += power
-            pair = (start, k) if forwards else (k, start)
-            norm = rounding.ldexp_up(rounding.sum_up(norm_up(product), error), exponent)
-            self.norms[pair] = min(norm, self.norms.get(pair, math.inf))
-            if not forwards and start == self.count - 1:
-                kept.append((k, product, error, exponent))
-            border = k if forwards else k - 1
-            if border < 0 or border >= self.count - 1:
-                break
-            mean = self._mean(border)
-            if mean == 0.0:
-                break
-            product = mean * product
-            error = abs(mean) * error + 2 * UNIT * float(np.linalg.norm(product)) * (1 + 1e-9)
-        if kept:
-            self.parts = kept
+                for pair, norm in sweep.norms().items():
+                    self.norms[pair] = min(norm, self.norms.get(pair, math.inf))
+                if sweep.ends_at_outputs and sweep.is_whole:
+                    self.parts = sweep.kept
 
     def _combine(self):
         """Norms of products that were not formed, and k of every layer."""
@@ -314,5 +278,111 @@ class OperatorProducts:
             self.gains.append(gain)
 
 
-def _gram_flops(side, widths):
-    return sum(2.0 * side * min(side, w) * w + 15.0 * min(side, w) ** 3 for w in widths)
+class _Sweep:
+    """All products that begin at a layer (forwards), or end at one, from its short side.
+
+    Rows are unit vectors, all of them or, where products would be too large, so many at a time.
+    Then the product itself is not kept, but its Gram matrix, row by row: PᵀP e_i, there and back.
+    """
+
+    def __init__(self, products, start, forwards):
+        chain = products.chain
+        self.nodes, self.sizes, self.forwards = chain.nodes, products._absolute, forwards
+        self.start, self.sectors = start, chain.sectors
+        self.order = range(start, len(self.nodes)) if forwards else range(start, -1, -1)
+        self.side = self.nodes[start].shape[1 if forwards else 0]
+        self.widths = [self.nodes[k].shape[0 if forwards else 1] for k in self.order]
+        # Products of moderate size: a power of two per layer is exact.
+        self.powers = [math.frexp(chain.norms[k])[1] if chain.norms[k] > 0 else 0
+                       for k in self.order]  # fmt: skip
+        self.rows = max(min(_HELD // max(self.widths), self.side), 1)
+        self.ends_at_outputs = not forwards and start == len(self.nodes) - 1
+        self.kept = []
+
+    @property
+    def is_whole(self):
+        """Whether all unit vectors are taken at once."""
+        return self.rows == self.side
+
+    def flops(self):
+        """Flops of the sweep, roughly."""
+        total, there = 0.0, 0.0
+        for k, width in zip(self.order, self.widths, strict=True):
+            own = flops(self.nodes[k])
+            there += own
+            if self._fits(width):
+                total += self.side * own + 2.0 * self.side * min(self.side, width) * width
+                total += 15.0 * min(self.side, width) ** 3
+            else:
+                total += self.side * (own + there) + 15.0 * self.side**3
+        return total
+
+    def _fits(self, width):
+        return self.side * width <= _HELD
+
+    def norms(self):
+        """Dict (a, b) -> bound on ‖W_b m … W_a‖."""
+        shapes = [(self.side, w if self._fits(w) else self.side) for w in self.widths]
+        levels, squares = [None] * len(self.order), [0.0] * len(self.order)
+        for begin in range(0, self.side, self.rows):
+            block = slice(begin, min(begin + self.rows, self.side))
+            rows = np.zeros((block.stop - begin, self.side))
+            rows[np.arange(len(rows)), np.arange(begin, block.stop)] = 1.0
+            error = 0.0
+            for level in range(len(self.order)):
+                rows, error = self._step(level, rows, error, self.forwards)
+                found, own = rows, error
+                if not self._fits(self.widths[level]):
+                    for back in range(level, -1, -1):
+                        if back < level:
+                            found, own = self._mean(back, found, own)
+                        found, own = self._step(back, found, own, not self.forwards)
+                if levels[level] is None:
+                    levels[level] = np.empty(shapes[level]) if not self.is_whole else found
+                if not self.is_whole:
+                    levels[level][block] = found
+                squares[level] = rounding.sum_up(squares[level], rounding.product_up(own, own))
+                if level + 1 == len(self.order) or self._slope(level) == 0.0:
+                    break
+                rows, error = self._mean(level, rows, error)
+        return dict(self._levels(levels, squares))
+
+    def _levels(self, levels, squares):
+        exponent = 0
+        for level, (matrix, square) in enumerate(zip(levels, squares, strict=True)):
+            if matrix is None:
+                return
+            exponent += self.powers[level]
+            error, k = rounding.sqrt_up(square), self.order[level]
+            if not (np.all(np.isfinite(matrix)) and math.isfinite(error)):
+                return
+            if self._fits(self.widths[level]):
+                norm = rounding.sum_up(norm_up(matrix), error)
+                self.kept.append((k, matrix, error, exponent))
+            else:
+                values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+                largest = max(abs(float(values[0])), abs(float(values[-1])))
+                largest *= 1 + 16 * len(matrix) * UNIT
+                norm = rounding.sqrt_up(rounding.sum_up(largest, error))
+            pair = (self.start, k) if self.forwards else (k, self.start)
+            yield pair, rounding.ldexp_up(norm, exponent)
+
+    def _slope(self, level):
+        """Mean slope between the layers of a level and of the next one."""
+        border = self.order[level] if self.forwards else self.order[level] - 1
+        return self.sectors[border].m
+
+    def _mean(self, level, rows, error):
+        mean = self._slope(level)
+        rows = mean * rows
+        return rows, abs(mean) * error + 2 * UNIT * float(np.linalg.norm(rows)) * (1 + 1e-9)
+
+    def _step(self, level, rows, error, forwards):
+        """Rows through the layer of a level, and a bound on their error in the Frobenius norm."""
+        k = self.order[level]
+        node, size = self.nodes[k], float(np.linalg.norm(rows)) * (1 + 1e-9)
+        rows = applied(node, rows) if forwards else adjoint(node, rows)
+        own = rounding.gamma(_terms(node) + 4, UNIT) + node.spread
+        error = (error + own * (size + error)) * self.sizes[k] * (1 + 1e-9) + _TINY
+        power = self.powers[level]
+        return np.ldexp(rows, -power), math.ldexp(error, -power)
