@@ -35,6 +35,7 @@ class Chain:
 
     Example:
 
+    >>> from tf_lyapunov.theory.sectors import Sector
     >>> Chain([np.ones((2, 3)), np.ones((1, 2))], [Sector(0.0, 1.0)]).widths
     (3, 2, 1)
     """
@@ -281,6 +282,7 @@ def product_gain(chain):
 
     Example:
 
+    >>> from tf_lyapunov.theory.sectors import Sector
     >>> round(product_gain(Chain([np.eye(2), 3 * np.eye(2)], [Sector(0.0, 1.0)])), 9)
     3.0
     """
