@@ -41,6 +41,20 @@ def residual(depth=2, width=8, inputs=20, before=(), seed=0):
     return keras.Model(start, layers.Dense(3)(x))
 
 
+def steepest_secant(model, points=40, step=0.02):
+    """Largest quotient found of the model's own differences, along its numerical Jacobians."""
+    rng, shape = np.random.default_rng(0), model.input_shape[1:]
+    predict = lambda x: model.predict(x.astype("float32"), verbose=0).astype(float)  # noqa: E731
+    x = rng.normal(size=(points, 1, *shape)).astype("float32")
+    size = int(np.prod(shape))
+    unit = step * np.eye(size).reshape(1, size, *shape)
+    ahead = predict((x + unit).reshape(-1, *shape)) - predict((x - unit).reshape(-1, *shape))
+    best = np.linalg.svd(ahead.reshape(points, size, -1).transpose(0, 2, 1))[2][:, 0]
+    ends = [(x[:, 0] + s * step * best.reshape(-1, *shape)).astype("float32") for s in (1, -1)]
+    moved = np.linalg.norm((ends[0].astype(float) - ends[1]).reshape(points, -1), axis=1)
+    return np.max(np.linalg.norm(predict(ends[0]) - predict(ends[1]), axis=1) / moved)
+
+
 def part_of(model):
     network = read_network(model)
     return graphs.joint_part(Reader(network), network.logits), network
@@ -62,13 +76,13 @@ def test_the_form_computes_what_the_model_does():
 
 
 @pytest.mark.parametrize("build", [branched, residual])
-def test_certificates_lie_between_slopes_and_the_composition(build, jacobian_norm, tmp_path):
+def test_certificates_lie_between_slopes_and_the_composition(build, tmp_path):
     model = build()
     shape = model.input_shape[1:]
     x = np.random.default_rng(0).normal(size=(20, *shape)).astype("float32")
     composed, found = certify(model, x), certify(model, x, method="lipsdp")
-    slope = jacobian_norm(lambda a: model(a, training=False), shape, points=100)
-    assert slope * (1 - 1e-5) <= found.gain_upper_bound < 0.7 * composed.gain_upper_bound
+    slope = steepest_secant(model)
+    assert slope * (1 - 1e-4) <= found.gain_upper_bound < 0.7 * composed.gain_upper_bound
     assert slope > 0.2 * found.gain_upper_bound
     assert np.all(found.radius >= composed.radius)
     text = found.explain()
