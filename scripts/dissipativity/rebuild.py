@@ -34,7 +34,8 @@ from benchmarks.machine import machine
 from benchmarks.sdp import bounds, depth_cost
 from tf_lyapunov import datasets, models
 from tf_lyapunov.attacks import PGD
-from tf_lyapunov.bounds.chains import dense_tail, product_gain
+from tf_lyapunov.bounds.chains import product_gain
+from tf_lyapunov.bounds.tails import dense_tail
 from tf_lyapunov.certification import certify, read_network
 from tf_lyapunov.evaluation.drawing import new_figure, save, style
 from tf_lyapunov.theory.balls import L2

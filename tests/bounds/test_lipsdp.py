@@ -4,7 +4,7 @@ import chain_nets
 import numpy as np
 import pytest
 
-from tf_lyapunov.bounds.chains import Chain, product_gain
+from tf_lyapunov.bounds.chains import Chain, product_gain, scaled_chain
 from tf_lyapunov.bounds.eclipse import closed_form, eclipse
 from tf_lyapunov.bounds.liplt import liplt
 from tf_lyapunov.bounds.lipsdp import check_size, lipsdp
@@ -230,11 +230,52 @@ def test_a_solver_that_fails_is_reported_and_replaced_by_a_proven_bound(monkeypa
     def fails(*args, **kwargs):
         raise SolverFailure("no", "structured", "error")
 
-    chain = chain_nets.random_chain((5, 6, 3))
+    chain = chain_nets.random_chain((12, 16, 16, 4))
     monkeypatch.setattr(module, "solve", fails)
+    # The first-order method steps in for ours, under its own name.
+    helped = lipsdp(chain, solver="interior")
+    assert (helped.verdict, helped.solver) == ("PROVED", "structured") and not helped.cut_short
+    assert helped.gain_upper_bound == lipsdp(chain).gain_upper_bound
+    monkeypatch.setattr(module.first_order, "search", fails)
     bound = lipsdp(chain, solver="interior")
     assert bound.verdict == "SOLVER_FAILED" and bound.method == "closed form"
     assert bound.gain_upper_bound == closed_form(chain).gain_upper_bound
+
+
+def test_an_interior_search_that_stops_early_is_not_the_bound(monkeypatch):
+    import dataclasses
+
+    from tf_lyapunov.bounds import lipsdp as module
+
+    chain, solve = chain_nets.random_chain((12, 16, 16, 4)), module.solve
+
+    weak = []
+
+    def stops(*args, **options):
+        found = solve(*args, **options)
+        theta, lam = found.points[-1]  # the first of its path
+        weak.append(dataclasses.replace(found, theta=theta, multipliers=lam, status="cut short"))
+        return weak[-1]
+
+    monkeypatch.setattr(module, "solve", stops)
+    bound = lipsdp(chain, solver="interior")
+    best = lipsdp(chain).gain_upper_bound
+    assert scaled_chain(chain).gain(weak[0].theta) > 1.01 * best
+    assert bound.solver == "structured" and not bound.cut_short
+    assert bound.gain_upper_bound == best
+
+
+def test_what_a_search_falls_back_to_keeps_its_own_name(monkeypatch):
+    from tf_lyapunov.bounds import lipsdp as module
+
+    chain = chain_nets.random_chain((12, 16, 16, 4))
+    simple = closed_form(chain)
+    monkeypatch.setattr(
+        module, "_search", lambda scaled, *a: module._Found(
+            tuple(3.0 * lam for lam in simple.multipliers), 0.0, "interior", True))  # fmt: skip
+    bound = lipsdp(chain, solver="interior")
+    assert (bound.method, bound.solver, bound.cut_short) == ("closed form", "", True)
+    assert bound.gain_upper_bound == simple.gain_upper_bound
 
 
 @pytest.mark.parametrize("garbage", [np.nan, -1.0, 0.0, 1e-30, 1e300])

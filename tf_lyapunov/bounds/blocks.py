@@ -13,8 +13,6 @@ import numpy as np
 from tf_lyapunov.bounds.chains import (
     Chain,
     ScaledChain,
-    chain_of,
-    is_readable,
     norm_up,
     normal_form,
 )
@@ -28,11 +26,11 @@ from tf_lyapunov.bounds.lipsdp import (
 from tf_lyapunov.bounds.multipliers import ChainBound, as_chain
 from tf_lyapunov.bounds.programs import first_order
 from tf_lyapunov.bounds.programs.sdp import verified_point
+from tf_lyapunov.bounds.tails import Reader, chain_of
 from tf_lyapunov.program import rounding
 from tf_lyapunov.progress import steps
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
-_LINEAR = ("linear", "batch normalization")
 # Signals of a residual block together, beyond which its gain is composed.
 _LARGEST = 2500
 # Entries of an identity matrix that may stand before or after a branch.
@@ -214,18 +212,19 @@ def residual_blocks(network):
     Returns:
         Tuple in the order of the nodes. Branches may begin or end with an elementwise function.
     """
-    nodes, readable = _readable(network)
-    found = (_residual_block(node, nodes, readable) for node in network.nodes)
+    reader = Reader(network)
+    readable = _readable(reader)
+    found = (_residual_block(node, reader, readable) for node in network.nodes)
     return tuple(block for block in found if block is not None)
 
 
-def _readable(network):
-    """Nodes by name, and the names of those that a chain can contain: matrices are made once."""
-    nodes = {node.name: node for node in network.nodes}
-    return nodes, {node.name for node in network.nodes if is_readable(node, nodes)}
+def _readable(reader):
+    """Names of the nodes that a chain can contain."""
+    return {node.name for node in reader.network.nodes if reader.is_readable(node)}
 
 
-def _residual_block(node, nodes, readable):
+def _residual_block(node, reader, readable):
+    nodes = reader.nodes
     is_sum = node.kind == "merge" and type(node.layer).__name__ == "Add" and node.rule == "sum"
     if not is_sum or len(node.inputs) != 2 or set(node.weights) != {1.0} or len(node.weights) != 2:
         return None
@@ -237,7 +236,7 @@ def _residual_block(node, nodes, readable):
     branches = []
     for path in paths:
         run = [nodes[name] for name in path[: path.index(shared)]][::-1]
-        branches.append(_branch(run, nodes, size))
+        branches.append(_branch(run, reader, size))
     linear = [k for k, chain in enumerate(branches) if chain is None or chain.depth == 1]
     if len(linear) != 1 or any(chain == () for chain in branches):
         return None  # two chains, two matrices, or too large
@@ -258,15 +257,15 @@ def _path(name, nodes, readable):
     return path
 
 
-def _branch(run, nodes, size):
+def _branch(run, reader, size):
     """`Chain` of a branch, None for the identity, () if it is too large."""
-    acting = [node for node in run if node.kind in (*_LINEAR, "activation")]
+    acting = [node for node in run if node.kind == "activation" or reader.is_linear(node)]
     if not acting:
         return None
     widths = [size, *(math.prod(node.output_shape[1:]) for node in acting)]
     ends = [w for w, node in ((size, acting[0]), (widths[-1], acting[-1]))
             if node.kind == "activation"]  # fmt: skip
-    return () if any(width > _IDENTITY for width in ends) else chain_of(run, nodes, size)
+    return () if any(width > _IDENTITY for width in ends) else chain_of(run, reader, size)
 
 
 def with_blocks(network, *, seconds=30.0):
@@ -283,7 +282,8 @@ def with_blocks(network, *, seconds=30.0):
         `Network` whose composed gains are never larger.
     """
     begin = time.monotonic()
-    nodes, readable = _readable(network)
+    reader = Reader(network)
+    nodes, readable = reader.nodes, _readable(reader)
     replaced = {}
 
     def gain_of(bound, chain, **options):
@@ -301,16 +301,16 @@ def with_blocks(network, *, seconds=30.0):
         if gain is not None:
             method = f"residual block of {branch.depth} linear layers, one matrix inequality"
             replaced[node.name] = _merged_node(node, block.start, gain, method)
-    inner = {name for node in network.nodes for name in _inside(node, nodes, readable)}
+    inner = {name for node in network.nodes for name in _inside(node, reader, readable)}
     for node in steps(network.nodes, "runs of layers"):
-        if node.kind not in _LINEAR or node.name in inner:
+        if not reader.is_linear(node) or node.name in inner:
             continue
         run = [nodes[name] for name in _path(node.name, nodes, readable)[:-1]][::-1]
-        while run and run[0].kind not in _LINEAR:
+        while run and not reader.is_linear(run[0]):
             run.pop(0)
         if sum(n.kind == "linear" for n in run) < 2:
             continue
-        chain = chain_of(run, nodes)
+        chain = chain_of(run, reader)
         gain = gain_of(_chain_gain, chain)
         if gain is not None:
             method = f"{chain.depth} linear layers together, widths "
@@ -320,12 +320,12 @@ def with_blocks(network, *, seconds=30.0):
     return dataclasses.replace(network, nodes=kept)
 
 
-def _inside(node, nodes, readable):
+def _inside(node, reader, readable):
     """Names of the linear nodes that the run which ends at a linear node contains."""
-    if node.kind not in _LINEAR or node.name not in readable:
+    if node.name not in readable or not reader.is_linear(node):
         return []
-    path = _path(node.name, nodes, readable)[1:-1]
-    return [name for name in path if nodes[name].kind in _LINEAR]
+    path = _path(node.name, reader.nodes, readable)[1:-1]
+    return [name for name in path if reader.is_linear(reader.nodes[name])]
 
 
 def _chain_gain(chain, seconds):

@@ -1,27 +1,19 @@
-"""Dense chains read from a network: f(x) = W_n φ_{n-1}(… φ_1(W_1 x + b_1) …) + b_n."""
+"""Dense chains: f(x) = W_n φ_{n-1}(… φ_1(W_1 x + b_1) …) + b_n."""
 
 import dataclasses
 import math
 
 import numpy as np
 
-from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import innermost
-from tf_lyapunov.program.families.scaling import BatchNormScale
-from tf_lyapunov.program.weights import inference_value, kernel_maps
-from tf_lyapunov.theory.norms import norm_upper_bound
-from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
-from tf_lyapunov.theory.sectors import Sector
+from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
+from tf_lyapunov.theory.operators import LinearMap
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Sectors are widened by this share of their slope where the bounds need α < β and α + β > 0:
 # a superset, hence sound, at a relative cost of the same size.
 _WIDENING = 2.0**-16
-# Kinds of nodes that are matrices.
-_LINEAR = ("linear", "batch normalization")
-# Largest number of entries of a convolution's matrix that is written out.
-_MATERIALISED = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +35,7 @@ class Chain:
 
     Example:
 
+    >>> from tf_lyapunov.theory.sectors import Sector
     >>> Chain([np.ones((2, 3)), np.ones((1, 2))], [Sector(0.0, 1.0)]).widths
     (3, 2, 1)
     """
@@ -89,6 +82,16 @@ class Chain:
         return (self.weights[0].shape[1], *(w.shape[0] for w in self.weights))
 
     @property
+    def nonlinear_widths(self):
+        """Those sizes without the signals that no function acts on: what bounds are made of."""
+        kept = [
+            width
+            for width, sector in zip(self.widths[1:-1], self.sectors, strict=True)
+            if sector.alpha != sector.beta
+        ]
+        return (self.widths[0], *kept, self.widths[-1])
+
+    @property
     def hidden_units(self):
         """Number of hidden units, that is of multipliers."""
         return sum(self.widths[1:-1])
@@ -121,6 +124,7 @@ class ScaledChain:
         exponent: int.
         errors: per layer, entrywise error bounds, arrays or 0.0.
         is_zero: some layer is constant, so that the gain is zero.
+        powers: exponents of the layers, of which `exponent` is the sum.
     """
 
     weights: tuple
@@ -129,6 +133,7 @@ class ScaledChain:
     exponent: int
     errors: tuple
     is_zero: bool = False
+    powers: tuple = ()
 
     @property
     def widths(self):
@@ -157,6 +162,25 @@ def gram_factor(weight, entry_error):
     if not residual * (1 + 1e-9) + error <= shift:
         raise np.linalg.LinAlgError("the factor's residual exceeds its shift")
     return factor
+
+
+def with_narrow_input(chain):
+    """A chain of at least the same gain whose input is no wider than its first hidden layer."""
+    weight = chain.weights[0]
+    if chain.depth < 2 or weight.shape[1] <= weight.shape[0]:
+        return chain
+    size = float(np.max(np.abs(weight)))
+    power = round(math.log2(size)) if size > 0 else 0
+    try:
+        factor = gram_factor(np.ldexp(weight, -power), np.ldexp(chain.errors[0], -power))
+    except np.linalg.LinAlgError:
+        return chain
+    return dataclasses.replace(
+        chain,
+        weights=(np.ldexp(factor, power), *chain.weights[1:]),
+        errors=(0.0, *chain.errors[1:]),
+        biases=None,
+    )
 
 
 def error_norm(error, weight):
@@ -214,18 +238,18 @@ def scaled_chain(chain):
     weights, alphas, betas, errors = normal_form(chain)
     if any(not np.any(w) and not np.any(e) for w, e in zip(weights, errors, strict=True)):
         return ScaledChain(tuple(weights), (), (), 0, tuple(errors), is_zero=True)
-    exponent = 0
+    powers = [0] * len(weights)
     for index, weight in enumerate(weights):
         # Steering only: any power of two is exact.
         beta = betas[index] if index < len(betas) else 1.0
         largest = float(np.max(np.abs(weight)))
         if largest == 0:
             continue
-        norm = np.linalg.norm(weight / largest, 2)
+        norm = power_iteration(weight.T / largest, 5)[0] or 1.0
         power = round(math.log2(norm) + math.log2(largest) + math.log2(beta))
         weights[index] = np.ldexp(weight, -power)
         errors[index] = np.ldexp(errors[index], -power)
-        exponent += power
+        powers[index] = power
     try:
         if len(weights) > 1 and weights[0].shape[1] > weights[0].shape[0]:
             weights[0], errors[0] = gram_factor(weights[0], errors[0]), 0.0
@@ -234,7 +258,10 @@ def scaled_chain(chain):
             weights[-1], errors[-1] = gram_factor(weights[-1].T, transposed).T, 0.0
     except np.linalg.LinAlgError:
         pass  # larger matrices, the same bound
-    return ScaledChain(tuple(weights), tuple(alphas), tuple(betas), exponent, tuple(errors))
+    return ScaledChain(
+        tuple(weights), tuple(alphas), tuple(betas), sum(powers), tuple(errors), False,
+        tuple(powers),
+    )  # fmt: skip
 
 
 def layer_norms(chain):
@@ -255,6 +282,7 @@ def product_gain(chain):
 
     Example:
 
+    >>> from tf_lyapunov.theory.sectors import Sector
     >>> round(product_gain(Chain([np.eye(2), 3 * np.eye(2)], [Sector(0.0, 1.0)])), 9)
     3.0
     """
@@ -262,199 +290,7 @@ def product_gain(chain):
     return rounding.product_up(*layer_norms(chain), *slopes)
 
 
-# Reading ----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Tail:
-    """The longest dense chain that ends at the logits.
-
-    Attributes:
-        chain: `Chain`.
-        start: name of the node that the chain reads; everything up to it is composed.
-        after: gain of what follows the chain.
-    """
-
-    chain: Chain
-    start: str
-    after: float = 1.0
-
-
-def dense_tail(network):
-    """Longest chain of dense (or small convolution) layers that ends at a network's logits.
-
-    Args:
-        network: `Network`.
-
-    Returns:
-        `Tail`.
-
-    Raises:
-        UnsupportedLayerError: if the logits are not made by a dense or convolution layer.
-    """
-    nodes = {node.name: node for node in network.nodes}
-    run = _run_before(network, nodes, network.logits)
-    ends = [node for node in run if node.kind in (*_LINEAR, "activation")]
-    if not run or ends[-1].kind == "activation":
-        raise UnsupportedLayerError(
-            "This method needs logits made by a dense layer, without a function after it. "
-            f"Received: node {network.logits!r}. Use method='composition'."
-        )
-    return Tail(chain_of(run, nodes), run[0].inputs[0])
-
-
-def tail_before(network, name):
-    """Longest such chain before any node, whose outputs may have any shape.
-
-    Functions at its end belong to it; what else follows, one node after the other, is composed.
-
-    Args:
-        network: `Network`.
-        name: of the node.
-
-    Returns:
-        `Tail`.
-
-    Raises:
-        UnsupportedLayerError: naming the node behind which no such chain ends.
-    """
-    nodes = {node.name: node for node in network.nodes}
-    node, after = nodes[name], 1.0
-    while node.kind != "input" and len(node.inputs) == 1 and not is_readable(node, nodes):
-        after = rounding.product_up(after, node.gain_upper_bound, *node.weights)
-        node = nodes[node.inputs[0]]
-    run = _run_before(network, nodes, node.name)
-    if not run:
-        raise UnsupportedLayerError(
-            "This method needs outputs that a dense layer or a small convolution makes, with "
-            "functions of one input after it. "
-            f"Received: node {node.name!r} of kind {node.kind!r}. Use method='composition'."
-        )
-    return Tail(chain_of(run, nodes), run[0].inputs[0], after)
-
-
-def _run_before(network, nodes, name):
-    """Nodes of the longest chain that ends at a node, from its first linear one on."""
-    consumers = network.consumers()
-    run, node = [], nodes[name]
-    while is_readable(node, nodes):
-        if run and len(consumers[node.name]) > 1:
-            break
-        run.append(node)
-        node = nodes[node.inputs[0]]
-    run.reverse()
-    while run and run[0].kind not in _LINEAR:
-        run.pop(0)
-    return run
-
-
-def chain_of(run, nodes, size=None):
-    """`Chain` of a run of nodes; identities stand before and after functions at its ends.
-
-    Args:
-        run: list of `Node`, each reading the one before it, of which `is_readable` holds.
-        nodes: dict of all nodes by name.
-        size: entries of the signal that the run reads, needed if it starts with a function.
-    """
-    weights, biases, sectors, slopes, names, errors = [], [], [], [], [], []
-    pending, bounds = None, None
-    for node in run:
-        if node.kind == "activation":
-            if not weights:
-                weights, biases, errors = [np.eye(size)], [np.zeros(size)], [0.0]
-                names.append(f"before {node.name}")
-            if pending is not None:  # two functions in a row: the chain rule on sectors
-                ends = [a * b for a in (pending.alpha, pending.beta)
-                        for b in (node.sector.alpha, node.sector.beta)]  # fmt: skip
-                pending = Sector(float(rounding.down(min(ends))), float(rounding.up(max(ends))))
-                bounds = None
-            else:
-                pending, bounds = node.sector, _interval_slopes(node)
-        elif node.kind in _LINEAR:
-            if weights:
-                sectors.append(pending or Sector.linear())
-                slopes.append(bounds)
-            pending, bounds = None, None
-            matrix, bias = _matrix(node, nodes[node.inputs[0]])
-            weights.append(matrix)
-            biases.append(bias)
-            names.append(node.name)
-            is_exact = node.kind == "linear" and not node.batch_norms
-            errors.append(0.0 if is_exact else 5 * UNIT * np.abs(matrix))
-    if pending is not None:
-        last = len(weights[-1])
-        weights, biases, errors = (
-            [*weights, np.eye(last)],
-            [*biases, np.zeros(last)],
-            [*errors, 0.0],
-        )
-        sectors, slopes = [*sectors, pending], [*slopes, bounds]
-        names.append(f"after {run[-1].name}")
-    known = None if any(b is None for b in biases) else tuple(biases)
-    return Chain(tuple(weights), tuple(sectors), known, tuple(names), tuple(errors), tuple(slopes))
-
-
-def is_readable(node, nodes):
-    """Whether a node can be part of a chain: a small matrix, a function, or the order."""
-    if node.kind not in (*_LINEAR, "activation", "identity") and not keeps_order(node):
-        return False
-    if len(node.inputs) != 1 or (node.kind == "activation" and node.sector is None):
-        return False
-    return node.kind not in _LINEAR or _matrix(node, nodes[node.inputs[0]]) is not None
-
-
-def keeps_order(node):
-    """Whether a node only reshapes, row-major (Keras' Flatten of channels_first moves entries)."""
-    is_row_major = getattr(node.layer, "data_format", "channels_last") == "channels_last"
-    known = type(node.layer).__name__ in ("Flatten", "Reshape") and node.kind == "reshape"
-    return known and is_row_major
-
-
-def _matrix(node, reads):
-    """`(matrix (out, in), bias or None)` of a linear node, or None if it is too large."""
-    layer = node.layer
-    if node.kind == "batch normalization":
-        return _scaling(node)
-    bias = None
-    if not node.batch_norms:
-        held = getattr(layer, "bias", None)
-        bias = None if held is None else inference_value(held, layer.compute_dtype)
-    if node.matrix is not None and len(node.output_shape) == 2:
-        matrix = np.ascontiguousarray(node.matrix.T)
-        if bias is None and not node.batch_norms:
-            bias = np.zeros(len(matrix))
-        return matrix, bias
-    shape = reads.output_shape
-    if node.matrix is not None or None in shape[1:] or None in node.output_shape[1:]:
-        return None
-    maps = kernel_maps(layer, shape)
-    entries = math.prod(shape[1:]) * math.prod(node.output_shape[1:])
-    if len(maps) != 1 or node.batch_norms or entries > _MATERIALISED:
-        return None
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        return None
-    variable, linear_map = maps[0]
-    kernel = inference_value(variable, layer.compute_dtype)
-    matrix = convolution_matrix(kernel, linear_map).toarray()
-    if matrix.shape != (math.prod(node.output_shape[1:]), math.prod(shape[1:])):
-        return None
-    repeats = len(matrix) // node.output_shape[-1]
-    bias = np.zeros(len(matrix)) if bias is None else np.tile(bias, repeats)
-    return matrix, bias
-
-
-def _scaling(node):
-    """A batch normalization that follows an activation, as a diagonal matrix; None if large."""
-    shape = node.output_shape
-    if None in shape[1:] or math.prod(shape[1:]) ** 2 > _MATERIALISED:
-        return None
-    if node.layer.axis % len(shape) != len(shape) - 1:
-        return None
-    scale = BatchNormScale.of(node.layer).scale
-    return np.diag(np.tile(scale, math.prod(shape[1:-1]))), None
-
-
-def _interval_slopes(node):
+def interval_slopes(node):
     """Slopes on an interval of piecewise linear functions with one kink at zero."""
     sector, method, layer = node.sector, node.method, innermost(node.layer)
     if getattr(layer, "max_value", None) is not None:

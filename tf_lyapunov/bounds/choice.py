@@ -7,21 +7,25 @@ import time
 import numpy as np
 
 from tf_lyapunov.bounds.blocks import with_blocks
-from tf_lyapunov.bounds.chains import dense_tail, product_gain, tail_before
+from tf_lyapunov.bounds.budget import Budget, closed_form_flops, products_flops, proof_flops
+from tf_lyapunov.bounds.chains import product_gain
 from tf_lyapunov.bounds.composition import lipschitz_constants, moving_entries
 from tf_lyapunov.bounds.dissipativity import network_indices
 from tf_lyapunov.bounds.eclipse import closed_form, eclipse
-from tf_lyapunov.bounds.liplt import liplt
-from tf_lyapunov.bounds.lipsdp import check_size, estimated_cost, lipsdp
-from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
+from tf_lyapunov.bounds.graphs import joint_gains, joint_part
+from tf_lyapunov.bounds.liplt import Products
+from tf_lyapunov.bounds.lipsdp import FLOPS, check_size, estimated_cost, lipsdp
+from tf_lyapunov.bounds.multipliers import ChainBound
+from tf_lyapunov.bounds.operators import OperatorChain, OperatorProducts
+from tf_lyapunov.bounds.pairs import LARGEST, named_pairs, pair_gains
+from tf_lyapunov.bounds.programs import first_order
+from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof
+from tf_lyapunov.bounds.tails import Reader, dense_tail, tail_before
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.progress import steps
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "local",
            "linear", "auto")  # fmt: skip
-# More classes than this get no bound per pair of logits.
-_CLASSES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +61,16 @@ def network_gain(
 ):
     """Gains of the logits by one of `METHODS`, never above those of the composition rule.
 
-    The longest dense chain that ends at the logits (small convolutions included) is bounded by the
-    method; what comes before it is composed. Of another target, what comes after it too.
+    The longest chain of linear layers that ends at the logits is bounded by the method as far back
+    as its matrices are small, and by products of operators beyond; branches that meet before it are
+    one problem. What comes before is composed; of another target, what comes after it too. Of
+    everything that was proved, and for every pair of logits alone, the smallest bound counts.
 
     Args:
         network: `Network`.
         constants: `lipschitz_constants(network, sources)`.
         method: one of `METHODS`. `"auto"` takes the tightest that `time_budget` allows.
-        time_budget: seconds for the search, about.
+        time_budget: seconds for the search: factorisations that do not fit are not begun.
         solver: see `sdp.solve`.
         sources: names of the inputs that change, None for all.
         target: name of a node, whose outputs may have any shape, instead of the logits; then no
@@ -77,65 +83,194 @@ def network_gain(
         UnsupportedLayerError: if the method does not apply to the model (never for `"auto"`).
         ValueError: if it is too large for the method.
     """
-    begin = time.monotonic()
+    begin, budget = time.monotonic(), Budget(time_budget)
     end = network.logits if target is None else target
     if method in ("composition", "linear"):  # the latter bounds inputs one by one
         return NetworkGain(constants[end], None, method, (), 0.0)
-    composed, text = constants, ""
-    if not network.is_chain:  # residual blocks, and what precedes the chain, as wholes
-        composed = lipschitz_constants(with_blocks(network, seconds=time_budget / 4), sources)
-        if composed[end] < constants[end]:
-            text = (
-                f"{RESIDUAL}, by one matrix inequality each: gain "
-                f"{composed[end]:.6g} of the composition against "
-                f"{constants[end]:.6g}."
-            )
+    reader, found, composed = Reader(network), _Best(constants[end]), constants
+    if not network.is_chain:
+        composed = _of_branches(found, reader, constants, sources, method, target, budget)
     try:
-        tail = dense_tail(network) if target is None else tail_before(network, target)
+        tail = dense_tail(network, reader) if target is None else tail_before(
+            network, target, reader)  # fmt: skip
     except UnsupportedLayerError:
-        if method != "auto":
+        wide = None if target is not None else _operators(reader, end, None, budget, method)
+        if method != "auto" and (method != "liplt" or wide is None) and not found.is_joint:
             raise
-        sentences = ("Method: auto chose composition, since no dense layer makes the logits.", text)
-        elapsed = time.monotonic() - begin
-        kept = tuple(filter(None, sentences))
-        return NetworkGain(min(composed[end], constants[end]), None, method, kept, elapsed)
-    chain, before = _moving_chain(network, constants, tail, sources), composed[tail.start]
+        if not found.is_joint:
+            found.sentences.insert(
+                0, "Method: auto chose composition, since no dense layer makes the logits."
+            )
+        _take_operators(found, wide, composed, 1.0)
+        return found.result(method, time.monotonic() - begin)
+    chain = _moving_chain(network, constants, tail, sources)
     if chain is None:
         return NetworkGain(0.0, None, method, ("No perturbed input reaches it.",), 0.0)
-    chosen = choose(chain, time_budget) if method in ("auto", "local") else method
+    wide = _operators(reader, tail.end, tail, budget, method)
+    before = composed[tail.start]
+    if wide is not None:
+        through = rounding.product_up(composed[wide.chain.start], wide.reach()[tail.start])
+        before = min(before, through)
+    by_pairs = target is None and 1 < chain.widths[-1] <= LARGEST
+    for_whole = budget.part(0.5) if by_pairs else budget
+    chosen = method
+    if method in ("auto", "local"):
+        chosen = choose(chain, for_whole)
+        chosen = chosen if chosen != "closed_form" else _cheapest(chain, for_whole)
     if chosen == "lipsdp":
-        check_size(chain.widths)
-    sentences, failed = [text] if text else [], False
-    indices = None
+        check_size(chain.nonlinear_widths)
+    indices, pair_method, products = None, chosen, None
     if chosen == "dissipativity":
-        bound, text, whole, indices = _by_indices(chain, time_budget, solver)
-        sentences.append(text)
+        bound, text, whole, indices = _by_indices(chain, for_whole.left(), solver)
+        found.sentences.append(text)
         pair_method = "closed_form"
     else:
-        whole = _bound(chain, chosen, time_budget, solver)
-        failed = whole.verdict == "SOLVER_FAILED"
-        pair_method = chosen
+        if method == "auto" or chosen == "liplt" or not for_whole.fits(_flops(chain, chosen)):
+            # Cheap, and better than the product where a search gets nowhere.
+            if chosen == "liplt" or for_whole.part(0.6).fits(products_flops(chain.widths)):
+                products = Products(chain)
+        whole = _bound(chain, chosen, for_whole, solver, products)
         bound = whole.gain_upper_bound
-    pairs, pair_text, found = None, "", {}
+    pairs = None
     if target is None:
-        left = max(time_budget - (time.monotonic() - begin), 0.0)
-        pairs, pair_text, found = _pairs(chain, pair_method, left, solver, bound)
-    proof = ChainProof(tail.start, whole, found, indices, chain.sectors, chain.widths)
-    total = rounding.product_up(before, bound, tail.after)
-    total = min(composed[end], constants[end], total)
+        pairs = pair_gains(chain, pair_method, budget, solver, whole, products)
+    found.proof = ChainProof(
+        tail.start, whole, pairs.bounds if pairs is not None else {}, indices, chain.sectors,
+        chain.widths,
+    )  # fmt: skip
+    found.take(rounding.product_up(before, bound, tail.after))
     if pairs is not None:
-        pairs = np.where(pairs == 0, 0.0, rounding.up(before * pairs))
-    name = chosen.replace("_", " ")
+        found.take_pairs(rounding.up(before * pairs.gains), pairs.methods)
+    _take_operators(found, wide, composed, tail.after)
+    late = pairs is not None and pairs.cut_short
     elapsed = time.monotonic() - begin
-    label = name if method == chosen else f"{method} chose {name}"
-    sentences.insert(
-        0,
-        f"Method: {label} for the last {chain.depth} linear layers, widths "
-        f"{'-'.join(map(str, chain.widths))}: gain {bound:.6g} against {product_gain(chain):.6g} "
-        f"for the product of norms{pair_text}; {elapsed:.2g} s. Multipliers were proved in float64."
-        + (" The solver failed (SOLVER_FAILED); the closed form's bound stands." if failed else ""),
+    found.sentences.insert(0, _told(chain, method, chosen, whole, bound, late, elapsed))
+    return found.result(method, elapsed)
+
+
+class _Best:
+    """Smallest gains so far, of all outputs and of pairs, and what bounded these."""
+
+    def __init__(self, gain):
+        self.gain, self.pairs, self.methods = gain, None, {}
+        self.sentences, self.proof, self.is_joint = [], None, False
+
+    def take(self, gain):
+        self.gain = min(self.gain, gain)
+
+    def take_pairs(self, gains, names):
+        """Keeps smaller gains (K, K); `names` is what found them, or a dict by pair."""
+        gains = np.where(np.eye(len(gains), dtype=bool) & (len(gains) > 1), 0.0, gains)
+        if self.pairs is None:
+            self.pairs = np.full(gains.shape, math.inf)
+        for i, j in zip(*np.tril_indices(len(gains), -1), strict=True):
+            pair = int(i), int(j)
+            if gains[pair] < self.pairs[pair]:
+                self.methods[pair] = names if isinstance(names, str) else names[pair]
+        self.pairs = np.minimum(self.pairs, gains)
+
+    def result(self, method, seconds):
+        sentences = list(self.sentences)
+        if self.methods:
+            sentences.append(f"Gains of pairs of logits: {named_pairs(self.methods)}.")
+        return NetworkGain(
+            self.gain, self.pairs, method, tuple(sentences), seconds, self.proof
+        )  # fmt: skip
+
+
+def _of_branches(found, reader, constants, sources, method, target, budget):
+    """Takes what one problem for all branches proves; the composition with blocks as wholes."""
+    network = reader.network
+    end = network.logits if target is None else target
+    part = joint_part(reader, end) if method in ("lipsdp", "auto") else None
+    if part is not None and constants[part.start] > 0:
+        gains = joint_gains(part, network, budget.part(0.5), with_pairs=target is None)
+        before = constants[part.start]
+        if math.isfinite(gains.gain_upper_bound) and before == 1.0:
+            _take_joint(found, part, gains, before, constants[end])
+            return constants
+    composed = lipschitz_constants(with_blocks(network, seconds=0.25 * budget.left()), sources)
+    if composed[end] < constants[end]:
+        found.sentences.append(
+            f"{RESIDUAL}, by one matrix inequality each: gain {composed[end]:.6g} of the "
+            f"composition against {constants[end]:.6g}."
+        )
+    if part is not None and constants[part.start] > 0:
+        _take_joint(found, part, gains, composed[part.start], constants[end])
+    found.take(composed[end])
+    return composed
+
+
+def _take_joint(found, part, gains, before, composed):
+    if not math.isfinite(gains.gain_upper_bound):
+        return
+    gain = rounding.product_up(before, gains.gain_upper_bound)
+    found.sentences.append(
+        f"{JOINT}, one matrix inequality for everything after {part.start!r}, with "
+        f"{part.merges} sums or concatenations and {part.form.total} signals: gain {gain:.6g} "
+        f"against {composed:.6g} of the composition."
     )
-    return NetworkGain(total, pairs, method, tuple(sentences), elapsed, proof)
+    found.is_joint = True
+    found.take(gain)
+    if gains.pairs is not None and len(gains.pairs) <= LARGEST:
+        shared = "the multipliers of all logits in one problem with its branches"
+        names = dict.fromkeys(
+            zip(*map(np.ndarray.tolist, np.tril_indices(len(gains.pairs), -1)), strict=True),
+            shared,
+        )  # fmt: skip
+        names |= dict.fromkeys(gains.searched, "lipsdp, one problem with all branches")
+        found.take_pairs(rounding.up(before * gains.pairs), names)
+
+
+def _operators(reader, end, tail, budget, method):
+    """`OperatorProducts` of the longest chain that ends at a node; None if `tail` is as long."""
+    share = 0.8 if method == "liplt" else 0.3
+    chain = OperatorChain.before(reader, end)
+    if chain is None or (tail is not None and chain.start == tail.start):
+        return None
+    return OperatorProducts(chain, budget.part(share))
+
+
+def _take_operators(found, wide, composed, after):
+    """Takes what the products of layers that are not written out prove."""
+    if wide is None:
+        return
+    before, gain = composed[wide.chain.start], wide.gain()
+    found.take(rounding.product_up(before, gain, after))
+    pairs = wide.pair_gains()
+    if pairs is not None and len(pairs) <= LARGEST:
+        found.take_pairs(rounding.up(before * pairs), "liplt of operators")
+    largest = max((node.shape for node in wide.chain.nodes), key=math.prod)
+    found.sentences.append(
+        f"{OPERATORS}, the last {wide.count} linear layers by LipLT, of which the largest has "
+        f"{largest[0]}×{largest[1]} entries: gain {gain:.6g} against "
+        f"{rounding.product_up(*wide.chain.norms):.6g} for the product of norms."
+    )
+
+
+def _told(chain, method, chosen, whole, bound, late, elapsed):
+    """How the chain was bounded, in one sentence."""
+    name = chosen.replace("_", " ")
+    label = name if method == chosen else f"{method} chose {name}"
+    widths = "-".join(map(str, chain.widths))
+    text = f"Method: {label} for the last {chain.depth} linear layers, widths {widths}: gain "
+    text += f"{bound:.6g} "
+    if chosen != "dissipativity" and whole.method not in (name, chosen):
+        text += f"(by {whole.method}) "
+    text += f"against {product_gain(chain):.6g} for the product of norms; {elapsed:.2g} s. "
+    text += "Multipliers were proved in float64."
+    if whole.cut_short or late:
+        text += " The search ended with its time budget: more time may give more."
+    if whole.verdict == "SOLVER_FAILED":
+        text += " The solver failed (SOLVER_FAILED); the closed form's bound stands."
+    return text
+
+
+def _cheapest(chain, budget):
+    """The tightest of the closed form, LipLT and the product of norms that fits."""
+    if budget.fits(closed_form_flops(chain.nonlinear_widths) + proof_flops(chain.nonlinear_widths)):
+        return "closed_form"
+    return "liplt" if budget.fits(products_flops(chain.widths)) else "product"
 
 
 def _moving_chain(network, constants, tail, sources):
@@ -156,11 +291,19 @@ def _moving_chain(network, constants, tail, sources):
 
 
 def choose(chain, time_budget):
-    """Tightest of lipsdp, eclipse and closed form whose estimated time is within the budget."""
-    seconds, memory = estimated_cost(chain.widths)
-    if seconds <= time_budget and memory < 4e9:
+    """Tightest of lipsdp, eclipse and closed form whose estimated time is within the budget.
+
+    Args:
+        chain: `Chain`.
+        time_budget: seconds on a machine that is as fast as the estimates suppose, or a `Budget`.
+    """
+    left = time_budget
+    if isinstance(time_budget, Budget):
+        left = time_budget.left() / max(1.0, time_budget.seconds_for(FLOPS))
+    seconds, memory = estimated_cost(chain.nonlinear_widths)
+    if seconds <= left and memory < 4e9:
         return "lipsdp"
-    if _eclipse_seconds(chain.widths) <= time_budget:
+    if _eclipse_seconds(chain.nonlinear_widths) <= left:
         return "eclipse"
     return "closed_form"
 
@@ -172,41 +315,33 @@ def _eclipse_seconds(widths):
     return sum(estimated_cost((a, b, b))[0] for a, b in layers)
 
 
-def _bound(chain, method, seconds, solver):
-    if method == "liplt":
-        return liplt(chain)
-    if method == "closed_form":
-        return closed_form(chain)
+def _flops(chain, method):
+    """Flops of a method, roughly."""
+    widths = chain.nonlinear_widths
+    if method == "lipsdp":
+        return first_order.estimated_flops(widths)
     if method == "eclipse":
-        return eclipse(chain, solver=solver, seconds=seconds)
-    return lipsdp(chain, solver=solver, seconds=seconds)
+        return FLOPS * _eclipse_seconds(widths)
+    return closed_form_flops(widths) + proof_flops(widths) if method == "closed_form" else 0.0
 
 
-def _pairs(chain, method, seconds, solver, whole):
-    """Gains of differences of logits, (K, K), how they were found, and the bounds by pair."""
-    classes = chain.widths[-1]
-    if classes > _CLASSES or chain.depth < 2:
-        return None, "", {}
-    if classes == 1:
-        return np.full((1, 1), whole), "", {}
-    count = classes * (classes - 1) // 2
-    widths = (*chain.widths[:-1], 1)
-    cost = {"lipsdp": estimated_cost(widths)[0], "eclipse": _eclipse_seconds(widths)}
-    used = method
-    if cost.get(method, 0.0) * count > seconds:
-        used = "closed_form"
-    deadline = time.monotonic() + max(seconds, 5.0)
-    cap = rounding.product_up(float(rounding.up(math.sqrt(2.0))), whole)
-    pairs, bounds = np.zeros((classes, classes)), {}
-    for i, j in steps(list(zip(*np.tril_indices(classes, -1), strict=True)), "pairs of classes"):
-        row = np.zeros((1, classes))
-        row[0, i], row[0, j] = 1.0, -1.0
-        late = time.monotonic() > deadline
-        part = chain.with_output(row)
-        found = _bound(part, "closed_form" if late else used, seconds, solver)
-        bounds[i, j] = found
-        pairs[i, j] = pairs[j, i] = min(cap, found.gain_upper_bound)
-    return pairs, f", and each of {count} pairs of logits by {used.replace('_', ' ')}", bounds
+def _bound(chain, method, budget, solver, products):
+    """`ChainBound` by a method, or by the products of layers where these give less."""
+    seconds = None if math.isinf(budget.seconds) else budget.left()
+    other = products.bound() if products is not None else None
+    if method == "liplt":
+        return other
+    if method == "product":
+        found = ChainBound(product_gain(chain), "product")
+    elif method == "closed_form":
+        found = closed_form(chain, seconds=seconds)
+    elif method == "eclipse":
+        found = eclipse(chain, solver=solver, seconds=seconds)
+    else:
+        found = lipsdp(chain, solver=solver, seconds=seconds)
+    if other is None or found.gain_upper_bound <= other.gain_upper_bound:
+        return found
+    return dataclasses.replace(other, cut_short=found.cut_short, verdict=found.verdict)
 
 
 def _by_indices(chain, seconds, solver):

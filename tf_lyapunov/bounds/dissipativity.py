@@ -6,10 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from tf_lyapunov.bounds.chains import Chain, dense_tail, keeps_order
+from tf_lyapunov.bounds.chains import Chain
 from tf_lyapunov.bounds.multipliers import as_chain
 from tf_lyapunov.bounds.programs.interior import MultiplierProblem
 from tf_lyapunov.bounds.programs.sdp import check_solver, solve, verified_minimum
+from tf_lyapunov.bounds.tails import dense_tail, keeps_order
 from tf_lyapunov.errors import SolverFailure, UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.network import Network, read_network

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from tf_lyapunov.bounds.budget import Budget, closed_form_flops, proof_flops
 from tf_lyapunov.bounds.chains import (
     ScaledChain,
     error_norm,
@@ -28,11 +29,13 @@ from tf_lyapunov.progress import steps
 # Gap of a layer's first-order search above which the interior-point method is tried, within so many
 # seconds.
 _GAP, _PATIENCE = 1e-4, 10.0
+# Smaller sides than this have their singular values computed, others those of a Gram matrix.
+_SVD = 64
 # Share of the way to the scalar's multipliers: the next layer needs a positive definite matrix.
 _INSIDE = 1e-7
 
 
-def closed_form(chain, sectors=None):
+def closed_form(chain, sectors=None, *, seconds=None):
     """Bound on the gain of a dense chain by multipliers in closed form.
 
     With X_0 = I, r = (β-α)/2 and K = W_l X_{l-1}⁻¹ W_lᵀ, layer l gets Λ_l = I/(r_lβ_l‖K‖), the
@@ -46,6 +49,7 @@ def closed_form(chain, sectors=None):
     Args:
         chain: `Chain`, or weights (outputs, inputs) from the input on.
         sectors: one `Sector` per hidden layer where weights are given.
+        seconds: time budget; where the proof does not fit it, the product of norms is returned.
 
     Returns:
         `ChainBound`.
@@ -60,17 +64,21 @@ def closed_form(chain, sectors=None):
     Reference: Xu and Sivaranjani, ECLipsE (NeurIPS 2024), Theorem 3 for slopes [0, β]; general
     sectors: sound form of this library.
     """
-    begin = time.monotonic()
+    begin, budget = time.monotonic(), Budget(seconds)
     chain = as_chain(chain, sectors)
     scaled = scaled_chain(chain)
     trivial = trivial_bound(chain, scaled, "closed form", begin)
     if trivial is not None:
         return trivial
-    found = _layer_by_layer(scaled, _best_scalar)
-    return proved(chain, scaled, found, "closed form", seconds=time.monotonic() - begin)
+    late = not budget.fits(closed_form_flops(scaled.widths) + proof_flops(scaled.widths))
+    found = None if late else _layer_by_layer(scaled, _best_scalar)
+    return proved(
+        chain, scaled, found, "closed form", seconds=time.monotonic() - begin, budget=budget,
+        cut_short=late,
+    )  # fmt: skip
 
 
-def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
+def eclipse(chain, sectors=None, *, solver="structured", seconds=None, fallback=None, known=None):
     """Bound on the gain of a dense chain by one small semidefinite program per hidden layer.
 
     Given X_{l-1}, diagonal Λ_l ≥ 0 and the largest c with
@@ -86,6 +94,9 @@ def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
         sectors: one `Sector` per hidden layer where weights are given.
         solver: `"structured"`, the first-order method of `first_order`; otherwise see `sdp.solve`.
         seconds: time budget; layers beyond it get the closed form's multipliers.
+        fallback: a proven `ChainBound` of this chain, instead of the closed form's.
+        known: `ChainBound` with multipliers of a chain that differs in its last layer alone: all
+            hidden layers but the last get those, since theirs do not depend on it.
 
     Returns:
         `ChainBound`; verdict `"SOLVER_FAILED"` with the closed form's bound if a solver failed.
@@ -102,30 +113,44 @@ def eclipse(chain, sectors=None, *, solver="structured", seconds=None):
 
     Reference: Xu and Sivaranjani, ECLipsE (NeurIPS 2024), Algorithm 1; sound form.
     """
-    begin = time.monotonic()
+    begin, budget = time.monotonic(), Budget(seconds)
     check_solver(solver)
     chain = as_chain(chain, sectors)
     scaled = scaled_chain(chain)
     trivial = trivial_bound(chain, scaled, "eclipse", begin)
     if trivial is not None:
         return trivial
-    fallback = closed_form(chain)
+    fallback = closed_form(chain, seconds=seconds) if fallback is None else fallback
+    deadline = budget.before(proof_flops(scaled.widths))
+    given = _shared_multipliers(known, scaled)
 
     def choose(x, weight, after, alpha, beta):
-        late = seconds is not None and time.monotonic() > begin + seconds
-        if late:
+        if given:
+            return given.pop(0)
+        outputs, inputs = weight.shape
+        own = first_order.estimated_flops((min(inputs, outputs), outputs, outputs))
+        if deadline is not None and time.monotonic() + budget.seconds_for(own) > deadline:
             return _best_scalar(x, weight, after, alpha, beta)
-        deadline = None if seconds is None else begin + seconds
         return _best_diagonal(x, weight, after, alpha, beta, solver, deadline)
 
+    late = not budget.fits(closed_form_flops(scaled.widths) + proof_flops(scaled.widths))
     try:
-        found = _layer_by_layer(scaled, choose)
+        found = None if late else _layer_by_layer(scaled, choose)
     except SolverFailure:
         found = None
     elapsed = time.monotonic() - begin
     return proved(
-        chain, scaled, found, "eclipse", solver=solver, seconds=elapsed, fallback=fallback
-    )
+        chain, scaled, found, "eclipse", solver=solver, seconds=elapsed, fallback=fallback,
+        budget=budget, cut_short=late,
+    )  # fmt: skip
+
+
+def _shared_multipliers(known, scaled):
+    """Λ_l of the hidden layers but the last of a bound on a chain that ends differently."""
+    if known is None or len(known.multipliers) != len(scaled.weights) - 1:
+        return []
+    size = math.ldexp(1.0, -2 * known.scaled.exponent) * known.gain_upper_bound**2
+    return [lam / size for lam in known.multipliers[:-1]] if 0 < size < math.inf else []
 
 
 def closed_form_multipliers(scaled):
@@ -155,8 +180,8 @@ def _layer_by_layer(scaled, choose):
             alpha, beta = scaled.alphas[index], scaled.betas[index]
             lam = choose(x, weights[index], weights[index + 1], alpha, beta)
             found.append(lam)
-            x = _next(x, weights[index], lam, alpha, beta)
-        squared = np.linalg.norm(_whitened(x, weights[-1]), 2) ** 2
+            x = next_form(x, weights[index], lam, alpha, beta)
+        squared = _largest(_whitened(x, weights[-1]))
     except np.linalg.LinAlgError:
         return None
     if not math.isfinite(squared) or squared == 0:
@@ -164,8 +189,17 @@ def _layer_by_layer(scaled, choose):
     return [squared * (1 + 1e-12) * lam for lam in found]
 
 
-def _next(x, weight, lam, alpha, beta):
-    """Schur complement that a layer leaves to the next one."""
+def next_form(x, weight, lam, alpha, beta):
+    """Schur complement X_l that a layer leaves to the next one, as computed.
+
+    Args:
+        x: X_{l-1}.
+        weight, lam: W_l and the diagonal of Λ_l.
+        alpha, beta: slopes.
+
+    Raises:
+        LinAlgError: if X_{l-1} is not positive definite.
+    """
     m, p = (alpha + beta) / 2, alpha * beta
     inner = x + p * weight.T @ (lam[:, None] * weight) if p else x
     left = _whitened((inner + inner.T) / 2, weight) * (m * lam)
@@ -180,8 +214,18 @@ def _whitened(x, weight):
     return solve_triangular(np.linalg.cholesky(x), weight.T, lower=True, check_finite=False)
 
 
+def _largest(matrix):
+    """Largest squared singular value, as computed."""
+    if not np.all(np.isfinite(matrix)):
+        raise np.linalg.LinAlgError("a layer is beyond the range of floats")
+    if min(matrix.shape) <= _SVD:
+        return np.linalg.norm(matrix, 2) ** 2
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    return float(np.linalg.eigvalsh(wide @ wide.T)[-1])
+
+
 def _best_scalar(x, weight, after, alpha, beta):
-    squared = np.linalg.norm(_whitened(x, weight), 2) ** 2
+    squared = _largest(_whitened(x, weight))
     if squared == 0 or not math.isfinite(squared):
         raise np.linalg.LinAlgError("a layer is numerically zero")
     return np.full(len(weight), 2 / ((beta - alpha) * beta * squared))
@@ -196,9 +240,9 @@ def _best_diagonal(x, weight, after, alpha, beta, solver, deadline):
     width = inputs + size
     # Unknowns scaled by the closed form's, and c by what it reaches there.
     root = root * math.sqrt(scalar[0])
-    reached = _next(np.eye(inputs), root, np.ones(size), alpha, beta)
+    reached = next_form(np.eye(inputs), root, np.ones(size), alpha, beta)
     try:
-        best = 1 / np.linalg.norm(_whitened(reached, after), 2) ** 2
+        best = 1 / _largest(_whitened(reached, after))
     except (np.linalg.LinAlgError, ZeroDivisionError):
         return scalar
     if not math.isfinite(best):

@@ -1,10 +1,12 @@
 """LipSDP: the tightest gain bound with one diagonal multiplier per hidden layer."""
 
+import dataclasses
 import math
 import time
 
 import numpy as np
 
+from tf_lyapunov.bounds.budget import Budget, proof_flops
 from tf_lyapunov.bounds.chains import scaled_chain
 from tf_lyapunov.bounds.eclipse import closed_form, closed_form_multipliers, trivial_bound
 from tf_lyapunov.bounds.multipliers import as_chain, proved, smallest_squared_gain
@@ -15,16 +17,18 @@ from tf_lyapunov.errors import SolverFailure
 
 VARIANTS = ("neuron", "layer")
 # Flops per second on one modest core, and seconds that a step takes per layer beside them.
-_FLOPS, _OVERHEAD = 1e10, 2e-4
-# Evaluations of (8.1) that a search and its proof take, and flops of one per cubed width.
-_EVALUATIONS, _CUBES = 6, 4
+FLOPS, _OVERHEAD = 1e10, 2e-4
 # Memory above which no attempt is made, in bytes.
 _MEMORY = 8e9
-# Seconds that the interior-point method may add where no budget is given.
-_PATIENCE = 20.0
+# Seconds that the interior-point method may add where no budget is given, and the share of a budget
+# that it has where it was asked for.
+_PATIENCE, _ALONE = 20.0, 0.6
 
 
-def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", seconds=None, tol=1e-6):
+def lipsdp(
+    chain, sectors=None, *, variant="neuron", solver="structured", seconds=None, tol=1e-6,
+    fallback=None,
+):  # fmt: skip
     """Smallest gain bound that diagonal multipliers can prove for a dense chain.
 
         minimise ρ over Λ_1, …, Λ_{n-1} ≥ 0 diagonal  subject to  (8.1) ⪰ 0;   gain ≤ √ρ.
@@ -38,10 +42,12 @@ def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", second
         sectors: one `Sector` per hidden layer where weights are given.
         variant: `"neuron"`, or `"layer"` with one number per layer, which is faster and looser.
         solver: `"structured"`, the method of `first_order`, and the interior-point method where it
-            leaves a gap and the size allows; `"interior"` alone; or `"clarabel"`, `"scs"`,
-            `"mosek"` through cvxpy.
+            leaves a gap and the size allows; `"interior"`, and `first_order` where that stops
+            before its end (`ChainBound.solver` says whose multipliers they are); or `"clarabel"`,
+            `"scs"`, `"mosek"` through cvxpy.
         seconds: time budget; the search is cut short and what it has is proved.
         tol: relative accuracy of ρ asked from the solver.
+        fallback: a proven `ChainBound` of this chain, instead of the closed form's.
 
     Returns:
         `ChainBound`; verdict `"SOLVER_FAILED"` with the closed form's bound if nothing better
@@ -61,7 +67,7 @@ def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", second
     Reference: Fazlyab et al., Efficient and accurate estimation of Lipschitz constants (NeurIPS
     2019), LipSDP-Neuron and LipSDP-Layer; sound form.
     """
-    begin = time.monotonic()
+    begin, budget = time.monotonic(), Budget(seconds)
     if variant not in VARIANTS:
         raise ValueError(f"`variant` must be one of {VARIANTS}. Received: variant={variant!r}.")
     check_solver(solver)
@@ -72,22 +78,24 @@ def lipsdp(chain, sectors=None, *, variant="neuron", solver="structured", second
     if trivial is not None:
         return trivial
     check_size(scaled.widths)
-    deadline = None if seconds is None else begin + seconds
-    fallback = closed_form(chain)
-    found, least = None, 0.0
+    fallback = closed_form(chain, seconds=seconds) if fallback is None else fallback
+    deadline = budget.before(proof_flops(scaled.widths))
+    found = None
     try:
-        found, least = _search(scaled, variant, solver, deadline, tol)
+        found = _search(scaled, variant, solver, deadline, tol)
     except SolverFailure:
-        pass
+        found = _Found(None, solver=solver)
     return proved(
         chain,
         scaled,
-        found,
+        found.multipliers,
         method,
-        solver=solver,
+        solver=found.solver,
         seconds=time.monotonic() - begin,
         fallback=fallback,
-        least=scaled.gain(least),
+        least=scaled.gain(found.least),
+        budget=budget,
+        cut_short=found.cut_short,
     )
 
 
@@ -97,16 +105,11 @@ def estimated_cost(widths):
     Args:
         widths: signal sizes from the input to the output.
     """
-    sizes = [float(w) for w in widths]
-    if len(sizes) > 2:
-        sizes[0], sizes[-1] = min(sizes[0], sizes[1]), min(sizes[-1], sizes[-2])
+    sizes = [float(w) for w in first_order.narrow(widths)]
     weights = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
     squares = sum(w**2 for w in sizes[:-1])
-    # Deep chains take more steps and columns, as measured.
-    steps, columns = 300 + 20 * len(sizes), 8 + len(sizes) / 2
-    flops = 8 * steps * columns * weights
-    flops += _EVALUATIONS * _CUBES * sum(w**3 for w in sizes[:-1])
-    seconds = 0.02 + _OVERHEAD * steps * len(sizes) + flops / _FLOPS
+    steps, flops = first_order.estimated_steps(widths), first_order.estimated_flops(widths)
+    seconds = 0.02 + _OVERHEAD * steps * len(sizes) + flops / FLOPS
     return seconds, 8 * 8 * (squares + weights)
 
 
@@ -149,40 +152,70 @@ def split(scaled, multipliers):
     return np.split(np.asarray(multipliers), np.cumsum(scaled.widths[1:-1])[:-1])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Candidate multipliers, or None; the value of (8.2), or 0; and how they were found."""
+
+    multipliers: object
+    least: float = 0.0
+    solver: str = "structured"
+    cut_short: bool = False
+    gap: float = math.inf
+
+
 def _search(scaled, variant, solver, deadline, tol):
-    """Candidate multipliers, or None, and the value of (8.2), or 0."""
+    """`_Found`: of `solver`, or of the first-order method where that stopped before its end."""
 
     def reach(multipliers):
         return smallest_squared_gain(scaled, multipliers)
 
-    tied, first, found, least = variant == "layer", math.inf, None, 0.0
+    first, reached = None, math.inf
     start = closed_form_multipliers(scaled)
     if solver == "structured":
-        candidate = first_order.search(
-            scaled.weights, scaled.alphas, scaled.betas, reach, tied=tied, tol=tol,
-            deadline=deadline,
-        )  # fmt: skip
-        first, least = candidate.squared, candidate.value
-        found = candidate.multipliers if math.isfinite(first) else start
+        first, reached = _ascended(scaled, reach, variant, deadline, tol)
         left = _PATIENCE if deadline is None else deadline - time.monotonic()
         seconds, memory = estimated_interior_cost(scaled.widths)
-        if candidate.gap <= tol or seconds > left or memory > _MEMORY:
-            return found, least
+        if first.gap <= tol or seconds > left or memory > _MEMORY:
+            return first
     squared = math.inf if start is None else reach([1.01 * lam for lam in start])
-    if not math.isfinite(squared):
-        return found, least
-    try:
-        result = solve(
-            lipsdp_problem(scaled, variant),
-            (2.2 * squared, 2 * np.concatenate(start)),
-            solver=solver,
-            blocks=scaled.widths[:-1],
-            tol=min(tol, 1e-8),
-            seconds=None if deadline is None else max(deadline - time.monotonic(), 0.0),
-        )
-    except SolverFailure:
-        if found is None:
-            raise
-        return found, least
-    second = split(scaled, result.multipliers)
-    return (second if found is None or reach(second) < first else found), least
+    second, complete = None, False
+    if math.isfinite(squared):
+        # Alone it leaves the first-order method time to do better.
+        share = 1.0 if first is not None else _ALONE
+        now = time.monotonic()
+        try:
+            result = solve(
+                lipsdp_problem(scaled, variant),
+                (2.2 * squared, 2 * np.concatenate(start)),
+                solver=solver,
+                blocks=scaled.widths[:-1],
+                tol=min(tol, 1e-8),
+                seconds=None if deadline is None else max(share * (deadline - now), 0.0),
+            )
+            second, complete = split(scaled, result.multipliers), result.status == "optimal"
+        except SolverFailure:
+            if first is None and solver != "interior":
+                raise
+    if first is None and not complete and solver == "interior":
+        first, reached = _ascended(scaled, reach, variant, deadline, tol)
+    least = 0.0 if first is None else first.least
+    if first is None or (second is not None and reach(second) < reached):
+        if second is None:
+            raise SolverFailure("No strictly feasible start is known.", solver, "no start")
+        late = deadline is not None and time.monotonic() > deadline and not complete
+        return _Found(second, least, solver, late)
+    return first
+
+
+def _ascended(scaled, reach, variant, deadline, tol):
+    """`_Found` of the first-order method, and ρ as computed."""
+    candidate = first_order.search(
+        scaled.weights, scaled.alphas, scaled.betas, reach, tied=variant == "layer", tol=tol,
+        deadline=deadline,
+    )  # fmt: skip
+    found = candidate.multipliers
+    if not math.isfinite(candidate.squared):
+        found = closed_form_multipliers(scaled)
+    late = deadline is not None and time.monotonic() > deadline and candidate.gap > tol
+    found = _Found(found, candidate.value, "structured", late, candidate.gap)
+    return found, candidate.squared

@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from tf_lyapunov.bounds.budget import proof_flops
 from tf_lyapunov.bounds.chains import Chain, ScaledChain, product_gain
 from tf_lyapunov.bounds.programs.sdp import verified_block_semidefinite
 from tf_lyapunov.program import rounding
@@ -21,6 +22,10 @@ from tf_lyapunov.program import rounding
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Largest growth per layer that is tried to move multipliers off the boundary.
 _MOST_GROWTH = 2e-2
+# Flops of one attempt above which fewer are made, in larger steps: they cost seconds each.
+_DEAR, _COARSE = 1e11, 1e-6
+# Relative difference of bounds below which a search has found what it fell back to.
+_EQUAL = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,8 @@ class ChainBound:
         seconds: wall time.
         least: value below which no multipliers of this kind prove a bound, as computed by the dual
             (8.2); 0 where it was not.
+        cut_short: the time ran out before the search or the proof was done: more time may give a
+            smaller bound.
     """
 
     gain_upper_bound: float
@@ -49,6 +56,7 @@ class ChainBound:
     solver: str = ""
     seconds: float = 0.0
     least: float = 0.0
+    cut_short: bool = False
 
 
 def as_chain(chain, sectors=None):
@@ -128,57 +136,73 @@ def smallest_squared_gain(scaled, multipliers):
     return math.inf
 
 
-def certified_squared_gain(scaled, multipliers):
+def certified_squared_gain(scaled, multipliers, budget=None):
     """Proven ρ near the smallest one for these multipliers, and the multipliers that prove it.
 
     The repair is Λ_l ← (1+s)^(n-l)Λ_l with the smallest s that works: if the Schur complements of
     (8.1) are nearly positive, growing the multipliers towards the input makes them so, at a
     relative cost of about n·s.
 
+    Args:
+        scaled: `ScaledChain`.
+        multipliers: one array per hidden layer.
+        budget: `Budget`; an attempt that does not fit it is not begun. None for no limit.
+
     Returns:
         `(squared, multipliers)`; `(inf, ())` if nothing could be proved.
     """
-    depth = len(scaled.weights)
+    depth, flops = len(scaled.weights), proof_flops(scaled.widths)
     if not all(np.all(np.isfinite(lam)) and np.all(lam >= 0) for lam in multipliers):
         return math.inf, ()
     # A zero multiplier would leave a zero on the diagonal; any positive one is as valid.
     floored = [np.maximum(lam, 1e-14 * max(float(lam.max()), 1e-290)) for lam in multipliers]
     # About the margin that a proof of this size needs; less than it is tried in vain.
     finest = 4 * UNIT * max(scaled.widths[:-1]) ** 2
-    growth, excess = 0.0, 10 * finest
+    growth, excess, step = 0.0, 10 * finest, 10.0
+    if flops > _DEAR:
+        growth, excess, step = _COARSE, 10 * _COARSE, 100.0
     while growth <= _MOST_GROWTH:
+        if budget is not None and not budget.fits(flops):
+            break
         lam = [v * (1 + growth) ** (depth - 1 - k) for k, v in enumerate(floored)]
         squared = smallest_squared_gain(scaled, lam)
         if np.isfinite(squared):
             trial = squared * (1 + excess) + 1e-280
             if verified_block_semidefinite(*blocks(scaled, lam, trial)):
                 return trial, tuple(lam)
-        growth = 10 * growth or finest
+        growth = step * growth or finest
         excess = 10 * growth
     return math.inf, ()
 
 
-def proved(chain, scaled, multipliers, method, *, solver="", seconds=0.0, fallback=None, least=0.0):
-    """`ChainBound` of these multipliers, or of a better or only proven fallback.
+def proved(
+    chain, scaled, multipliers, method, *, solver="", seconds=0.0, fallback=None, least=0.0,
+    budget=None, cut_short=False,
+):  # fmt: skip
+    """`ChainBound` of these multipliers, or of a better or only proven fallback under its own name.
 
     Args:
         chain, scaled: `Chain` and its `ScaledChain`.
         multipliers: candidates, or None if the search failed.
         method: name.
         fallback: a proven `ChainBound`; the product of norms if None.
-        solver, seconds, least: see `ChainBound`.
+        solver, seconds, least, cut_short: see `ChainBound`.
+        budget: `Budget` of the proof, or None.
     """
     if fallback is None:
         fallback = ChainBound(product_gain(chain), "product")
     squared, kept = math.inf, ()
     if multipliers is not None:
-        squared, kept = certified_squared_gain(scaled, multipliers)
+        squared, kept = certified_squared_gain(scaled, multipliers, budget)
     gain = scaled.gain(squared)
+    late = cut_short
+    if budget is not None and not math.isfinite(gain):
+        late = late or not budget.fits(proof_flops(scaled.widths))
     if not math.isfinite(gain):
-        return dataclasses.replace(fallback, verdict="SOLVER_FAILED", seconds=seconds)
+        verdict = "PROVED" if late else "SOLVER_FAILED"
+        return dataclasses.replace(fallback, verdict=verdict, seconds=seconds, cut_short=late)
     if gain > fallback.gain_upper_bound:
-        # Equal up to the solver's accuracy, or a search that was cut short.
-        return dataclasses.replace(
-            fallback, method=method, solver=solver, seconds=seconds, least=least
-        )
-    return ChainBound(gain, method, "PROVED", kept, scaled, solver, seconds, least)
+        if gain <= fallback.gain_upper_bound * (1 + _EQUAL):  # equal up to the solver's accuracy
+            fallback = dataclasses.replace(fallback, method=method, solver=solver)
+        return dataclasses.replace(fallback, seconds=seconds, least=least, cut_short=late)
+    return ChainBound(gain, method, "PROVED", kept, scaled, solver, seconds, least, late)

@@ -4,6 +4,10 @@ import dataclasses
 
 # How the sentence about residual blocks begins.
 RESIDUAL = "Residual blocks were bounded as wholes"
+# How the sentence about a graph that is one problem begins.
+JOINT = "Branches were bounded together"
+# How the sentence about layers that are not written out begins.
+OPERATORS = "Layers too large for matrices were bounded as operators"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

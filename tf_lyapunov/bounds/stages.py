@@ -8,7 +8,7 @@ import dataclasses
 
 import keras
 
-from tf_lyapunov.bounds.chains import keeps_order
+from tf_lyapunov.bounds.tails import keeps_order
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.scaling import BatchNormScale

@@ -90,9 +90,9 @@ def lipschitz_upper_bound(
 
     Args:
         model: a built Keras model of supported layers (see `read_network`).
-        method: as for `certify`; other methods than `"composition"` bound the dense layers (and
-            small convolutions) before the outputs together, and what comes before and after by
-            composition. `"local"` needs inputs, hence `certify`.
+        method: as for `certify`; other methods than `"composition"` bound the linear layers before
+            the outputs together, and what comes before and after by composition. `"local"` needs
+            inputs, hence `certify`.
         perturbed: name or position of the one input that changes, or a list of them; None for
             all. The others are held fixed, at any values.
         outputs: `"logits"` stops before a final softmax or sigmoid, `"model"` includes it. A model

@@ -83,10 +83,12 @@ def certify(
             finite numbers. Read once, in its own order.
         y: class numbers (n,) or one-hot rows (n, K); `None` takes the data set's labels, or, if it
             has none, certifies the model's own decisions.
-        method: `"composition"`, the product of the layers' gains over the graph. For the dense
-            layers (and small convolutions) before the logits, tighter and never above it:
+        method: `"composition"`, the product of the layers' gains over the graph. For the linear
+            layers before the logits (dense, convolutions, average pools, padding; what is beyond
+            2²² entries by norms of products alone), tighter and never above it:
             `"liplt"` (norms of products of layers), `"closed_form"` and `"eclipse"` (multipliers
-            layer by layer), `"lipsdp"` (one semidefinite program, and one per pair of classes),
+            layer by layer), `"lipsdp"` (one semidefinite program, and one per pair of classes; one
+            for all branches where these meet),
             `"dissipativity"` (the cone of the network's (δ, ν)), `"local"` (slopes on the ball
             around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
             input, on any graph with one input), `"auto"` (per input the best of `"linear"` and the
@@ -100,7 +102,7 @@ def certify(
             weights in float64, whose rounding error is negligible, at several times the cost;
             `"auto"` chooses float64 where a float32 model's rounding would cost a typical input
             more than 5% of its radius, and keeps the precision of float16 and bfloat16 models.
-        time_budget: seconds that the search for multipliers may take, about.
+        time_budget: seconds that the search for bounds may take; what does not fit is not begun.
         norm: `"l2"`, `"linf"` or `"l1"`, in which radii are measured.
         bounds: `(low, high)` of valid inputs, numbers or arrays: radii by `"linear"` then concern
             changes that stay within them alone. None for all of real space.

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
+from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof
 from tf_lyapunov.certification.enclosures import enclosed
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.local.linear import LARGEST_RECORDS
@@ -110,10 +110,16 @@ def save_proof(certificate, path):
             "The model's weights have changed since it was certified. "
             f"Received: model {proof.network.model.name!r}. Certify it again."
         )
-    if any(text.startswith(RESIDUAL) for text in certificate.assumptions):
+    if any(text.startswith((RESIDUAL, JOINT)) for text in certificate.assumptions):
         raise ValueError(
             "A proof file holds no multipliers of residual blocks yet. Received: "
             f"method={certificate.method!r} for a model with residual blocks. Certify with "
+            "method='composition', or save as .json."
+        )
+    if any(text.startswith(OPERATORS) for text in certificate.assumptions):
+        raise ValueError(
+            "A proof file holds no products of layers that are not written out yet. Received: "
+            f"method={certificate.method!r} for a model with such layers. Certify with "
             "method='composition', or save as .json."
         )
     model, network, calls = read_with_calls(
@@ -247,7 +253,7 @@ def _evidence(network, chain_proof):
     narrow = inequalities.narrow_input(chain)
     methods, whole, indices = ["product"], None, None
     bound = chain_proof.whole
-    if bound is not None and bound.method == "liplt":
+    if any(b is not None and b.method == "liplt" for b in (bound, *chain_proof.pairs.values())):
         methods.append("liplt")
     if bound is not None and bound.multipliers:
         whole = _accepted(narrow, bound, chain)

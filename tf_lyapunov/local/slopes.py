@@ -41,7 +41,8 @@ class LocalGains:
         if chain.depth < 2 or chain.biases is None or chain.slopes[0] is None:
             raise UnsupportedLayerError(
                 "method='local' needs hidden layers with ReLU or leaky ReLU, without folded batch "
-                "normalizations. Received: a chain without them. Use method='auto'."
+                f"normalizations. Received: layer {chain.names[0]!r} without them after it. Use "
+                "method='auto'."
             )
         self.chain = chain
         weights = list(chain.weights)

@@ -86,10 +86,11 @@ def derive(network, evidence):
                 bound = _proved_gain(narrow.output_difference(i, j), multipliers, (i, j), failures)
                 found[i, j] = product_up(before, bound)
             if "liplt" in evidence.methods:
+                gains = inequalities.liplt_pair_gains(chain)
                 for i in range(classes):
                     for j in range(i):
-                        bound = inequalities.liplt_gain(chain.output_difference(i, j))
-                        found[i, j] = min(found.get((i, j), math.inf), product_up(before, bound))
+                        bound = product_up(before, float(gains[i, j]))
+                        found[i, j] = min(found.get((i, j), math.inf), bound)
     pairs = np.full((classes, classes), product_up(_ROOT2, gain) if classes > 1 else gain)
     head = network.head()
     if head is not None:

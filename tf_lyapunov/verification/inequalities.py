@@ -57,18 +57,51 @@ def liplt_gain(chain):
     k_l = ‖W_l m_{l-1}W_{l-1} … W_1‖ + Σ_{j<l} ‖W_l m_{l-1} … m_{j+1}W_{j+1}‖·r_j·k_j, with
     φ(t) = m·t + r·ψ(t) and ψ of gain at most one.
     """
-    reach = []
+    return _liplt(chain)[0]
+
+
+def liplt_pair_gains(chain):
+    """The same for all differences of outputs, (K, K): the rows of the last products differ.
+
+    A product P of the layers up to the outputs has the rows of all of them; that of f_i - f_j is
+    P_i - P_j.
+    """
+    parts = _liplt(chain)[1]
+    count = len(chain.weights[-1])
+    found = np.zeros((count, count))
+    for i in range(count):
+        for j in range(i):
+            total = 0.0
+            for product, error, factor in parts:
+                row = product[i : i + 1] - product[j : j + 1]
+                spread = 2 * UNIT * np.abs(row)
+                if np.ndim(error):
+                    spread = (spread + error[i : i + 1] + error[j : j + 1]) * SLACK
+                else:
+                    spread = spread + 2 * error
+                total = sum_up(total, product_up(norm_up(row, spread), factor))
+            found[i, j] = found[j, i] = total
+    return found
+
+
+def _liplt(chain):
+    """k of the outputs, and `(product, error, r·k)` of the products that end there."""
+    reach, parts = [], []
     for layer, weight in enumerate(chain.weights):
-        product, error, total = weight, chain.errors[layer], 0.0
+        product, error, parts = weight, chain.errors[layer], []
         for j in range(layer - 1, -1, -1):
             alpha, beta = chain.slopes[j]
             radius = float(up((beta - alpha) / 2 * (1 + 2 * UNIT)))
-            total = sum_up(total, product_up(norm_up(product, error), radius, reach[j]))
+            parts.append((product, error, product_up(radius, reach[j])))
             mean = (alpha + beta) / 2
             spread = (abs(mean) * error + 4 * UNIT * abs(mean) * np.abs(product)) * SLACK
             product, error = times(mean * product, chain.weights[j], spread, chain.errors[j])
-        reach.append(sum_up(total, norm_up(product, error)))
-    return reach[-1]
+        parts.append((product, error, 1.0))
+        total = 0.0
+        for part, spread, factor in parts:
+            total = sum_up(total, product_up(norm_up(part, spread), factor))
+        reach.append(total)
+    return reach[-1], parts
 
 
 def refusal(chain, multipliers):

@@ -30,6 +30,8 @@ from tf_lyapunov.verification.rounding import FLOAT64
 # Largest smaller side of a convolution's matrix whose norm is taken from that matrix, and the
 # largest number of entries held at once.
 LARGEST_SIDE, LARGEST_ENTRIES = 1500, 2**25
+# Entries of a matrix that is part of a chain.
+LARGEST_MATRIX = 2**22
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,7 +160,7 @@ class Convolution:
 
     def matrix(self, shape):
         inputs, outputs = math.prod(shape), math.prod(self.output_shape())
-        if inputs * outputs > 2**22:
+        if inputs * outputs > LARGEST_MATRIX:
             return None
         basis = np.eye(inputs).reshape(inputs, *shape)
         # Every entry is one weight or zero: the sums are exact.
@@ -263,7 +265,7 @@ class Scale:
 
     def matrix(self, shape):
         size = math.prod(shape)
-        if size**2 > 2**22:
+        if size**2 > LARGEST_MATRIX:
             return None
         scale = np.broadcast_to(self.scale, shape).reshape(-1)
         error = np.broadcast_to(self.scale_error, shape).reshape(-1)
@@ -351,6 +353,15 @@ class AveragePooling:
     def gain(self):
         return product_up(*(norm_up(m, 2 * UNIT * m) for m in self._matrices()))
 
+    def matrix(self, shape):
+        outputs = (*(a.output for a in self.axes), shape[-1])
+        if math.prod(shape) * math.prod(outputs) > LARGEST_MATRIX:
+            return None
+        weight = np.ones((1, 1))
+        for part in (*self._matrices(), np.eye(shape[-1])):
+            weight = np.kron(weight, part)
+        return weight, 8 * (len(self.axes) + 1) * UNIT * weight
+
     def forward(self, values, errors, rounding=FLOAT64):
         count = math.prod(a.taps for a in self.axes)
         for position, matrix in enumerate(self._matrices(), 1):
@@ -379,6 +390,12 @@ class GlobalPooling:
     def gain(self):
         return float(up(1 / math.sqrt(self.positions) * (1 + 2 * UNIT))) if self.mean else 1.0
 
+    def matrix(self, shape):
+        if not self.mean or math.prod(shape) * shape[-1] > LARGEST_MATRIX:
+            return None
+        weight = np.tile(np.eye(shape[-1]) / self.positions, self.positions)
+        return weight, 8 * UNIT * weight
+
     def forward(self, values, errors, rounding=FLOAT64):
         axes = tuple(range(1, values.ndim - 1))
         if not self.mean:
@@ -400,7 +417,11 @@ class Move:
         return 1.0
 
     def matrix(self, shape):
-        return None
+        inputs = math.prod(shape)
+        if inputs * math.prod(self.shape) > LARGEST_MATRIX:
+            return None
+        moved = self._moved(np.eye(inputs).reshape(inputs, *shape))
+        return moved.reshape(inputs, -1).T, 0.0
 
     def forward(self, values, errors, rounding=FLOAT64):
         return self._moved(values), self._moved(errors)

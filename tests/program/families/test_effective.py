@@ -10,9 +10,9 @@ from keras import ops
 from scipy.io import loadmat
 
 from tf_lyapunov import layers as ours
-from tf_lyapunov.bounds.chains import dense_tail
 from tf_lyapunov.bounds.composition import rounding_errors
 from tf_lyapunov.bounds.stages import stages
+from tf_lyapunov.bounds.tails import dense_tail
 from tf_lyapunov.callbacks import LyapunovMonitor
 from tf_lyapunov.certification import certify, lipschitz_upper_bound, read_network
 from tf_lyapunov.errors import UnsupportedLayerError

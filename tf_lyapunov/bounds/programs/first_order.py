@@ -29,8 +29,38 @@ _FLAT = 1e-14
 _TINY = 1e-9
 # Smallest normal float: keeps quotients and logarithms finite.
 _LEAST = float(np.finfo(float).tiny)
+# Evaluations of (8.1) that a search and its proof take, and flops of one per cubed width.
+_EVALUATIONS, _CUBES = 6, 4
+# Growth up to which a search for feasible multipliers goes on after its time.
+_LATE = 1e-3
 # Size of new columns beside the old ones.
 _NEW = 0.1
+
+
+def narrow(widths):
+    """Signal sizes without the part of inputs and outputs that adds nothing to the gain."""
+    if len(widths) < 3:
+        return tuple(widths)
+    return (min(widths[:2]), *widths[1:-1], min(widths[-2:]))
+
+
+def estimated_steps(widths):
+    """L-BFGS steps of a search, roughly: deep chains take more, as measured."""
+    return 300 + 20 * len(widths)
+
+
+def estimated_flops(widths):
+    """Flops of a search and of the proof of what it finds, roughly.
+
+    Args:
+        widths: signal sizes from the input to the output.
+    """
+    sizes = [float(w) for w in narrow(widths)]
+    weights = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    columns = _COLUMNS + len(sizes) / 2
+    return 8 * estimated_steps(widths) * columns * weights + _EVALUATIONS * _CUBES * sum(
+        w**3 for w in sizes[:-1]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +126,28 @@ def search(
     """
     dual = _Dual(weights, alphas, betas, tied, shortcut)
     with stage("iterations") as shown:
-        return _ascended(dual, reach, tol, deadline, columns, iterations, shown)
+        return ascended(dual, reach, tol, deadline, columns, iterations, shown)
 
 
-def _ascended(dual, reach, tol, deadline, columns, iterations, shown):
+def search_graph(
+    form, reach, *, tol=1e-6, deadline=None, columns=_COLUMNS, iterations=_MOST_ITERATIONS
+):
+    """As `search`, for units that read all signals before them (see `joint.JointForm`).
+
+    Args:
+        form: object with `sizes` of the signals z_0, …, z_m, `weights` (Σ sizes of z_1 …, Σ sizes)
+            that are zero where a unit would read itself or what comes later, `outputs`
+            (outputs, Σ sizes), and `alphas`, `betas` per signal after z_0.
+        reach, tol, deadline, columns, iterations: see `search`.
+
+    Returns:
+        `Candidate`.
+    """
+    with stage("iterations") as shown:
+        return ascended(_GraphDual(form), reach, tol, deadline, columns, iterations, shown)
+
+
+def ascended(dual, reach, tol, deadline, columns, iterations, shown):
     from scipy.optimize import minimize
 
     begin = time.monotonic()
@@ -132,7 +180,7 @@ def _ascended(dual, reach, tol, deadline, columns, iterations, shown):
         point = result.x.reshape(dual.rows, columns)
         found, multipliers = dual.candidate(point)
         value = max(value, found)
-        squared, repaired = grown(multipliers, reach, value * (1 + tol), tol)
+        squared, repaired = grown(multipliers, reach, value * (1 + tol), tol, late)
         stalled = not squared / value - 1 < 0.3 * (best.squared / value - 1)
         if squared < best.squared:
             best = dataclasses.replace(best, multipliers=repaired, squared=squared)
@@ -151,7 +199,7 @@ def _ascended(dual, reach, tol, deadline, columns, iterations, shown):
     )
 
 
-def grown(multipliers, reach, wanted, tol):
+def grown(multipliers, reach, wanted, tol, late=lambda: False):
     """Λ_l ← (1+s)^(n-l)Λ_l with the s that makes ρ smallest, to a factor of two or so.
 
     Multipliers near the optimum lie a little outside; growing them towards the input leads inside.
@@ -161,6 +209,7 @@ def grown(multipliers, reach, wanted, tol):
         reach: see `search`.
         wanted: ρ that is good enough.
         tol: relative accuracy that is wanted.
+        late: whether the time is up: then the first feasible growth is taken.
 
     Returns:
         `(squared, multipliers)`; infinite if nothing was feasible.
@@ -174,8 +223,10 @@ def grown(multipliers, reach, wanted, tol):
         squared = reach(trial)
         if squared < best[0]:
             best = (squared, trial)
-            if squared <= wanted:
+            if squared <= wanted or late():
                 break
+        elif late() and growth > _LATE:
+            break
         elif math.isfinite(best[0]):
             if step < 10:
                 break
@@ -240,6 +291,51 @@ class _Dual:
         if self.shortcut is not None:
             back = back + self.shortcut.T @ out
         gradients.append((2 / size) * (back - start * np.vdot(start, back)))
+        return value, np.concatenate(gradients[::-1]), multipliers[::-1]
+
+
+class _GraphDual(_Dual):
+    """Value and gradient of (8.2) where Y_l = Σ_j A_lj Z_j reads every signal before it."""
+
+    def __init__(self, form):
+        self.form, self.norms = form, _by_row
+        self.means = [(a + b) / 2 for a, b in zip(form.alphas, form.betas, strict=True)]
+        self.radii = [(b - a) / 2 for a, b in zip(form.alphas, form.betas, strict=True)]
+        self.units, self.rows = sum(form.sizes[1:]), sum(form.sizes)
+        self.ends = np.cumsum([0, *form.sizes])
+        self.cuts = self.ends[1:-1]
+
+    def _pass(self, raw, with_multipliers=True):
+        weights, outputs, ends = self.form.weights, self.form.outputs, self.ends
+        first, *rest = np.split(raw, self.cuts)
+        size = np.linalg.norm(first)
+        signal = np.empty_like(raw)
+        signal[: ends[1]] = start = first / size
+        kept, offset = [], ends[1]
+        for k, (mean, radius, row) in enumerate(zip(self.means, self.radii, rest, strict=True)):
+            begin, end = ends[k + 1], ends[k + 2]
+            before = weights[begin - offset : end - offset, :begin] @ signal[:begin]
+            length, scale = self.norms(before), self.norms(row)
+            unit = row / scale
+            signal[begin:end] = mean * before + (radius * length) * unit
+            kept.append((before, length, unit, scale))
+        out = outputs @ signal
+        value = max(float(np.vdot(out, out)), _LEAST)
+        # Halves of the gradients, from the output to the input.
+        back = outputs.T @ out
+        gradients, multipliers = [], []
+        for k in range(len(kept) - 1, -1, -1):
+            (before, length, unit, scale), mean, radius = kept[k], self.means[k], self.radii[k]
+            begin, end = ends[k + 1], ends[k + 2]
+            own = back[begin:end]
+            along = self.norms(own, unit)
+            gradients.append((2 * radius) * (length / scale) * (own - along * unit))
+            if with_multipliers:
+                multipliers.append((self.norms(own) / (radius * length))[:, 0])
+            own = mean * own + (radius * along / length) * before
+            back[:begin] += weights[begin - offset : end - offset, :begin].T @ own
+        own = back[: ends[1]]
+        gradients.append((2 / size) * (own - start * np.vdot(start, own)))
         return value, np.concatenate(gradients[::-1]), multipliers[::-1]
 
 

@@ -273,7 +273,9 @@ def _error_norms(blocks, exponents, errors):
     )
 
 
-def matrix_with_error(problem, theta, multipliers, *, entry_error=0.0, constant_error=0.0):
+def matrix_with_error(
+    problem, theta, multipliers, *, entry_error=0.0, constant_error=0.0, weight_error=None
+):
     """M of a `MultiplierProblem` and a bound on every entry's distance to the matrix meant.
 
     Args:
@@ -281,6 +283,7 @@ def matrix_with_error(problem, theta, multipliers, *, entry_error=0.0, constant_
         theta, multipliers: the point.
         entry_error: relative error of the entries of the weights.
         constant_error: entrywise error of the constant matrix.
+        weight_error: (N, T), absolute error of the entries of the weights, or None.
 
     Returns:
         `(matrix, error)`, float64 (T, T).
@@ -297,17 +300,30 @@ def matrix_with_error(problem, theta, multipliers, *, entry_error=0.0, constant_
         size = size + np.abs(problem.weights).T @ (np.abs(problem.p)[:, None] * absolute)
     np.add.at(size, (problem.rows, problem.rows), lam)
     relative = rounding.gamma(len(lam) + 24, UNIT) + 2.1 * entry_error
-    return matrix, (relative * (1 + 1e-6)) * size + constant_error
+    error = (relative * (1 + 1e-6)) * size + constant_error
+    if weight_error is not None:
+        drift = lam[:, None] * weight_error
+        moved = np.zeros_like(matrix)
+        np.add.at(moved, problem.rows, np.abs(problem.m)[:, None] * drift)
+        moved = moved + moved.T
+        if np.any(problem.p):
+            through = np.abs(problem.weights).T @ (np.abs(problem.p)[:, None] * drift)
+            moved += through + through.T + weight_error.T @ (np.abs(problem.p)[:, None] * drift)
+        error = error + moved * (1 + 1e-6)
+    return matrix, error
 
 
-def verified_point(problem, theta, multipliers, *, entry_error=0.0, constant_error=0.0):
+def verified_point(
+    problem, theta, multipliers, *, entry_error=0.0, constant_error=0.0, weight_error=None
+):
     """Whether M(θ, λ) ⪰ 0 is proved, and λ ≥ 0."""
     lam = np.asarray(multipliers)
     if not np.all(np.isfinite(lam)) or np.any(lam < 0) or not np.isfinite(theta):
         return False
     matrix, error = matrix_with_error(
-        problem, theta, lam, entry_error=entry_error, constant_error=constant_error
-    )
+        problem, theta, lam, entry_error=entry_error, constant_error=constant_error,
+        weight_error=weight_error,
+    )  # fmt: skip
     return verified_block_semidefinite([matrix], (), [error])
 
 

@@ -86,11 +86,11 @@ class Pooled(Operation):
             value = reduce(x, axis=axes, keepdims=self.keepdims)
             return np.moveaxis(value, -1, 1) if self.channels_first and self.keepdims else value
         for axis, (q, s) in enumerate(zip(self.sizes, self.strides, strict=True), 1):
-            x = _along(x, axis, q, s, self.padding, kind)
+            x = along(x, axis, q, s, self.padding, kind)
         return np.moveaxis(x, -1, 1) if self.channels_first else x
 
 
-def _along(x, axis, q, s, padding, kind):
+def along(x, axis, q, s, padding, kind):
     """One axis of a window: maxima and means with equal counts are taken axis by axis."""
     n = x.shape[axis]
     starts = windows(n, q, s, padding)
