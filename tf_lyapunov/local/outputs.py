@@ -138,16 +138,22 @@ def _read(model, region, outputs):
 
 
 class SlopeGains(LocalGains):
-    """l2 gains between any two points of the region, from the slopes of a finished `Around`."""
+    """l2 gains between any two points of the region, from the slopes of a finished `Around`.
 
-    def __init__(self, around):
+    Args:
+        around: finished `Around`.
+        slopes: function of an `Elementwise` step: bounds on its slopes; `localgains.chords` gives
+            gains from the centre to the points of the region instead.
+    """
+
+    def __init__(self, around, slopes=None):
         super().__init__(around)
         self.bounds = [1.0]
         for k, link in enumerate(around.flow.links, 1):
             radii = [self.bounds[i] for i in link.inputs]
             shapes = around._shapes(link)
             if k in around.steps and has_pieces(link.operation):
-                low, high = around.steps[k].slopes
+                low, high = slopes(around.steps[k]) if slopes else around.steps[k].slopes
                 steepest = float(np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0))
                 self.middles[k] = (low + high) / 2
                 spread = np.where(high > low, (high - low) / 2 * (1 + 1e-12), 0.0)
@@ -177,15 +183,16 @@ class SlopeGains(LocalGains):
 
 
 class EntryGains:
-    """l∞ gains of every entry, between any two points of the region."""
+    """l∞ gains of every entry, between any two points of the region; `slopes` as above."""
 
-    def __init__(self, around):
-        self.around = around
+    def __init__(self, around, slopes=None):
+        self.around, self.slopes = around, {}
         self.bounds = [np.ones_like(around.values[0])]
         for k, link in enumerate(around.flow.links, 1):
             reads = [self.bounds[i] for i in link.inputs]
             if k in around.steps and has_pieces(link.operation):
-                low, high = around.steps[k].slopes
+                low, high = slopes(around.steps[k]) if slopes else around.steps[k].slopes
+                self.slopes[k] = low, high
                 steepest = np.maximum(np.abs(low), np.abs(high)).reshape(around.values[k].shape)
                 found = steepest * reads[0]
             elif around._linear(link):
@@ -217,7 +224,7 @@ class EntryGains:
             link = around.flow.links[k - 1]
             flat = np.abs(c.reshape(size, -1))
             if k in around.steps and has_pieces(link.operation):
-                low, high = around.steps[k].slopes
+                low, high = self.slopes[k]
                 source = self.bounds[link.inputs[0]].ravel()
                 total += flat @ ((high - low) / 2 * source)
                 found = [c * ((low + high) / 2).reshape(c.shape[1:])]
