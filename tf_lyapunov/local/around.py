@@ -157,7 +157,7 @@ class Around:
         source = link.inputs[0]
         low, high = self.box(source)
         if is_window_maximum(link.operation):
-            self.steps[k] = WindowMaximum(link.operation, self.values[source], low, high)
+            self.steps[k] = WindowMaximum(link.operation, self.values[source], low, high, radius)
             return self.steps[k]
         self.steps[k] = Elementwise(link.operation, self.values[source], low, high, radius, weights)
         return self.steps[k]

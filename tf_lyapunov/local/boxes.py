@@ -75,13 +75,13 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
     for k in range(1, last + 1):
         link = flow.links[k - 1]
         operation = link.operation
-        if not isinstance(operation, Whole) and has_pieces(operation):
+        if not isinstance(operation, Whole) and (
+            has_pieces(operation) or is_window_maximum(operation)
+        ):
             source = link.inputs[0]
             if source not in around.tightened and source > 0:
                 _tighten(around, k, effort, memory, proof)
             _relax(around, k, gains)
-        elif is_window_maximum(operation):
-            around.relax(k)
         around.advance(k)
     return around
 
@@ -91,16 +91,16 @@ def _relax(around, k, gains):
     if gains is None:
         return
     gains.add(k)
-    if len(step.columns):
-        weights = np.zeros(step.center.shape[1])
-        weights[step.columns] = 1.0
+    if len(step.units):
+        weights = np.zeros(math.prod(step.shape))
+        weights[step.units] = 1.0
         step.radius = float(gains.radius(around.flow.links[k - 1].inputs[0], weights))
 
 
 def _tighten(around, k, effort, memory, proof):
     """Improves the box of what link k reads, where it is not linear on the box at hand."""
     source = around.flow.links[k - 1].inputs[0]
-    units = around.relax(k).columns
+    units = around.relax(k).units
     windows = Windows(around.flow, around.trace, source)
     shape = around.trace.shape(source)
     size = int(np.prod(shape))

@@ -16,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from tf_lyapunov.local import maps
+from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Weighted
@@ -82,6 +83,9 @@ class LocalGains:
         """Takes in the elementwise step that makes position k, whose relaxation is known."""
         around = self.around
         step = around.steps[k]
+        if isinstance(step, WindowMaximum):
+            self._add_maximum(k, step)
+            return
         low, high = chords(step)
         self.middles[k] = (low + high) / 2
         spread = (high - low) / 2 * (1 + 8 * UNIT) + 4 * UNIT * np.maximum(
@@ -91,6 +95,13 @@ class LocalGains:
         self.roots[k] = np.sqrt(spread)
         source = around.flow.links[k - 1].inputs[0]
         self.signals[k] = self.radius(source, spread)
+
+    def _add_maximum(self, k, step):
+        """Takes in maxima: means over their candidates and what these leave, `spread`."""
+        spread = step.spread()
+        self.middles[k], self.roots[k] = step, np.sqrt(spread) * (1 + 4 * UNIT)
+        source = self.around.flow.links[k - 1].inputs[0]
+        self.signals[k] = self.radius(source, step.spread_back(spread))
 
     def radius(self, source, weights):
         """Bound on √(Σ w_i (z_i - z⁰_i)²) at a position, z⁰ as computed.
@@ -141,9 +152,14 @@ class LocalGains:
             if k in self.middles:
                 flat = c.reshape(len(c), -1)
                 total += self._norm(flat * self.roots[k], size) * self.signals[k]
-                found = [(flat * self.middles[k]).reshape(c.shape)]
-                widest = float(np.max(np.abs(self.middles[k]), initial=0.0))
-                grown = [size * (widest + 1)]
+                middle = self.middles[k]
+                if isinstance(middle, WindowMaximum):
+                    shape = around.trace.shape(link.inputs[0])
+                    found = [middle.mean_back(flat).reshape(-1, *shape)]
+                    grown = [size * 2 * middle.cells.shape[1]]
+                else:
+                    found = [(flat * middle).reshape(c.shape)]
+                    grown = [size * (float(np.max(np.abs(middle), initial=0.0)) + 1)]
             elif around._linear(link):
                 shapes = around._shapes(link)
                 found = maps.adjoint(link.operation, c, shapes)

@@ -9,6 +9,7 @@ from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, surround
 from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
 from tf_lyapunov.local.localgains import LocalGains
+from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program import rounding
@@ -152,7 +153,10 @@ class SlopeGains(LocalGains):
         for k, link in enumerate(around.flow.links, 1):
             radii = [self.bounds[i] for i in link.inputs]
             shapes = around._shapes(link)
-            if k in around.steps and has_pieces(link.operation):
+            if isinstance(around.steps.get(k), WindowMaximum):
+                self._add_maximum(k, around.steps[k])
+                self.bounds.append(gains.radius(link.operation, shapes, radii))
+            elif k in around.steps and has_pieces(link.operation):
                 low, high = slopes(around.steps[k]) if slopes else around.steps[k].slopes
                 steepest = float(np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0))
                 self.middles[k] = (low + high) / 2

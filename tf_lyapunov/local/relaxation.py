@@ -96,7 +96,7 @@ class Elementwise:
         linear = (self.slopes[0] == self.slopes[1]) & (whole.error.max(axis=(0, 1)) == 0)
         # Rows of boxes of their own may lie on different pieces of the same slope.
         linear &= np.ptp(whole.intercept, axis=(0, 1)) == 0
-        self.columns = np.flatnonzero(~linear)
+        self.columns = self.units = np.flatnonzero(~linear)
         # Rows of boxes of their own may leave different units linear.
         self.free = None
         if len(below) > 1:
@@ -131,6 +131,8 @@ class Elementwise:
         )
         reach = np.maximum(np.abs(self.high - self.center), np.abs(self.low - self.center))
         squares = reach.max(axis=0)[index] ** 2
+        # The minimiser itself is rounded relative to z⁰, which may be far larger.
+        squares = squares + 2.0**-53 * np.abs(self.z).max(axis=0, initial=0.0) ** 2
         self.square = float(np.sum(self.weights * squares))
 
     def range(self):
