@@ -121,6 +121,13 @@ class Around:
         reach = np.minimum(reach * _MARGIN, radius)
         self._place(k, reach, radius, size)
 
+    def loss(self, first, last):
+        """Bound on the rounding of z⁰ that links first to last add, each of gain one or less after
+        the first: the l2 norms of their noise."""
+        noises = (self.trace.noise[k] for k in range(first, last + 1))
+        sizes = [n if np.ndim(n) == 0 else rounding.euclidean_norms_up(n)[0] for n in noises]
+        return float(rounding.sum_up(*sizes))
+
     def _place(self, k, reach, radius, size):
         for held, value in ((self.reach, reach), (self.radii, radius), (self.sizes, size)):
             if len(held) == k:

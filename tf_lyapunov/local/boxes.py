@@ -10,8 +10,10 @@ from tf_lyapunov.local.ascent import TRIALS, ascend, tried
 from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.maxima import is_window_maximum
+from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.windows import Windows, window_around
+from tf_lyapunov.program import rounding
 
 # Entries of one block of rows, at the widest step.
 _BLOCK = 2**21
@@ -94,7 +96,12 @@ def _relax(around, k, gains):
     if len(step.units):
         weights = np.zeros(math.prod(step.shape))
         weights[step.units] = 1.0
-        step.radius = float(gains.radius(around.flow.links[k - 1].inputs[0], weights))
+        source = around.flow.links[k - 1].inputs[0]
+        step.radius = float(gains.radius(source, weights))
+        part = difference_gain(around.flow, around.trace, source)
+        if part is not None:  # only differences are not linear
+            radius = rounding.product_up(part[0], around.radii[part[1]])
+            step.radius = min(step.radius, float(radius) + around.loss(part[1] + 1, source))
 
 
 def _tighten(around, k, effort, memory, proof):

@@ -16,6 +16,7 @@ from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.around import Around
 from tf_lyapunov.local.flow import Flow, Link, Trace, Whole
 from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum
+from tf_lyapunov.local.pairs import Halves, Rejoined, difference_gain
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.program import rounding
@@ -136,6 +137,15 @@ class Windows:
                     return False
                 plan = self._pooled(operation, plan, before)
                 self.pools[k] = operation
+            elif isinstance(operation, Halves):
+                if operation.channels_first:
+                    return False
+                plan = list(plan)
+                size, step, start = plan[operation.axis - 1]
+                plan[operation.axis - 1] = (2 * size, 2 * step, 2 * start)
+            elif isinstance(operation, Rejoined):
+                if operation.channels_first:
+                    return False
             elif isinstance(operation, Scaled):
                 if not (_per_channel(operation.scale) and _per_channel(operation.shift)):
                     return False
@@ -244,11 +254,16 @@ def window_around(around, windows, units, balls):
     small.sizes = sizes
     small.boxes = dict(enumerate(boxes))
     radius = around.radii[0]
+    radii = [radius]
     for k in range(1, source + 1):
         operation = small.flow.links[k - 1].operation
         lost = around.trace.noise[k]
         lost = lost if np.ndim(lost) == 0 else float(rounding.euclidean_norms_up(lost)[0])
         known = float(min(radius, around.radii[k - 1])) if balls else np.inf
+        part = difference_gain(flow, around.trace, k - 1)
+        if part is not None and balls:
+            reached = rounding.product_up(part[0], radii[part[1]])
+            known = min(known, float(reached) + around.loss(part[1] + 1, k - 1))
         if isinstance(operation, WindowedPool):
             small.steps[k] = operation.step(values[k - 1], *boxes[k - 1], known)
             radius = gains.radius(operation.pooled, [values[k - 1].shape[1:]], [radius])
@@ -259,6 +274,7 @@ def window_around(around, windows, units, balls):
         else:
             radius = maps.radius(operation, [values[k - 1].shape[1:]], [radius])
         radius = min(rounding.sum_up(radius, lost), around.radii[k])
+        radii.append(radius)
     c = np.zeros((rows, *values[source].shape[1:]), around.dtype)
     flat = c.reshape(rows, -1)
     flat[np.arange(count), channel] = 1.0
