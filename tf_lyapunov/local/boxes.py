@@ -12,9 +12,12 @@ from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.maxima import is_window_maximum
 from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.local.windows import Windows, window_around
 from tf_lyapunov.program import rounding
 
+# Weights of balls: a power of coefficients relative to their mean, within limits.
+_POWER, _WEIGHTS = 0.4, (0.1, 10.0)
 # Entries of one block of rows, at the widest step.
 _BLOCK = 2**21
 
@@ -72,7 +75,9 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
     effort = effort or Effort()
     memory = {} if memory is None else memory
     around = Around(flow, traced, region, dtype, deadline)
-    gains = LocalGains(around) if effort.balls else None
+    around.gains = gains = None
+    if effort.balls:
+        around.gains = gains = LocalGains(around, memory.setdefault("vectors", {}))
     last = flow.output if target is None else target
     for k in range(1, last + 1):
         link = flow.links[k - 1]
@@ -92,7 +97,6 @@ def _relax(around, k, gains):
     step = around.relax(k)
     if gains is None:
         return
-    gains.add(k)
     if len(step.units):
         weights = np.zeros(math.prod(step.shape))
         weights[step.units] = 1.0
@@ -102,6 +106,45 @@ def _relax(around, k, gains):
         if part is not None:  # only differences are not linear
             radius = rounding.product_up(part[0], around.radii[part[1]])
             step.radius = min(step.radius, float(radius) + around.loss(part[1] + 1, source))
+    gains.add(k)
+
+
+def weigh(around, c, target, multipliers, memory):
+    """Weighs the balls of elementwise steps for these rows of `target`, and remembers how.
+
+    Units that matter more may move less: weights grow with the mean size of their coefficients. Any
+    are valid, with the radius that `LocalGains` proves for them.
+    """
+    _, _, passed = around.backward(c, target, multipliers, record=True)
+    found = {}
+    for k, own in passed:
+        step = around.steps.get(k)
+        if own is None or not isinstance(step, Elementwise) or not np.isfinite(step.radius):
+            continue
+        size = np.abs(own[0]).mean(axis=0)
+        mean = max(float(size.mean()), 1e-30)
+        weights = np.clip((size / mean) ** _POWER, *_WEIGHTS).astype(np.float64)
+        found[k] = step.columns, weights
+    memory["weights"] = found
+    reweigh(around, memory)
+
+
+def reweigh(around, memory):
+    """Takes over remembered weights, unit by unit; others keep weight one."""
+    if around.gains is None:
+        return
+    for k, (columns, weights) in memory.get("weights", {}).items():
+        step = around.steps.get(k)
+        if not isinstance(step, Elementwise) or not len(step.columns):
+            continue
+        everything = np.ones(math.prod(step.shape))
+        everything[columns] = weights
+        own = everything[step.columns]
+        full = np.zeros(len(everything))
+        full[step.columns] = own
+        source = around.flow.links[k - 1].inputs[0]
+        most = rounding.product_up(rounding.sqrt_up(float(own.max())), step.radius)
+        step.weigh(own, min(float(around.gains.radius(source, full)), float(most)))
 
 
 def _tighten(around, k, effort, memory, proof):

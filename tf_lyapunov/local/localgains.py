@@ -26,6 +26,10 @@ UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _TINY = 1e-12
 # Sides up to this have their eigenvalues computed in a search too.
 _EXACT = 160
+# Sides up to this in a proof; above, a Cholesky factor after so many steps of the power method.
+_SMALL, _POWERS = 200, 60
+# Linearised maps are formed up to this smaller side, and with this many entries at once.
+_SIDE, _ENTRIES = 2500, 2**24
 
 
 def chords(step):
@@ -72,12 +76,13 @@ class LocalGains:
 
     Args:
         around: `Around`; its `steps` are read as they become known.
-        largest: rows of a linearised map that are formed at most; wider ones use ρ.
+        estimates: dict of singular vectors of earlier searches, renewed.
     """
 
-    def __init__(self, around, largest=1200):
-        self.around, self.largest = around, largest
+    def __init__(self, around, estimates=None):
+        self.around = around
         self.middles, self.roots, self.signals = {}, {}, {}
+        self.linearised, self.estimates = {}, {} if estimates is None else estimates
 
     def add(self, k):
         """Takes in the elementwise step that makes position k, whose relaxation is known."""
@@ -110,7 +115,6 @@ class LocalGains:
             source: position.
             weights: float64 (n,) ≥ 0 over the flat sample.
         """
-        around = self.around
         weights = np.asarray(weights).ravel()
         used = np.flatnonzero(weights)
         if not len(used):
@@ -119,10 +123,15 @@ class LocalGains:
         largest = float(roots.max()) * self._radius_at(source)
         entries = roots * np.broadcast_to(self._entries_at(source), weights.shape)[used]
         whole = min(largest, float(rounding.euclidean_norms_up(entries[None])[0]))
-        if len(used) > self.largest or around.trace.values[0].size > 4 * self.largest:
+        if not self._is_worth(source, len(used)):
             return whole * (1 + _TINY)
-        found = self._through(source, used, roots)
-        return min(whole, found) * (1 + _TINY)
+        return min(whole, self._through(source, used, roots)) * (1 + _TINY)
+
+    def _is_worth(self, source, rows):
+        """Whether a linearised map of so many rows may be formed."""
+        values = self.around.trace.values
+        side = min(rows, values[0].size)
+        return side <= _SIDE and rows * max(v.size for v in values[: source + 1]) <= _ENTRIES
 
     def _radius_at(self, k):
         return self.around.radii[k]
@@ -135,56 +144,80 @@ class LocalGains:
         return noise if np.ndim(noise) == 0 else float(np.linalg.norm(noise))
 
     def _through(self, source, used, roots):
+        held, parts, lost = self.linearised.get(source, (np.zeros(0, int), (), 0.0))
+        at = np.minimum(np.searchsorted(held, used), max(len(held) - 1, 0))
+        if not len(held) or not np.array_equal(held[at], used):
+            held, at = used, np.arange(len(used))
+            parts, lost = self._linearise(source, used)
+            self.linearised[source] = held, parts, lost
+        largest = float(roots.max())
+        rows = roots[:, None].astype(self.around.dtype)
+        total = lost * largest
+        for k, matrix, size, signal in parts:
+            total += self._norm((source, k), rows * matrix[at], size * largest) * signal
+        return total * (1 + 1e-9)
+
+    def _linearise(self, source, used):
+        """`(parts, noise)`: for weights w of these units, t(w) is at most the sum of ‖w^½ A‖·t over
+        the parts (position, A, size of what A's rounding is relative to, t), and of what values
+        may err by, for w ≤ 1."""
         around = self.around
         shape = around.trace.shape(source)
-        rows = np.zeros((len(used), int(np.prod(shape))))
-        rows[np.arange(len(used)), used] = roots
-        held = {source: rows.reshape(len(used), *shape)}
+        rows = np.zeros((len(used), int(np.prod(shape))), around.dtype)
+        rows[np.arange(len(used)), used] = 1.0
+        held, parts, lost = {source: rows.reshape(len(used), *shape)}, [], 0.0
         # ‖|rows|‖ bounds, in size, what rounding is relative to.
-        sizes = {source: float(roots.max())}
-        total = 0.0
+        sizes = {source: 1.0}
         for k in range(source, 0, -1):
             if k not in held:
                 continue
             c, size = held.pop(k), sizes.pop(k)
             link = around.flow.links[k - 1]
-            total += size * self._noise_at(k)
+            lost += size * self._noise_at(k)
+            flat = c.reshape(len(c), -1)
             if k in self.middles:
-                flat = c.reshape(len(c), -1)
-                total += self._norm(flat * self.roots[k], size) * self.signals[k]
+                own = np.flatnonzero(self.roots[k])
+                scaled = flat[:, own] * self.roots[k][own].astype(around.dtype)
+                parts.append((k, scaled, size, self.signals[k]))
                 middle = self.middles[k]
                 if isinstance(middle, WindowMaximum):
                     shape = around.trace.shape(link.inputs[0])
                     found = [middle.mean_back(flat).reshape(-1, *shape)]
                     grown = [size * 2 * middle.cells.shape[1]]
                 else:
-                    found = [(flat * middle).reshape(c.shape)]
+                    found = [(flat * middle.astype(around.dtype)).reshape(c.shape)]
                     grown = [size * (float(np.max(np.abs(middle), initial=0.0)) + 1)]
             elif around._linear(link):
                 shapes = around._shapes(link)
                 found = maps.adjoint(link.operation, c, shapes)
                 grown = [size * n for n in absolute_norms(link.operation, shapes)]
             else:
-                total += self._norm(c.reshape(len(c), -1), size) * self._radius_at(k)
+                parts.append((k, flat, size, self._radius_at(k)))
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):
                 held[i] = held[i] + part if i in held else part
                 sizes[i] = sizes.get(i, 0.0) + g
         if 0 in held:
-            total += self._norm(held[0].reshape(len(used), -1), sizes[0]) * self._radius_at(0)
-        return total * (1 + 1e-9)
+            parts.append((0, held[0].reshape(len(used), -1), sizes[0], self._radius_at(0)))
+        return parts, lost
 
-    def _norm(self, matrix, size):
+    def _norm(self, key, matrix, size):
         """Spectral norm from above: of what was computed, plus what rounding may have moved."""
+        if not matrix.size:
+            return 0.0
         if self.around.dtype != np.float64 and min(matrix.shape) > _EXACT:
-            return _estimate(matrix)  # of a search, which proves nothing
+            # Of a search, which proves nothing.
+            found, self.estimates[key] = _estimate(matrix, self.estimates.get(key))
+            return found
         found = spectral_norm(matrix)
         return found + rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(matrix))
 
 
-def _estimate(matrix, steps=40):
-    """Spectral norm by power iteration, a little enlarged."""
-    vector = matrix[np.argmax(np.einsum("ij,ij->i", matrix, matrix))]
+def _estimate(matrix, vector=None):
+    """`(spectral norm by power iteration, a little enlarged; vector)`, from an earlier vector."""
+    steps = 6
+    if vector is None or len(vector) != matrix.shape[1]:
+        vector, steps = matrix[np.argmax(np.einsum("ij,ij->i", matrix, matrix))], 24
     size = 0.0
     for _ in range(steps):
         norm = float(np.linalg.norm(vector))
@@ -193,18 +226,35 @@ def _estimate(matrix, steps=40):
         image = matrix @ (vector / norm)
         size = float(np.linalg.norm(image))
         vector = image @ matrix
-    return size * 1.005
+    return size * 1.008, vector
 
 
 def spectral_norm(matrix):
-    """Upper bound on ‖A‖₂ by the eigenvalues of its smaller Gram matrix."""
+    """Upper bound on ‖A‖₂ by a Cholesky factor of μI - G, G its smaller Gram matrix.
+
+    A factorisation in floating point that succeeds proves μI - G ⪰ -γ_{n+2}·nμ·I (Higham, Theorem
+    10.3, with the trace of μI - G, at most nμ); μ is a little above the power method's value.
+    """
     gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
-    trace = float(np.trace(gram))
+    trace, n = float(np.trace(gram)), len(gram)
     if trace == 0:
         return 0.0
-    largest = float(np.linalg.eigvalsh(gram)[-1])
-    # Products and a backward stable eigensolver err by a small multiple of n·u·trace.
+    # Products err by a small multiple of n·u·trace.
     room = 20 * (max(matrix.shape) + 10) * UNIT * trace
+    mu = float("nan")
+    if n > _SMALL:
+        vector = gram[np.argmax(np.diag(gram))]
+        for _ in range(_POWERS):
+            vector = gram @ (vector / max(np.linalg.norm(vector), 1e-300))
+        mu = float(np.linalg.norm(vector))
+        for factor in (1.001, 1.005, 1.02):
+            try:
+                np.linalg.cholesky(mu * factor * np.eye(n) - gram)
+            except np.linalg.LinAlgError:
+                continue
+            mu = mu * factor
+            return float(np.sqrt(mu + room + 4 * (n + 2) * n * mu * UNIT)) * (1 + 4 * UNIT)
+    largest = float(np.linalg.eigvalsh(gram)[-1])
     return float(np.sqrt(max(largest, 0.0) + room)) * (1 + 4 * UNIT)
 
 

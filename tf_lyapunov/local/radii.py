@@ -7,7 +7,7 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.boxes import CROWN, Effort, reweigh, surround, weigh
 from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import trace
 from tf_lyapunov.local.regions import Region, check_norm
@@ -22,6 +22,8 @@ _MANY, _ENOUGH = 20, 4
 # First growth of a radius that splits are tried for, units split, and ascent steps on a branch.
 _GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
+# Share of the linearisation's radius at which the search of a large flow begins.
+_FIRST_LARGE = 0.4
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
 _SMALL = FULL, Effort(box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
@@ -90,6 +92,11 @@ class Prover:
         )
         c = rows.astype(np.float32).reshape(len(rows), *around.trace.shape(self.flow.output))
         target = self.flow.output
+        if effort.balls:
+            first = {}
+            around.backward(c, target, first)
+            adopt(first, held or {}, np.arange(len(rows)))
+            weigh(around, c, target, first, memory)
         multipliers, found = tried(around, c, target, trials=effort.margin_trials)
         if held is not None:
             units = np.arange(len(rows))
@@ -107,6 +114,7 @@ class Prover:
         region = self.region(traced.values[0][0], radius)
         effort = dataclasses.replace(FULL, balls=balls)
         around = surround(self.flow, traced, region, effort, dict(memory), proof=True)
+        reweigh(around, memory)
         c = rows.reshape(len(rows), *traced.shape(self.flow.output))
         multipliers = {}
         around.backward(c, self.flow.output, multipliers)
@@ -135,7 +143,7 @@ class Prover:
         guess = min(self._guess(traced, rows, center), most)
         height = float(center.min())
         low, high = 0.0, np.inf
-        radius = max(0.6 * guess, start * 1.02)
+        radius = max((_FIRST_LARGE if large else 0.6) * guess, start * 1.02)
         memory, held, best = {}, None, None
         count = 0
         while count < _EVALUATIONS and time.monotonic() < deadline:
@@ -180,6 +188,7 @@ class Prover:
             region = self.region(traced.values[0][0], radius)
             try:
                 around = surround(self.flow, traced, region, FULL, dict(answer.boxes), proof=True)
+                reweigh(around, answer.boxes)
                 around.deadline = deadline
                 c = rows.reshape(len(rows), *traced.shape(self.flow.output))
                 multipliers = {}
@@ -214,12 +223,18 @@ class Prover:
         if best is None:
             return Answer(0.0, evaluations=count)
         radius, held, memory = best
+        height = float(np.min(rows @ traced.values[-1].reshape(-1)))
+        missed = 0.0
         for retreat in _RETREATS:
-            smaller = radius * (1 - retreat)
+            # Bounds fall by twice their height over the last radius, about.
+            smaller = radius * (1 - max(retreat, missed))
             if smaller <= start:
                 break
-            if np.all(self.prove(traced, smaller, rows, memory, held) > need(smaller)):
+            value = float(np.min(self.prove(traced, smaller, rows, memory, held))) - need(smaller)
+            if value > 0:
                 return Answer(smaller, held, memory, count)
+            if height > 0 and np.isfinite(value):
+                missed = min(max(missed, retreat) - 0.7 * value / height, 0.5)
         return Answer(0.0, evaluations=count)
 
 

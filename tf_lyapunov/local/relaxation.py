@@ -133,7 +133,14 @@ class Elementwise:
         squares = reach.max(axis=0)[index] ** 2
         # The minimiser itself is rounded relative to z⁰, which may be far larger.
         squares = squares + 2.0**-53 * np.abs(self.z).max(axis=0, initial=0.0) ** 2
+        self.squares = squares
         self.square = float(np.sum(self.weights * squares))
+
+    def weigh(self, weights, radius):
+        """Another ball: Σ w_i (z_i - z⁰_i)² ≤ radius² over the units that are not linear."""
+        self.weights = np.asarray(weights, self.center.dtype)[None]
+        self.radius = float(radius)
+        self.square = float(np.sum(self.weights * self.squares))
 
     def range(self):
         """Bounds on φ over the box, (*shape) each, for the one box of all rows."""

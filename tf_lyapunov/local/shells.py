@@ -31,8 +31,6 @@ from tf_lyapunov.program import rounding
 _SQRT2_UP = float(rounding.up(math.sqrt(2.0)))
 # Balls per radius that are looked at, and the least ratio of two shells.
 _BALLS, _RATIO = 8, 1.06
-# Sides up to which linearised maps are formed: their eigenvalues are worth some seconds.
-_LARGEST = 2500
 _UNKNOWN = np.inf
 # Entries of all signals together from which on searches are short.
 _ENTRIES = 4000
@@ -128,12 +126,7 @@ class Shells:
         if multipliers and effort.margin_steps:
             ascend(around, c, target, multipliers, effort.margin_steps)
         lower = around.lower(c, target, multipliers)
-        if self.norm == "l2":
-            gains = SlopeGains(around, chords)
-            gains.largest = _LARGEST
-        else:
-            gains = EntryGains(around, chords)
-        gain = gains.gain()
+        gain = (SlopeGains if self.norm == "l2" else EntryGains)(around, chords).gain()
         if self.head is None:
             # Both x and x+e lie in the ball.
             width = rounding.up(-lower[len(logits) :] - lower[: len(logits)])
