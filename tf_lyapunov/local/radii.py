@@ -14,7 +14,9 @@ from tf_lyapunov.local.regions import Region, check_norm
 from tf_lyapunov.local.searching import SearchFlow
 
 # Relative distance between a proved radius and one that is not, at which the search ends.
-_TOLERANCE = 8e-3
+_TOLERANCE, _TOLERANCE_LARGE = 8e-3, 1.5e-2
+# Share of the centre's margin that searches in float32 leave for the proof, in large flows.
+_ROOM = 0.01
 _EVALUATIONS = 9
 _LARGEST = 1e9
 # Larger radii that splits are tried for, where hidden steps are narrow and where they are not.
@@ -145,14 +147,14 @@ class Prover:
         low, high = 0.0, np.inf
         radius = max((_FIRST_LARGE if large else 0.6) * guess, start * 1.02)
         memory, held, best = {}, None, None
-        count = 0
+        count, tolerance = 0, _TOLERANCE_LARGE if large else _TOLERANCE
         while count < _EVALUATIONS and time.monotonic() < deadline:
             effort = efforts[0 if count == 0 else 1]
             try:
                 found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
             except OutOfTime:
                 break
-            value = float(np.min(found)) - need(radius)
+            value = float(np.min(found)) - need(radius) - (_ROOM * height if large else 0.0)
             count += 1
             if not np.isfinite(value):
                 value = -10 * height
@@ -161,12 +163,12 @@ class Prover:
                 low = radius
             else:
                 high = radius
-            if high <= max(low * (1 + _TOLERANCE), start):
+            if high <= max(low * (1 + tolerance), start):
                 break
             # Bounds fall like height·(1 - r/guess) - curvature·r², the curvature growing slowly.
             curvature = (height * (1 - radius / guess) - value) / radius**2
-            root = _root(height, height / guess, curvature) * (1 - _TOLERANCE / 2)
-            if value > 0 and root <= radius * (1 + _TOLERANCE):
+            root = _root(height, height / guess, curvature) * (1 - tolerance / 2)
+            if value > 0 and root <= radius * (1 + tolerance):
                 break
             if high < np.inf and not low < root < high:
                 root = (low + high) / 2
