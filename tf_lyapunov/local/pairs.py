@@ -63,8 +63,8 @@ class Halves(Operation):
 
         def error():
             ea, eb = self.pairs(signal.error)
-            size = (np.abs(a) + np.abs(b)) * (2 * precision.function) + 4 * precision.tiny
-            size = size + (ea + eb) / 2 * (1 + 4 * precision.function)
+            size = (np.abs(a) + np.abs(b)) * precision.sum(3) + 4 * precision.tiny
+            size = size + (ea + eb) / 2 * (1 + precision.sum(4))
             return self.joined(size, size)
 
         return with_error(signals, self.joined((a + b) / 2, (a - b) / 2), error)
@@ -86,8 +86,8 @@ class Rejoined(Operation):
 
         def error():
             eu, ev = self._parted(signal.error)
-            size = (np.abs(u) + np.abs(v)) * (2 * precision.function) + 4 * precision.tiny
-            return size + (eu + ev) * (1 + 4 * precision.function)
+            size = (np.abs(u) + np.abs(v)) * precision.sum(3) + 4 * precision.tiny
+            return size + (eu + ev) * (1 + precision.sum(4))
 
         return with_error(signals, u + v, error)
 
