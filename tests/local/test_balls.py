@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tf_lyapunov.local import branching
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, reweigh, surround, weigh
 from tf_lyapunov.local.flow import flow_of, trace
 from tf_lyapunov.local.localgains import LocalGains, spectral_norm
 from tf_lyapunov.local.radii import Prover, margin_rows
 from tf_lyapunov.local.regions import Region
+from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.program.network import read_network
 
 
@@ -59,6 +61,14 @@ def test_weighted_balls_hold_every_point_and_raise_the_bound():
     held, _ = tried(around, c, flow.output)
     ascend(around, c, flow.output, held, 25)
     weighted = around.lower(c, flow.output, held)
+    # Once more with weights of another sort, and back: radii do not depend on the way.
+    radii = {k: step.radius for k, step in around.steps.items()}
+    chosen = memory["weights"]
+    memory["weights"] = {k: (units, 1 / w) for k, (units, w) in chosen.items()}
+    reweigh(around, memory)
+    memory["weights"] = chosen
+    reweigh(around, memory)
+    assert radii == {k: step.radius for k, step in around.steps.items()}
     assert weighted.mean() > plain.mean()
     e = rng.normal(size=(4000, 8, 8, 1))
     e *= 0.6 / np.linalg.norm(e.reshape(4000, -1), axis=1).reshape(-1, 1, 1, 1)
@@ -74,6 +84,31 @@ def test_weighted_balls_hold_every_point_and_raise_the_bound():
         reached = np.sqrt((away[:, step.columns] ** 2 * step.weights).sum(axis=1))
         assert reached.max() <= step.radius
         assert step.radius <= 12 * reached.max()
+
+
+def test_branches_keep_the_weights_of_their_ball(monkeypatch):
+    flow = flow_of(read_network(network()))
+    x = np.random.default_rng(2).normal(size=(8, 8, 1))
+    traced, memory = trace(flow, x), {}
+    around = surround(flow, traced, Region.ball(x, 0.5), Effort(0), memory)
+    c = margin_rows(3, 0)
+    weigh(around, c, flow.output, {}, memory)
+    made, begin = [], Elementwise.__init__
+
+    def noted(self, *args):
+        begin(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(Elementwise, "__init__", noted)
+    multipliers = {}
+    around.backward(c, flow.output, multipliers)
+    branching.split_lower(around, c, multipliers, 2, 0)
+    assert made
+    for split in made:
+        step = next(s for s in around.steps.values() if s.shape == split.shape)
+        assert split.radius == step.radius and np.ptp(split.weights) > 0
+        own = dict(zip(step.columns.tolist(), step.weights[0].tolist(), strict=True))
+        assert [own[u] for u in split.columns.tolist()] == split.weights[0].tolist()
 
 
 def test_remembered_weights_are_taken_over_unit_by_unit():

@@ -143,7 +143,8 @@ def reweigh(around, memory):
         full = np.zeros(len(everything))
         full[step.columns] = own
         source = around.flow.links[k - 1].inputs[0]
-        most = rounding.product_up(rounding.sqrt_up(float(own.max())), step.radius)
+        plain = step.radius if step.plain is None else step.plain
+        most = rounding.product_up(rounding.sqrt_up(float(own.max())), plain)
         step.weigh(own, min(float(around.gains.radius(source, full)), float(most)))
 
 

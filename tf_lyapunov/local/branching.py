@@ -44,7 +44,7 @@ def split_lower(around, rows, multipliers, count, steps):
             point = 0.0 if left < 0 < right else (left + right) / 2
             low[above, unit], high[~above, unit] = point, point
         split[k] = Elementwise(step.operation, step.center.reshape(1, *step.shape),
-                               low, high, step.radius)  # fmt: skip
+                               low, high, step.radius, step.all_weights())  # fmt: skip
         # Of a unit that was split g is free: what it adds is the split's own multiplier.
         split[k].free = None
     found = {}

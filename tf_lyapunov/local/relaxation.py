@@ -88,7 +88,8 @@ class Elementwise:
         self.operation, self.shape = operation, center.shape[1:]
         self.center = center.reshape(len(center), -1)
         self.low, self.high = (v.reshape(len(v), -1) for v in (low, high))
-        self.radius = radius
+        # The radius before other weights were chosen.
+        self.radius, self.plain = radius, None
         everything = Columns(np.arange(self.center.shape[1]), self.shape)
         whole = pieces(operation, self.low, self.high, everything)
         below, above = whole.slopes()
@@ -138,9 +139,17 @@ class Elementwise:
 
     def weigh(self, weights, radius):
         """Another ball: Σ w_i (z_i - z⁰_i)² ≤ radius² over the units that are not linear."""
+        if self.plain is None:
+            self.plain = self.radius
         self.weights = np.asarray(weights, self.center.dtype)[None]
         self.radius = float(radius)
         self.square = float(np.sum(self.weights * self.squares))
+
+    def all_weights(self):
+        """w of every unit, 1 for those that are linear."""
+        found = np.ones(self.center.shape[1])
+        found[self.columns] = self.weights if np.ndim(self.weights) == 0 else self.weights[0]
+        return found
 
     def range(self):
         """Bounds on φ over the box, (*shape) each, for the one box of all rows."""
