@@ -117,6 +117,18 @@ def test_balls_make_the_bound_tighter():
     assert at[1] > 0.6 * at[0] + 0.4 * float(c.sum() * 0 - pool._pool(center, "max").sum())
 
 
+@pytest.mark.parametrize(("pool", "shape"), POOLS)
+def test_blank_multipliers_read_no_more_than_the_number_of_rows(pool, shape):
+    rng = np.random.default_rng(6)
+    step, *_ = step_of(pool, shape, rng)
+    held = step.blank(np.zeros((5, 1)))
+    assert held.share.shape == (5, len(step.columns)) and np.all(held.log_lam == -np.inf)
+    c = np.abs(rng.normal(size=(5, *step.out)))
+    assert np.all(step.backward(c, held)[1] == 0)  # a cell each, for c ≥ 0
+    held.adopt(step.start(-c), np.arange(5), np.arange(5))
+    assert np.all(held.share == step.start(-c).share)
+
+
 def test_a_dominant_cell_makes_the_maximum_exact():
     pool = Pooled("max", (2,), (2,), "valid", False)
     low, high = np.array([[[3.0], [0.0]]]), np.array([[[4.0], [2.0]]])

@@ -135,12 +135,12 @@ class WindowMaximum:
         return self._multipliers(share, c)
 
     def blank(self, c):
-        """The same, to be filled from others: zeros would be no start for c ≥ 0."""
-        return self.start(c)
+        """Shares that suit c ≥ 0, to be filled from others; `c` gives the number of rows alone."""
+        return self._multipliers(np.broadcast_to(self._first[0], (len(c), *self.cells.shape)), c)
 
     def _multipliers(self, share, c):
         return Multipliers(
-            share.reshape(len(c), -1), np.full(len(c), -np.inf, c.dtype), self.columns
+            np.array(share).reshape(len(c), -1), np.full(len(c), -np.inf, c.dtype), self.columns
         )
 
     def _simplex(self, share):
