@@ -77,3 +77,25 @@ def test_a_proof_file_must_be_named_as_one(folder, capsys):
         capsys, "certify", folder / "model.keras", "--data", "blobs", "--proof", "proof.json"
     )
     assert code == BAD_INPUT and "`--proof` must end in .npz" in err
+
+
+def test_radii_around_inputs_in_a_norm_and_within_bounds(folder, tmp_path, capsys):
+    proof = tmp_path / "around.npz"
+    code, out, _ = call(
+        capsys, "certify", folder / "model.keras", "--data", "blobs", "--samples", "4",
+        "--method", "linear", "--norm", "linf", "--bounds", "-9", "9", "--proof", proof,
+    )  # fmt: skip
+    assert code == DONE and "with l∞ norm up to r that stays within -9.0 to 9.0" in out
+    code, out, _ = call(capsys, "verify", proof, folder / "model.keras")
+    assert code == DONE and "VERIFIED" in out and "method, as the file says: linear" in out
+    assert "radii in l∞ for" in out and "stay within -9.0 to 9.0" in out
+    code, out, _ = call(capsys, "verify", proof, folder / "model.keras", "--json")
+    record = json.loads(out)
+    assert record["holds"] and record["norm"] == "linf" and record["within"] == "-9.0 to 9.0"
+    for option, message in (("--norm l0", "`norm` must be one of"), ("--bounds 2 1", "low ≤ high"),
+                            ("--bounds 0 0.01", "within `bounds`")):  # fmt: skip
+        code, _, err = call(
+            capsys, "certify", folder / "model.keras", "--data", "blobs", "--samples", "4",
+            "--method", "linear", *option.split(),
+        )  # fmt: skip
+        assert code == BAD_INPUT and message in err, (option, err)

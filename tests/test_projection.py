@@ -281,3 +281,16 @@ def test_a_bound_on_a_map_that_it_does_not_bound_is_refused_by_name():
     scramble(model)
     project(model)
     assert np.linalg.norm(keras.ops.convert_to_numpy(plain.kernel), 2) <= 1 + 1e-6
+
+
+def test_a_stage_that_a_constant_follows_keeps_its_budget_itself():
+    # Normalized over a single entry, whatever comes is constant.
+    model = keras.Sequential(
+        [
+            keras.Input((4, 1)),
+            layers.Dense(1),
+            layers.LayerNormalization(center=False, scale=False),
+        ]
+    )
+    constrain(model, [0.5])
+    assert model.layers[0].kernel_constraint.max_gain == 0.5

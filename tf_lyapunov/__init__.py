@@ -50,10 +50,12 @@ _MODULES = {
 }
 _FUNCTIONS = {
     "bracket": "tf_lyapunov.evaluation.bracket:bracket",
+    "Property": "tf_lyapunov.local.property:Property",
     "Region": "tf_lyapunov.local.regions:Region",
     "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",
     "gain_on": "tf_lyapunov.local.outputs:gain_on",
     "output_bounds": "tf_lyapunov.local.outputs:output_bounds",
+    "verify_property": "tf_lyapunov.local.verifying:verify_property",
     "localized_robustness": "tf_lyapunov.evaluation.localized:localized_robustness",
 }
 

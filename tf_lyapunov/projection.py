@@ -219,7 +219,8 @@ def _constrain_stage(stage, budget, ball, given, undo, *, guarantee, every):
     if ball is not None:
         _set_conic(stage, ball, given, undo)
         return
-    share = (budget / fixed_gain) ** (1 / len(stage.maps))
+    # A stage whose other steps have gain 0 is within any budget: its kernels keep to it themselves.
+    share = (budget / (fixed_gain or 1.0)) ** (1 / len(stage.maps))
     for kernel, linear_map in stage.maps:
         least, known = given.get(id(kernel), (share, linear_map))
         if known != linear_map:  # called at several sizes: bounded at every one

@@ -5,6 +5,9 @@ test images, one thread. Efforts, weights and limits of the search were chosen o
 training images alone; test images are seen in this benchmark and nowhere else. `crown` is a plain
 implementation of its own: dense and convolution layers as matrices, triangle relaxations, no balls
 after the input, no search.
+
+`properties`: shares of test images whose class on an l∞ ball within [0, 1] is proved, refuted or
+unknown after at most `SECONDS` each, wall clock.
 """
 
 import statistics
@@ -14,6 +17,9 @@ TITLE = "Radii by bounds around each input (median l2, CPU seconds an image)"
 SETTINGS = "chosen on the last 5,000 training images; figures on the first test images"
 EPOCHS, IMAGES, QUICK = 3, 10, 3
 _STEPS = 14
+# Properties: network, radii, images, and seconds an image.
+_STATUSES = "PROVED", "REFUTED", "UNKNOWN"
+VERIFIED, EPSILONS, PROPERTIES, SECONDS = "784-256-128-10", (0.01, 0.02, 0.03), 20, 10.0
 
 
 def networks():
@@ -61,11 +67,38 @@ def measure(quick, data_dir=None):
     x = np.concatenate([data.x_train, data.x_val]) + half
     y = np.concatenate([data.y_train, data.y_val]).astype("int64")
     images = np.asarray(data.x_test[: QUICK if quick else IMAGES]) + half
-    rows = []
+    rows, shares = [], []
     for name, build in networks().items():
         model = trained(build, x, y, 1 if quick else EPOCHS)
         rows.append({"network": name, **compared(model, images)})
-    return {"settings": SETTINGS, "rows": rows}
+        if name == VERIFIED:
+            count = QUICK if quick else PROPERTIES
+            given = np.asarray(data.x_test[:count]) + half, np.asarray(data.y_test[:count])
+            shares = properties(model, *given)
+    return {"settings": SETTINGS, "rows": rows, "properties": shares}
+
+
+def properties(model, images, labels, epsilons=EPSILONS, seconds=SECONDS):
+    """Shares of images by what was found of their class on the l∞ ball of every radius."""
+    import tf_lyapunov as tfl
+
+    found = []
+    for epsilon in epsilons:
+        results = [
+            tfl.verify_property(
+                model,
+                tfl.Region.ball(image, epsilon, "linf", bounds=(0, 1)),
+                tfl.Property.classified_as(int(label)),
+                timeout=seconds,
+            )
+            for image, label in zip(images, labels, strict=True)
+        ]
+        statuses = [result.status for result in results]
+        shares = {s.lower(): statuses.count(s) / len(statuses) for s in _STATUSES}
+        spent = [result.seconds for result in results]
+        row = {"network": VERIFIED, "linf": epsilon, "images": len(results), **shares}
+        found.append({**row, "median s": statistics.median(spent), "most s": max(spent)})
+    return found
 
 
 def compared(model, images):
@@ -166,4 +199,4 @@ def crown_radius(layers, x, rows):
 
 def rows(section):
     """The table."""
-    return section["rows"]
+    return [*section["rows"], *section.get("properties", [])]

@@ -67,8 +67,8 @@ def test_radii_never_exceed_the_distance_to_the_boundary(features, classes, seed
 def test_equal_columns_never_change_their_order():
     kernel = [[1.0, 1.0], [2.0, 2.0]]
     proof = certify(linear_model(kernel, [1.0, 0.0]), np.ones((1, 2)), [0])
-    # All that ends it is the largest number of float32.
-    assert proof.radius[0] > 1e37
+    # All that ends it are the largest and the smallest numbers of float32.
+    assert proof.radius[0] > 1e36
     assert certify(linear_model(kernel, [1.0, 0.0]), np.ones((1, 2)), [1]).radius[0] == 0
     tie = certify(linear_model(kernel), np.ones((1, 2)))
     assert tie.radius[0] == 0 and tie.verdict == "NOT_PROVED"
@@ -308,3 +308,13 @@ def test_an_elu_that_was_changed_is_evaluated_and_digested_as_it_is():
     after = certify(model, x, precision="float64")
     assert before.predictions[0] == 0 and after.predictions[0] == 1
     assert before.model_digest != after.model_digest
+
+
+def test_an_input_without_a_radius_has_none_in_other_norms_either():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")]
+    )
+    x = np.array([[3.0, 1.0], [1.0, 1.0]])
+    for norm, exact in (("l2", 2**0.5), ("linf", 1.0), ("l1", 2**0.5)):
+        radius = certify(model, x, np.array([0, 0]), norm=norm).radius
+        assert radius[1] == 0 and exact * 0.999 < radius[0] <= exact

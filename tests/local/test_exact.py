@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+from fractions import Fraction
 
 import keras
 import numpy as np
@@ -189,10 +190,32 @@ def test_splits_of_units_tighten_bounds_and_stay_below_samples(seed):
     multipliers, _ = tried(around, rows, flow.output)
     ascend(around, rows, flow.output, multipliers, 60)
     whole = around.lower(rows, flow.output, multipliers)
-    found = split_lower(around, rows, multipliers, 5, 60)
+    found, _ = split_lower(around, rows, multipliers, 5, 60)
     moves = rng.normal(size=(20000, 4))
     moves /= np.maximum(np.linalg.norm(moves, axis=1), 1.0)[:, None]
     values = network.program.logits(center + moves) @ rows.T
     assert np.all(values.min(axis=0) >= found)
     gaps = values.min(axis=0) - whole, values.min(axis=0) - found
     assert np.all(gaps[1] <= gaps[0] + 1e-9) and gaps[1].sum() < 0.95 * gaps[0].sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_of_hidden_steps_hold_in_exact_arithmetic(seed):
+    rng = np.random.default_rng(seed)
+    model = keras.Sequential(
+        [keras.Input((7,)), layers.Dense(40, name="sums"), layers.ReLU(), layers.Dense(2)]
+    )
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    region = Region.ball(rng.normal(size=7), 0.37, "linf")
+    low, high = tfl.output_bounds(model, region).steps["sums"]
+    kernel, bias = model.layers[0].get_weights()
+    for j in range(40):
+        ends = [Fraction(float(bias[j]))] * 2
+        for i in range(7):
+            w = Fraction(float(kernel[i, j]))
+            parts = [w * Fraction(float(v[i])) for v in (region.low, region.high)]
+            ends = [ends[0] + min(parts), ends[1] + max(parts)]
+        assert Fraction(float(low[j])) <= ends[0] and ends[1] <= Fraction(float(high[j]))
+        # Intervals are widened by 10⁻⁹ of their size.
+        assert max(ends[0] - Fraction(float(low[j])), Fraction(float(high[j])) - ends[1]) < 1e-7

@@ -159,7 +159,9 @@ def copy_used_weights(model, twin):
                 source.dtype
             ).startswith("float"):
                 value = ops.cast(value, layer.compute_dtype)
-            target.assign(ops.convert_to_numpy(ops.cast(value, target.dtype)))
+            # By NumPy: a backend may flush subnormal numbers as it widens them.
+            value = np.asarray(ops.convert_to_numpy(value))
+            target.assign(value.astype("float32" if value.dtype.kind == "V" else value.dtype))
 
 
 # Attributes that a user may set after the model was built, with values to set.

@@ -222,7 +222,8 @@ def overflow_ignored():
     """Nothing overflows within a ball."""
     from tf_lyapunov.certification import margins
 
-    with mock.patch.object(margins, "without_overflow", lambda network, norms, radius, _: radius):
+    cut = ("without_overflow", "without_flushing")
+    with mock.patch.multiple(margins, **dict.fromkeys(cut, lambda _n, _x, radius, *_: radius)):
         yield
 
 
@@ -263,17 +264,16 @@ def windows_that_overlap_count_once():
 def transposed_padding_on_the_other_side():
     """A transposed convolution pads at its other end."""
     from tf_lyapunov.program.families import linear
+    from tf_lyapunov.theory import operators
 
-    original = linear.convolution_axes
+    def axes(shape, linear_map, original=operators.convolution_axes):
+        moved = int(linear_map.kind == "conv_transpose")
+        return [dataclasses.replace(a, left=a.left + moved) for a in original(shape, linear_map)]
 
-    def axes(shape, linear_map):
-        found = original(shape, linear_map)
-        if linear_map.kind != "conv_transpose":
-            return found
-        return [dataclasses.replace(a, left=a.left + 1) for a in found]
-
-    with mock.patch.object(linear, "convolution_axes", axes):
-        yield
+    taps = operators.convolution_taps.__wrapped__  # nothing is remembered
+    with mock.patch.object(operators, "convolution_axes", axes):
+        with mock.patch.object(linear, "convolution_taps", taps):
+            yield
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 A radius is false if a perturbation inside it changes the decision. Perturbed inputs are rounded to
 the model's input type first and their distance is measured afterwards, in float64, so that a
-finding is a pair of inputs that the model really takes. Two rules keep float noise out:
+finding is a pair of inputs that the model really takes. Three rules keep float noise out:
 
     a flip counts if the float64 twin of the model decides as the model does (both flipped), or
     if the model's flipped margin exceeds `NOISE` of the largest output around;
+    a flip `FAR` away counts if the model's outputs are no numbers there;
     a gain is a quotient ‖f(a) - f(b)‖/‖a - b‖ of the twin, or of the model less its noise.
 """
 
@@ -16,6 +17,8 @@ import numpy as np
 
 # Share of a radius that is searched: what rounding to float32 moves an input by lies within 1e-4.
 INSIDE = 1 - 1e-4
+# Distances, to an input's own size, from which on rounding may be all that decides.
+FAR = 1e4
 # A gain is proved in float64: secants of a float64 function have errors below this.
 GAIN_SLACK = 1e-6
 # Flips of the model alone: hundreds of roundings, of values ten times the outputs.
@@ -185,7 +188,12 @@ def _search(function, x, label, radius, threshold, dtype, seed):
         if margins[worst] < 0:
             scale = np.max(np.abs(outputs[np.isfinite(outputs)]), initial=1e-300)
             loud = -margins[worst] > noise_of(function, precision) * scale
-            if not loud:
+            # Far away, rounding is that of signals which cancel, in float64 too: outputs that are
+            # numbers do not show its size.
+            far = distances[worst] > FAR * (1 + np.linalg.norm(x.astype(np.float64)))
+            if far:
+                loud = -margins[worst] >= 1e300
+            elif not loud:
                 replayed = yield True, points[worst : worst + 1]
                 loud = replayed is not None and margin(replayed, label, threshold)[0] < 0
             if loud:
@@ -269,13 +277,18 @@ def measured_gain(function, shape, *, scales=(0.01, 1.0, 30.0), seed=0, dtype="f
         ends = []
         for length in (0.1 * scale, step, 10 * step):
             ends += [x + length * top, x - length * top]
-        inputs = np.concatenate([x, *ends]).reshape(-1, *shape).astype(dtype)
-        outputs = function(inputs)
-        flat = inputs.reshape(len(inputs), -1).astype(np.float64)
-        rise = _norms(outputs[1:] - outputs[:1])
-        # What rounding of the outputs may have added; nothing that counts in float64.
+        # What rounding may have added: of the outputs, by their size; of what cancels on the way,
+        # by the spread over inputs that differ by some units in the last place.
         precision = getattr(function, "precision", "float64")
         rounding = {"float64": 1e-14, "float32": 1e-5}.get(precision, 0.05)
+        units = {"float64": 0.0, "float32": 2.0**-22}.get(precision, 2.0**-9)
+        beside = x * (1 + units * rng.uniform(-1, 1, size=(16, size)))
+        inputs = np.concatenate([x, *ends, beside]).reshape(-1, *shape).astype(dtype)
+        outputs = function(inputs)
+        spread = np.max(_norms(outputs[1 + len(ends) :] - outputs[:1]))
+        inputs, outputs = inputs[: 1 + len(ends)], outputs[: 1 + len(ends)]
+        flat = inputs.reshape(len(inputs), -1).astype(np.float64)
+        rise = _norms(outputs[1:] - outputs[:1]) - 2 * spread
         rise = rise - rounding * np.max(np.abs(outputs), initial=0.0)
         run = _norms(flat[1:] - flat[:1])
         quotients = np.where(run > 0, rise / np.maximum(run, 1e-300), 0.0)

@@ -61,8 +61,10 @@ def nested(k, x):
     if form in ("keyword", "subclassed"):
         inner = Scaled(int(k.rng.integers(2, 5)))
         return inner(x, scale=10.0) if form == "keyword" else inner(x)
-    # Where the model computes in float16 the cast changes nothing, and the twin must not round.
-    half = k.input_dtype if k.models == "float16" else "float16"
+    # Where the model computes in half precision the cast rounds nothing, nor must the twin's.
+    half = "float16"
+    if k.models in ("float16", "bfloat16"):
+        half = k.input_dtype or half
     dtype = {"int32": "int32", "float16": half}.get(form)
     start = keras.Input(x.shape[1:], dtype=dtype or k.input_dtype)
     y = start if dtype != "int32" else L.Rescaling(1.0)(start)

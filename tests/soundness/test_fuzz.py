@@ -11,17 +11,11 @@ import pytest
 from soundness import fuzz, generator, oracles
 
 FUZZ = Path(fuzz.__file__)
-# About 0.2 s of a core a model, in parts that workers share; the rest is with the slow tests.
-MODELS, FAST, PART = 2000, 1000, 50
+# About 0.2 s of a core a model, in parts that workers share.
+MODELS, PART = 2000, 50
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        *range(0, FAST, PART),
-        *(pytest.param(first, marks=pytest.mark.slow) for first in range(FAST, MODELS, PART)),
-    ],
-)
+@pytest.mark.parametrize("first", range(0, MODELS, PART))
 def test_no_claim_about_a_random_model_is_false(first):
     state = fuzz.fuzz(PART, first)
     assert state["violations"] == []

@@ -26,6 +26,20 @@ from tf_lyapunov.errors import UnsupportedLayerError
 # The graph that is read is the graph that computes -----------------------------------------------
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize("given", ["float32", "float16"])
+def test_augmentation_is_off_at_inference_whatever_is_cast(policy, given):
+    # Keras records no `training` where a call casts its inputs; the layers' default is True.
+    augment = [L.RandomInvert(value_range=(0, 1), dtype=policy), L.MixUp(dtype=policy)]
+    end = [L.Flatten(dtype=policy), L.Dense(2, dtype="float32")]
+    model = keras.Sequential([keras.Input((4, 4, 1), dtype=given), *augment, *end])
+    x = np.random.default_rng(0).uniform(size=(4, 4, 4, 1)).astype(given)
+    certificate = tfl.certify(model, x)  # no step contradicts its reading
+    kernel = np.asarray(model.layers[-1].kernel, dtype=np.float64)
+    assert certificate.gain_upper_bound >= np.linalg.norm(kernel, 2)
+    assert certificate.gain_upper_bound <= np.linalg.norm(kernel, 2) * 1.001
+
+
 @pytest.mark.parametrize("first_use", ["certify", "predict", "both"])
 def test_an_attribute_changed_after_a_first_use_counts(first_use):
     model = keras.Sequential(
@@ -318,3 +332,26 @@ def test_a_sum_that_keras_takes_for_a_bias_does_not_mix_samples(shape, other, ad
         return
     alone = [oracles.evaluate(model, points[i : i + 1])[0] for i in range(4)]
     assert np.array_equal(certificate.labels, np.argmax(alone, axis=1))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a habit of TensorFlow's `add`")
+@pytest.mark.parametrize("kind", ["conv", "separable", "einsum"])
+def test_a_bias_that_keras_adds_along_another_axis_is_not_read_as_if_it_were_not(kind):
+    rng = np.random.default_rng(0)
+    options = {"bias_initializer": "random_normal"}
+    for width, fits in ((3, False), (4, True)):
+        if kind == "einsum":
+            layer = L.EinsumDense("abc,cd->abd", (3, width), bias_axes="b", **options)
+            shape = (3, 5)
+        else:
+            make = {"conv": L.Conv2D, "separable": L.SeparableConv2D}[kind]
+            layer, shape = make(3, 1, data_format="channels_first", **options), (2, 4, width)
+        model = keras.Sequential([keras.Input(shape), layer, L.Flatten()])
+        assert_gain_sound_or_refused(model)
+        x = rng.normal(size=(5, *shape)).astype("float32")
+        assert_margins_are_the_models(model, x)
+        if fits:
+            tfl.certify(model, x, precision="float64")
+        else:
+            with pytest.raises(UnsupportedLayerError, match=r"adds a bias.*Leave the bias out"):
+                tfl.certify(model, x, precision="float64")

@@ -65,6 +65,38 @@ def test_subnormal_weights_are_those_that_the_device_multiplies_by():
         assert np.all((certificate.radius == 0) | (certificate.labels == own))
 
 
+@pytest.mark.parametrize("scales", [(1e37, 3e-38), (1e-38, 3e37)])
+@pytest.mark.parametrize("seed", [1, 4])
+def test_no_radius_ends_beyond_what_flushed_numbers_decide(scales, seed):
+    # Subnormal weights meet large signals, or normal weights make subnormal products.
+    rng = np.random.default_rng(seed)
+    kernels = [rng.normal(size=size) * s for size, s in zip([(2, 3), (3, 3)], scales, strict=True)]
+    model = keras.Sequential([keras.Input((2,)), L.Dense(3), L.Dense(3)])
+    # An initializer would flush them.
+    model.set_weights([kernels[0], np.zeros(3), kernels[1], np.array([0.05, 0.0, 0.0])])
+    x = rng.normal(size=(6, 2)).astype("float32") * 3
+
+    def own(points):
+        return oracles.evaluate(model, points)
+
+    own.precision = "float32"
+    for method in ("composition", "linear"):
+        certificate = tfl.certify(model, x, method=method, precision="float64")
+        assert oracles.false_radii(own, x, certificate) == []
+
+
+def test_allowances_count_what_large_signals_lose_to_flushed_weights():
+    head = L.Dense(2, use_bias=False)
+    model = keras.Sequential([keras.Input((1,)), dense([[1e38]]), head])
+    head.set_weights([np.array([[9e-39, 0.0]], dtype="float32")])
+    x = np.array([[1.0]], dtype="float32")
+    certificate = tfl.certify(model, x, precision="model")
+    exact = float(np.float32(1e38)) * float(np.float32(9e-39))
+    lost = exact - oracles.evaluate(model, x)[0, 0]  # 0, or 0.9 on a device that flushes
+    assert certificate.float_allowance >= lost
+    assert certificate.radius[0] <= 1.0
+
+
 def test_inputs_of_a_float64_model_are_not_rounded():
     model = keras.Sequential(
         [keras.Input((2,), dtype="float64"), dense(np.eye(2), dtype="float64")]

@@ -243,6 +243,27 @@ def rounding_errors(network, input_norms, name, precision="model"):
 
     Reference: Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.5.
     """
+    return _errors(network, input_norms, name, precision, rounding.underflow)
+
+
+def underflow_errors(network, input_norms, name):
+    """Upper bounds on ‖f̂(u) - f(u)‖ where f̂ is f but for numbers that a device sets to zero.
+
+    As `rounding_errors`, of flushed operands and results in the model's own formats alone: in
+    ordinary networks far below any rounding, yet all that counts where small and large numbers
+    meet in a product.
+
+    Args:
+        network, input_norms, name: as for `rounding_errors`.
+
+    Returns:
+        float64 (n,).
+    """
+    return _errors(network, input_norms, name, None, rounding.flushed)
+
+
+def _errors(network, input_norms, name, precision, underflow):
+    """Errors of node `name`; `precision` is None for those of underflow alone."""
     norms, errors = {}, {}
     if not isinstance(input_norms, dict):
         input_norms = dict.fromkeys(network.inputs, input_norms)
@@ -257,8 +278,10 @@ def rounding_errors(network, input_norms, name, precision="model"):
         reading = sum(weighted_norms) + sum(weighted_errors)
         gain = node.gain_upper_bound
         affine = node.affine64 if precision == "float64" else node.affine
-        own = _times(affine.slope, reading) + affine.constant
-        own = own + _lost(network, node, formats, gain * reading + affine.offset)
+        size = _times(gain, reading) + affine.offset
+        own = _lost(network, node, formats, reading, size, underflow)
+        if precision is not None:
+            own = own + _times(affine.slope, reading) + affine.constant
         errors[node.name] = _times(gain, _combine(node.rule, weighted_errors)) + own
         norms[node.name] = _times(gain, _combine(node.rule, weighted_norms)) + affine.offset
         if node.name == name:
@@ -319,11 +342,12 @@ def _formats(network, precision):
     }
 
 
-def _lost(network, node, formats, size):
+def _lost(network, node, formats, reading, size, underflow):
     """What underflow may add to a node's error; infinite where it may overflow.
 
-    Every product loses at most `underflow`·(1 + |w| + |x|): no entry of a map exceeds its gain, no
-    partial sum of a row exceeds the gain times the norm of the signal.
+    Every product loses at most `underflow`·(1 + |w| + |x|), as a device may flush each operand: no
+    entry of a map exceeds its gain, none of the signal its norm `reading`; no partial sum of a row
+    exceeds the gain times that norm, which is within `size`.
     """
     dtype = formats.get(node.call)
     if dtype not in rounding.UNIT_ROUNDOFF:
@@ -332,9 +356,11 @@ def _lost(network, node, formats, size):
     if node.kind != "linear":
         reads = 4
     writes = math.sqrt(_entries(node.output_shape) * node.copies)
-    each = rounding.underflow(dtype) * (reads + 4)
+    each = underflow(dtype) * (reads + 4)
     with np.errstate(over="ignore", invalid="ignore"):
-        lost = each * writes * (1 + node.gain_upper_bound + size)
+        lost = each * writes * (1 + node.gain_upper_bound + reading + size)
+        if node.gain_upper_bound == 0:
+            lost = each * writes * (1 + size)  # products with zeros lose nothing
         lost = np.where(np.isnan(lost), np.inf, lost)
     return np.where(size <= rounding.LARGEST[dtype], lost, np.inf)
 

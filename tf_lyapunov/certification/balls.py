@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.bounds.composition import rounding_errors, stays_finite
+from tf_lyapunov.bounds.composition import rounding_errors, stays_finite, underflow_errors
 from tf_lyapunov.errors import UnfaithfulReading
 from tf_lyapunov.program import rounding
 
@@ -30,32 +30,81 @@ def without_overflow(network, norms, radius, sources):
     Returns:
         float64 (n,), at most `radius`.
     """
-    # The model receives no entry beyond its type's largest number.
-    ends = {
-        t.producer: rounding.LARGEST.get(t.dtype, math.inf) * math.sqrt(t.size)
-        for t in network.graph.inputs
-    }
-    largest = max(ends[name] for name in sources)
+    reached = _Reached(network, norms, sources)
 
     def fits(rows, radius):
         with np.errstate(over="ignore", invalid="ignore"):
-            moves = {name: radius if name in sources else 0.0 for name in norms}
-            reached = {
-                name: np.minimum(rounding.up(norms[name][rows] + moves[name]), ends[name])
-                for name in norms
-            }
-            return stays_finite(network, reached, network.logits)
+            return stays_finite(network, reached(rows, radius), network.logits)
 
     cut = np.flatnonzero((radius > 0) & ~fits(slice(None), radius))
-    if not len(cut):
+    return _largest_fitting(radius, cut, np.zeros(len(cut)), fits, reached.largest)
+
+
+def without_flushing(network, norms, radius, sources, radii):
+    """Radii within which the class stays whatever subnormal numbers the device sets to zero.
+
+    Margins may be lower than the exact ones by what `underflow_errors` bounds over the ball.
+
+    Args:
+        network, norms, radius, sources: as for `without_overflow`.
+        radii: function of rows and of errors, float64, that are added to those of their logits;
+            returns radii.
+
+    Returns:
+        float64 (n,), at most `radius`.
+    """
+    reached = _Reached(network, norms, sources)
+
+    def allowed(rows, radius):
+        with np.errstate(over="ignore", invalid="ignore"):
+            lost = underflow_errors(network, reached(rows, radius), network.logits)
+            return radii(rows, lost)
+
+    # What fits a larger radius fits a smaller one.
+    first = np.minimum(radius, allowed(slice(None), radius))
+    much = first < radius * (1 - 1e-6)
+    cut = np.flatnonzero(much)
+    return _largest_fitting(
+        np.where(much, radius, first),
+        cut,
+        first[cut],
+        lambda rows, r: r <= allowed(rows, r),
+        reached.largest,
+    )
+
+
+class _Reached:
+    """Norms of the inputs over balls: no entry is beyond its type's largest number."""
+
+    def __init__(self, network, norms, sources):
+        self.norms, self.sources = norms, sources
+        self.ends = {
+            t.producer: rounding.LARGEST.get(t.dtype, math.inf) * math.sqrt(t.size)
+            for t in network.graph.inputs
+        }
+        self.largest = max(self.ends[name] for name in sources)
+
+    def __call__(self, rows, radius):
+        return {
+            name: np.minimum(
+                rounding.up(norm[rows] + (radius if name in self.sources else 0.0)),
+                self.ends[name],
+            )
+            for name, norm in self.norms.items()
+        }
+
+
+def _largest_fitting(radius, rows, low, fits, largest):
+    """`radius` with those of `rows` lowered to what `fits(rows, radii)`, as `low` does."""
+    if not len(rows):
         return radius
     radius = radius.copy()
-    low, high = np.zeros(len(cut)), np.minimum(radius[cut], largest)
+    high = np.minimum(radius[rows], largest)
     for _ in range(_HALVINGS):
         middle = low + (high - low) / 2
-        fine = fits(cut, middle)
+        fine = fits(rows, middle)
         low, high = np.where(fine, middle, low), np.where(fine, high, middle)
-    radius[cut] = low
+    radius[rows] = low
     return radius
 
 

@@ -244,9 +244,11 @@ class Certificate:
         A name that ends in `.npz` makes a proof file: the claims, the inputs, the multipliers, and
         digests of the weights, all of which `tf_lyapunov.verification.verify` (and
         `tf-lyapunov verify`) re-checks from the model's weights alone. Its gains and radii are
-        rounded to the safe side by a part in 10⁶ at most, and radii that bounds around inputs
-        enlarged (`"local"`, `"linear"`, `"auto"`) are the global ones, in l2. It is about models
-        with one input. Any other name makes JSON, a record that proves nothing.
+        rounded to the safe side by a part in 10⁶ at most. Radii by bounds around inputs
+        (`"linear"`, `"auto"`) are those that the verifier proves with the multipliers found, of
+        large networks about 1% smaller, as the file then says; those by `"local"` are the global
+        ones. It is about models with one input. Any other name makes JSON, a record that proves
+        nothing.
 
         Args:
             path: file name; an existing file is replaced.
@@ -258,7 +260,13 @@ class Certificate:
             UnsupportedLayerError: for a proof file, naming a layer the verifier does not know.
         """
         if str(path).endswith(".npz"):
-            save_proof(self, path)
+            try:
+                save_proof(self, path)
+            except OverflowError as error:
+                raise ValueError(
+                    "A proof file needs inputs on which no value overflows. Received: "
+                    f"{error}. Save as .json, or scale the inputs."
+                ) from error
         else:
             write_text(path, self.to_json())
 

@@ -11,8 +11,9 @@ from tf_lyapunov.bounds.composition import (
     lipschitz_constants,
     model_assumptions,
     rounding_errors,
+    underflow_errors,
 )
-from tf_lyapunov.certification.balls import check_balls, without_overflow
+from tf_lyapunov.certification.balls import check_balls, without_flushing, without_overflow
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.heads import heads, pair_distances
 from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
@@ -191,12 +192,22 @@ def certify(
     bound = network_gain(network, constants, method, time_budget=seconds, sources=sources)
     gain = bound.gain_upper_bound
     radius, margins = certified_radii(logits, labels, gain, errors, head, bound.pairs)
+    radius = without_flushing(
+        network,
+        norms,
+        radius,
+        sources,
+        lambda rows, lost: certified_radii(
+            logits[rows], labels[rows], gain, errors[rows] + lost, head, bound.pairs
+        )[0],
+    )
     size = sum(math.prod(t.shape[1:]) for t in network.graph.inputs if t.producer in sources)
     overall = widening.converted(radius, size)
 
     def allowance(i, extra):
         reached = {k: v[i : i + 1] + (extra if k in sources else 0.0) for k, v in norms.items()}
-        return float(rounding_errors(network, reached, network.logits, logits_model.precision)[0])
+        own = rounding_errors(network, reached, network.logits, logits_model.precision)
+        return float((own + underflow_errors(network, reached, network.logits))[0])
 
     cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
     with stage("bounds around every input"):
@@ -244,7 +255,7 @@ def certify(
             f"{model.name!r}, whose weights or settings changed meanwhile. Certify it again."
         )
     held = None if given.several else kept_inputs([p[6][0] for p in parts])
-    proof = Proof(network, bound.proof, held, overall)
+    proof = Proof(network, bound.proof, held, overall, widening.records, widening.kept_bounds)
     object.__setattr__(certificate, "proof", proof)
     return certificate
 

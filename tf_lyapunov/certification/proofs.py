@@ -7,13 +7,17 @@ import math
 import numpy as np
 
 from tf_lyapunov.bounds.records import RESIDUAL, ChainProof
+from tf_lyapunov.certification.enclosures import enclosed
 from tf_lyapunov.errors import ProofFileError
+from tf_lyapunov.local.linear import LARGEST_RECORDS
 from tf_lyapunov.program import rounding
 from tf_lyapunov.sealing import unseal
 from tf_lyapunov.verification import archive, inequalities
+from tf_lyapunov.verification.around.claims import converted
 from tf_lyapunov.verification.checking import (
     Claim,
     Evidence,
+    cast,
     derive,
     evaluate,
     moved,
@@ -21,6 +25,7 @@ from tf_lyapunov.verification.checking import (
     pack,
     radii,
 )
+from tf_lyapunov.verification.contents import BOUNDS, described
 from tf_lyapunov.verification.inequalities import Multipliers
 from tf_lyapunov.verification.translation import Call, contradictions
 
@@ -31,12 +36,12 @@ _GROWTHS = (1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 # A claim may be weaker than its certificate by this share, no more.
 _LARGEST_LOSS = 1e-4
 _ARRAYS = ("radius", "predictions", "labels", "margins")
+_REGION = ("norm", "within")
 _LOCAL = (
-    "The radii are those of the global gains. Those from bounds on the ball around each input "
-    "(method='local', 'linear', 'auto') cannot be re-checked from a proof file and were left out "
-    "of it."
+    "The radii are those of the global gains. Those from slopes on the ball around each input "
+    "(method='local') cannot be re-checked from a proof file and were left out of it."
 )
-_AROUND = ("Slopes on the ball", "Bounds around each input", "Time was up after", "Steps that pass")
+_SLOPES = "Slopes on the ball"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,20 +52,27 @@ class Proof:
         network: `Network`, with the model.
         chain: `ChainProof`, or None for the composition rule.
         inputs: as given to `certify`, or None if they are too large to keep.
-        radius: float64 (n,), by the global gains.
+        radius: float64 (n,), by the global gains, in the certificate's norm.
+        records: dict from numbers of inputs to `recording.Record`, whose radii are larger; None
+            if they are too large to keep.
+        bounds: `(low, high)` that those radii are limited to, or None.
     """
 
     network: object
     chain: ChainProof | None
     inputs: np.ndarray | None
     radius: np.ndarray
+    records: dict | None = dataclasses.field(default_factory=dict)
+    bounds: tuple | None = None
 
 
 def save_proof(certificate, path):
     """Writes a certificate's proof file; see `Certificate.save`.
 
     The claims in the file are those that the verifier derives, so that they are weaker than the
-    certificate's by a part in 10⁴ at most (typically 10⁻⁹); it is run here once.
+    certificate's by a part in 10⁴ at most (typically 10⁻⁹); it is run here once. Radii by bounds
+    around inputs are those that the verifier proves with the multipliers found; where they are
+    smaller by more than 0.2%, the file's notes say by how much.
 
     Raises:
         ValueError: if the certificate carries no proof, the model has changed or has several
@@ -82,15 +94,16 @@ def save_proof(certificate, path):
             f"model {proof.network.model.name!r} with {len(proof.network.inputs)} inputs. Save it "
             "as .json."
         )
-    if certificate.norm != "l2":
-        raise ValueError(
-            "A proof file holds radii in l2. Received: a certificate with "
-            f"norm={certificate.norm!r}. Save it as .json."
-        )
     if proof.inputs is None:
         raise ValueError(
             f"A proof file holds the inputs, up to {LARGEST_INPUTS // 2**20} MB of them. Received: "
             "a certificate of more. Certify them in parts, or save as .json."
+        )
+    if proof.records is None:
+        raise ValueError(
+            "A proof file holds the multipliers of bounds around inputs, up to "
+            f"{LARGEST_RECORDS // 2**20} MB of them. Received: a certificate of more. Certify the "
+            "inputs in parts, or save as .json."
         )
     if proof.network.digest() != certificate.model_digest:
         raise ValueError(
@@ -110,16 +123,26 @@ def save_proof(certificate, path):
     derived = derive(network, evidence)
     logits, errors = evaluate(network, proof.inputs)
     shift = moved(network, proof.inputs)
-    derived_radius = radii(logits, errors, certificate.labels, derived.pairs, shift)
+    size = proof.inputs[0].size
+
+    def by_gains(logits, errors):
+        found = radii(logits, errors, certificate.labels, derived.pairs, shift)
+        return converted(found, certificate.norm, size)
+
+    derived_radius = np.minimum(proof.radius, by_gains(logits, errors))
     # Underflow in the model's own dtype shortens radii; what else shortens them is a disagreement.
     plain = dataclasses.replace(
         network, steps=tuple(dataclasses.replace(s, dtype="float64") for s in network.steps)
     )
-    expected = radii(*evaluate(plain, proof.inputs), certificate.labels, derived.pairs, shift)
+    expected = by_gains(*evaluate(plain, proof.inputs))
+    given = proof.inputs.astype(np.float64)
+    around = enclosed(certificate, proof, network, derived_radius, logits, errors, given,
+                      cast(network, proof.inputs))  # fmt: skip
+    evidence = dataclasses.replace(evidence, around=around.pieces)
+    derived = dataclasses.replace(derived, around=around.pieces)
     weaker = dataclasses.replace(
         certificate,
-        within=None,  # the global radii know no bounds
-        radius=np.minimum(proof.radius, derived_radius),
+        radius=around.radius,
         gain_upper_bound=max(certificate.gain_upper_bound, derived.gain),
         contributions=tuple(
             dataclasses.replace(
@@ -131,14 +154,15 @@ def save_proof(certificate, path):
             )
             for row in certificate.contributions
         ),
-        verdict="PROVED" if np.any(np.minimum(proof.radius, derived_radius) > 0) else "NOT_PROVED",
+        verdict="PROVED" if np.any(around.radius > 0) else "NOT_PROVED",
     )
-    notes = ()
-    if certificate.method in ("local", "linear") or np.any(certificate.radius > proof.radius):
-        notes = (_LOCAL,)
-        kept = [s for s in certificate.assumptions if not s.startswith(_AROUND)]
-        weaker = dataclasses.replace(weaker, assumptions=(*kept, _LOCAL))
-    claim = _claim(weaker, proof.inputs)
+    notes = around.sentences
+    if certificate.method == "local":
+        notes += (_LOCAL,)
+    if notes:
+        kept = [s for s in certificate.assumptions if not s.startswith(_SLOPES)]
+        weaker = dataclasses.replace(weaker, assumptions=(*kept, *notes))
+    claim = _claim(weaker, proof)
     found, _ = objections(network, derived, claim)
     loss = derived.gain / certificate.gain_upper_bound if certificate.gain_upper_bound else 1.0
     if loss > 1 + _LARGEST_LOSS:
@@ -159,7 +183,7 @@ def save_proof(certificate, path):
             f"Received: method={certificate.method!r}. {' '.join(found)} Save it as .json."
         )
     fields = unseal(json.loads(weaker.to_json()))
-    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed", "norm", "within")}
+    fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed", *_REGION)}
     archive.write(path, *pack(network, evidence, claim, fields, notes))
 
 
@@ -167,8 +191,12 @@ def claimed_fields(path):
     """Fields of the certificate that a proof file claims, unchecked, as in its JSON form."""
     header, arrays = archive.read(path)
     try:
-        return {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}
-    except (KeyError, TypeError) as error:
+        found = {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}
+        if header["version"] > 1:
+            bounds = [arrays[name] for name in BOUNDS if name in arrays]
+            found |= {"norm": header["norm"], "within": described(bounds or None)}
+        return found
+    except (KeyError, TypeError, ValueError) as error:
         raise incomplete(path, error) from error
 
 
@@ -189,10 +217,15 @@ def kept_inputs(parts):
     return joined
 
 
-def _claim(certificate, inputs):
+def _claim(certificate, proof):
+    bounds = proof.bounds
+    if bounds is not None:
+        bounds = tuple(np.atleast_1d(np.asarray(b, np.float64)) for b in bounds)
     return Claim(
         **{name: getattr(certificate, name) for name in _ARRAYS},
-        inputs=inputs,
+        inputs=proof.inputs,
+        norm=certificate.norm,
+        bounds=bounds,
         float_allowance=certificate.float_allowance,
         gain_upper_bound=certificate.gain_upper_bound,
         table=tuple(

@@ -35,6 +35,8 @@ class Widening:
         self.linear = method in ("linear", "auto") and len(network.inputs) == 1
         if method == "linear":
             check_applies(network)
+        # Multipliers of bounds around inputs, by number of the input; None if too large to keep.
+        self.records = {}
         self.seconds = time_budget
         self.deadline = time.monotonic() + time_budget
 
@@ -47,6 +49,11 @@ class Widening:
     def within(self):
         """The bounds that radii are limited to, in words, or None."""
         return _shown(self.bounds) if self.bounds is not None and self.linear else None
+
+    @property
+    def kept_bounds(self):
+        """The bounds that radii are limited to, or None."""
+        return self.bounds if self.linear else None
 
     @property
     def gain_seconds(self):
@@ -69,7 +76,8 @@ class Widening:
             return radius
         root = rounding.sqrt_up(float(size))
         with np.errstate(invalid="ignore"):
-            return np.where(np.isfinite(radius), rounding.down(radius / root), radius)
+            lower = np.maximum(rounding.down(radius / root), 0.0)
+            return np.where(np.isfinite(radius), lower, radius)
 
     def l2_within(self, radius, size):
         """Radii of l2 balls that lie within those of the norm: ‖e‖_∞ ≤ ‖e‖₂, ‖e‖₁ ≤ √n‖e‖₂."""
@@ -113,7 +121,7 @@ class Widening:
 
             if x.dtype.kind in "iub":
                 x = x.astype(np.float64)
-            radius, more = linear_radii(
+            radius, more, self.records = linear_radii(
                 self.network,
                 x,
                 labels,

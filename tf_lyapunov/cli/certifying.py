@@ -43,6 +43,14 @@ def certify(
     method: Annotated[
         str, typer.Option(help="composition, lipsdp, eclipse, local, linear, auto, ...")
     ] = "composition",
+    norm: Annotated[str, typer.Option(help="Of the radii: l2, linf or l1.")] = "l2",
+    bounds: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Valid inputs, which changes stay within (linear and auto). Default: all numbers.",
+        ),
+    ] = None,
     proof: Annotated[
         Path | None,
         typer.Option(metavar="PROOF.npz", help="Write a proof file, for `verify`."),
@@ -63,7 +71,9 @@ def certify(
         from ..experiments import runner
 
         with runner.open_target(target, data, data_dir, download, say=say) as opened:
-            certificate = runner.certify_target(opened, split, samples, method=method, out=out)
+            certificate = runner.certify_target(
+                opened, split, samples, method=method, norm=norm, bounds=bounds, out=out
+            )
             if proof is not None:
                 certificate.save(proof)
             radii, proved = radius or opened.radii, opened.is_proved
@@ -81,6 +91,8 @@ def certify(
                 {
                     "target": str(target),
                     "verdict": certificate.verdict,
+                    "norm": certificate.norm,
+                    "within": certificate.within,
                     "claim_proved": proved,
                     "gain_upper_bound": certificate.gain_upper_bound,
                     "examples": len(certificate.radius),
@@ -161,6 +173,8 @@ def verify(
                     "method": result.method,
                     "gain_upper_bound": result.gain_upper_bound,
                     "claimed_gain_upper_bound": result.claimed_gain_upper_bound,
+                    "norm": result.norm,
+                    "within": result.within,
                     "examples": len(result.claimed_radius),
                 }
             )

@@ -88,6 +88,8 @@ def certify_target(
     samples: int | None = None,
     *,
     method: str = "composition",
+    norm: str = "l2",
+    bounds: tuple | None = None,
     out: str | os.PathLike | None = None,
 ):
     """Certify the model on a split; the certificate is written to the run and to `out`."""
@@ -95,7 +97,7 @@ def certify_target(
 
     x, y = opened.arrays(split, samples)
     started = time.perf_counter()
-    certificate = certify(opened.model, x, y, method=method)
+    certificate = certify(opened.model, x, y, method=method, norm=norm, bounds=bounds)
     seconds = time.perf_counter() - started
     opened.certificate, opened.certified = certificate, (split, samples)
     reading = _reading(opened)

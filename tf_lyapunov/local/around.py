@@ -251,7 +251,7 @@ class Around:
         """Derivatives of a recorded pass's bound by every multiplier.
 
         Returns:
-            Dict from positions to `(by_share, by_log_lam)`.
+            Dict from positions to lists `[by_share, by_log_lam]`, or with a third entry by shift.
         """
         values, found = {}, {}
         for k, own in reversed(memory):
@@ -268,8 +268,7 @@ class Around:
                 values[k] = maps.applied(operation, reads)
             elif step is not None:
                 read = self._read(values, link.inputs[0], own)
-                values[k], by_share, by_lam = step.forward(read, own)
-                found[k] = by_share, by_lam
+                values[k], *found[k] = step.forward(read, own)
             else:
                 c, norm = own
                 shape = (-1, *[1] * (c.ndim - 1))

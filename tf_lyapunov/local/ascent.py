@@ -6,9 +6,9 @@ import numpy as np
 
 # λ that are tried first, relative to ‖c‖/ρ of each row and step; 0 is CROWN's.
 TRIALS = (0.0, 0.01, 0.05, 0.2, 0.6, 2.0)
-_RATE = 0.25
+RATE = 0.25
 _BETA = (0.8, 0.95)
-_PATIENCE = 6
+PATIENCE = 6
 _SMALL = 0.001
 
 
@@ -44,21 +44,23 @@ def tried(around, c, target, *, split=None, trials=TRIALS):
     return multipliers, best
 
 
-def ascend(around, c, target, multipliers, steps, *, rate=_RATE, split=None, stop=None):
+def ascend(around, c, target, multipliers, steps, *, rate=RATE, split=None, stop=None,
+           patience=PATIENCE):  # fmt: skip
     """Improves multipliers in place by Adam on the bound's own derivatives, row by row.
 
     Args:
         steps: number of passes.
         stop: level of the bound at which the search ends, for all rows, or None.
+        patience: passes after which it ends where little was gained, or None.
 
     Returns:
         float64 (rows,), the best bounds seen (without rounding), whose multipliers are kept.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what is no number is no improvement
-        return _ascend(around, c, target, multipliers, steps, rate, split, stop)
+        return _ascend(around, c, target, multipliers, steps, rate, split, stop, patience)
 
 
-def _ascend(around, c, target, multipliers, steps, rate, split, stop):
+def _ascend(around, c, target, multipliers, steps, rate, split, stop, patience):
     best = np.full(len(c), -np.inf, c.dtype)
     kept = {}
     moments = {}
@@ -75,7 +77,7 @@ def _ascend(around, c, target, multipliers, steps, rate, split, stop):
                 kept[k].take(m, better)
         if i == steps or (stop is not None and np.all(best > stop)):
             break
-        if i % _PATIENCE == _PATIENCE - 1:
+        if patience is not None and i % patience == patience - 1:
             # Gains below a thousandth of what the bounds have gained so far are not worth a step.
             gained = np.abs(best - before)
             if np.all(gained <= _SMALL * np.abs(best - first_bound) + 1e-6 * np.abs(best)):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tf_lyapunov.local.around import Around
-from tf_lyapunov.local.ascent import TRIALS, ascend, tried
+from tf_lyapunov.local.ascent import PATIENCE, RATE, TRIALS, ascend, tried
 from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.maxima import is_window_maximum
@@ -32,6 +32,8 @@ class Effort:
         margin_steps: ascent steps for the functionals asked for.
         margin_trials: values of λ tried first for them.
         balls: whether balls are used at all.
+        rate: of the ascent.
+        patience: passes after which an ascent ends where little was gained, or None.
     """
 
     box_steps: int = 12
@@ -39,6 +41,8 @@ class Effort:
     margin_steps: int = 60
     margin_trials: tuple = TRIALS
     balls: bool = True
+    rate: float = RATE
+    patience: int | None = PATIENCE
 
 
 CROWN = Effort(0, (0.0,), 0, (0.0,), False)
@@ -91,6 +95,16 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
             _relax(around, k, gains)
         around.advance(k)
     return around
+
+
+def surround_proved(flow, traced, region, effort=None, *, deadline=np.inf):
+    """As `surround` in float64, with multipliers that are searched first and boxes proved by them.
+
+    Bounds of a search are not rounded outwards: only what is bounded once more counts.
+    """
+    memory = {}
+    surround(flow, traced, region, effort, memory, deadline=deadline)
+    return surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
 
 
 def _relax(around, k, gains):
@@ -190,7 +204,15 @@ def _bounds(around, c, source, effort, known, units, proof):
     if known:
         multipliers = remembered(around, c, source, known, units, multipliers)
     if multipliers and effort.box_steps:
-        found = ascend(around, c, source, multipliers, effort.box_steps)
+        found = ascend(
+            around,
+            c,
+            source,
+            multipliers,
+            effort.box_steps,
+            rate=effort.rate,
+            patience=effort.patience,
+        )
     return found, multipliers
 
 

@@ -5,10 +5,26 @@ a bound that holds on every branch holds. (L) holds on a branch with its box alo
 neither ball nor centre depend on it; a branch without inputs may have any bound.
 """
 
+import dataclasses
+
 import numpy as np
 
 from tf_lyapunov.local.ascent import ascend
 from tf_lyapunov.local.relaxation import Elementwise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Branches:
+    """What proves bounds on all branches.
+
+    Attributes:
+        splits: tuple of `(position, unit, point)`; branch b lies above the points of those whose
+            bits are set in b.
+        multipliers: dict from positions to `Multipliers` of all branches, row after row.
+    """
+
+    splits: tuple
+    multipliers: dict
 
 
 def split_lower(around, rows, multipliers, count, steps):
@@ -22,7 +38,7 @@ def split_lower(around, rows, multipliers, count, steps):
         steps: of ascent on every branch.
 
     Returns:
-        float64 (rows,).
+        `(bounds, branches)`: float64 (rows,), and the `Branches` of them all.
     """
     target = around.flow.output
     shape = around.trace.shape(target)
@@ -30,7 +46,7 @@ def split_lower(around, rows, multipliers, count, steps):
     bound, _, memory = around.backward(c, target, multipliers, record=True)
     units = _costly(around, memory, np.argmin(bound), count)
     branches = 2 ** len(units)
-    split, signs = {}, np.arange(branches)
+    split, signs, points = {}, np.arange(branches), [None] * len(units)
     many = np.repeat(c, branches, axis=0)
     for k in {k for k, _ in units}:
         step = around.steps[k]
@@ -43,6 +59,7 @@ def split_lower(around, rows, multipliers, count, steps):
             left, right = low[0, unit], high[0, unit]
             point = 0.0 if left < 0 < right else (left + right) / 2
             low[above, unit], high[~above, unit] = point, point
+            points[bit] = k, unit, float(point)
         split[k] = Elementwise(step.operation, step.center.reshape(1, *step.shape),
                                low, high, step.radius, step.all_weights())  # fmt: skip
         # Of a unit that was split g is free: what it adds is the split's own multiplier.
@@ -56,7 +73,7 @@ def split_lower(around, rows, multipliers, count, steps):
     if found and steps:
         ascend(around, many, target, found, steps, split=split)
     lower = around.lower(many, target, found, split=split)
-    return lower.reshape(len(rows), branches).min(axis=1)
+    return lower.reshape(len(rows), branches).min(axis=1), Branches(tuple(points), found)
 
 
 def _costly(around, memory, row, count):

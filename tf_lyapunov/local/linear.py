@@ -10,6 +10,10 @@ from tf_lyapunov.local.maps import is_linear
 from tf_lyapunov.local.maxima import is_window_maximum
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.radii import Prover, margin_rows
+from tf_lyapunov.local.recording import record
+
+# Bytes of multipliers that a certificate keeps, so that its radii can be re-checked.
+LARGEST_RECORDS = 2**29
 
 
 def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", bounds=None,
@@ -27,7 +31,8 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
         deadline: `time.monotonic()` at which the search stops.
 
     Returns:
-        `(radius, sentences)`, radii at least those given.
+        `(radius, sentences, records)`: radii at least those given, and a dict from numbers of
+        inputs that they enlarged to `recording.Record`, None if these are too large to keep.
 
     Raises:
         UnsupportedLayerError: if the model has several inputs.
@@ -35,7 +40,7 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
     flow = flow_of(network)
     prover = Prover(flow, norm, bounds)
     found = np.array(radius, dtype=np.float64)
-    begun = 0
+    begun, records, held = 0, {}, 0
     for i, point in enumerate(np.asarray(x)):
         if time.monotonic() > deadline:
             break
@@ -48,7 +53,12 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
             start=float(found[i]),
             deadline=deadline,
         )
-        found[i] = max(found[i], answer.radius)
+        if answer.radius > found[i]:
+            found[i] = answer.radius
+            if records is not None:
+                records[i] = record(flow, answer.trace, answer)
+                held += records[i].nbytes
+                records = records if held <= LARGEST_RECORDS else None
     wider = found > radius
     sentences = [
         f"Bounds around each input (linear relaxations that join balls and boxes) enlarged the "
@@ -61,7 +71,7 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
     by_gain = passed(flow)
     if by_gain:
         sentences.append(f"Steps that pass balls by their gain alone: {', '.join(by_gain)}.")
-    return found, sentences
+    return found, sentences, records
 
 
 def passed(flow):

@@ -19,7 +19,7 @@ from tf_lyapunov.program.families.pooling import Pooled
 from tf_lyapunov.program.families.scaling import Scaled
 from tf_lyapunov.program.operation import EXACT, Signal
 from tf_lyapunov.theory.norms import norm_upper_bound
-from tf_lyapunov.theory.operators import convolution_axes
+from tf_lyapunov.theory.operators import convolution_taps
 
 _FEW = 4
 
@@ -201,7 +201,7 @@ def convolved_back(c, kernel, linear_map, sizes):
         # All taps in one product: with few channels those of single taps are too narrow.
         parts = c @ kernel.reshape(-1, kernel.shape[-1]).T
         parts = parts.reshape(*c.shape[:-1], count, kernel.shape[-2])
-    for tap, narrow, wide in taps(kernel.shape, linear_map):
+    for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
         read, write = (wide, narrow) if turned else (narrow, wide)
         if parts is None:
             out[write] += _tap_back(c[read], kernel[tap], linear_map)
@@ -218,7 +218,7 @@ def convolved_forth(x, kernel, linear_map):
     count = math.prod(kernel.shape[:-2])
     patches = np.zeros((len(x), *shape[:-1], groups, count, inner), x.dtype)
     flat = kernel.shape[:-2]
-    for tap, narrow, wide in taps(kernel.shape, linear_map):
+    for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
         part = x[wide]
         at = (*narrow, slice(None), int(np.ravel_multi_index(tap, flat)))
         patches[at] = part.reshape(*part.shape[:-1], groups, inner)
@@ -227,30 +227,6 @@ def convolved_forth(x, kernel, linear_map):
     blocks = kernel.reshape(count, inner, groups, -1)
     value = np.einsum("...gti,tigo->...go", patches, blocks, optimize=True)
     return value.reshape(*value.shape[:-2], -1)
-
-
-@functools.lru_cache(maxsize=512)
-def taps(kernel_shape, linear_map):
-    """Every tap of a convolution with the slices that it joins, `(tap, narrow, wide)`."""
-    return tuple(_taps(kernel_shape, linear_map))
-
-
-def _taps(kernel_shape, linear_map):
-    axes = convolution_axes(kernel_shape, linear_map)
-    for tap in np.ndindex(*(a.taps for a in axes)):
-        narrow, wide = [slice(None)], [slice(None)]
-        for axis, t in zip(axes, tap, strict=True):
-            # Positions i of the narrow grid whose partner i·s + t·d - left is in the wide one.
-            shift = t * axis.dilation - axis.left
-            first = max(-(shift // axis.stride), 0)
-            last = min((axis.size - 1 - shift) // axis.stride, axis.output - 1)
-            if last < first:
-                break
-            narrow.append(slice(first, last + 1))
-            begin = first * axis.stride + shift
-            wide.append(slice(begin, last * axis.stride + shift + 1, axis.stride))
-        else:
-            yield tap, tuple(narrow), tuple(wide)
 
 
 def _tap_back(c, matrix, linear_map):

@@ -6,7 +6,7 @@ import numpy as np
 
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import Effort, surround
+from tf_lyapunov.local.boxes import Effort, surround_proved
 from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.maxima import WindowMaximum
@@ -61,7 +61,7 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
     >>> bool(-1e-6 < found.lower[0] <= 0), round(float(found.upper[0]), 6)
     (True, 2.0)
     """
-    flow, traced = _read(model, region, outputs)
+    _, flow, traced = read_around(model, region, outputs)
     size = traced.values[-1].size
     rows = np.eye(size) if functionals is None else np.asarray(functionals, np.float64)
     if rows.ndim != 2 or rows.shape[1] != size or not np.all(np.isfinite(rows)):
@@ -70,7 +70,7 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
             f"shape {rows.shape}."
         )
     effort = effort or Effort()
-    around = surround(flow, traced, region, effort)
+    around = surround_proved(flow, traced, region, effort)
     c = np.concatenate([rows, -rows]).reshape(-1, *traced.shape(flow.output))
     multipliers, _ = tried(around, c, flow.output, trials=effort.margin_trials)
     if multipliers and effort.margin_steps:
@@ -121,21 +121,22 @@ def gain_on(model, x, radius, *, norm="l2", outputs="logits", effort=None):
     found = []
     for point in np.asarray(x, np.float64):
         region = Region.ball(point, radius, norm)
-        flow, traced = _read(model, region, outputs)
-        around = surround(flow, traced, region, effort or Effort())
+        _, flow, traced = read_around(model, region, outputs)
+        around = surround_proved(flow, traced, region, effort or Effort())
         kind = SlopeGains if norm == "l2" else EntryGains
         found.append(kind(around).gain())
     return np.array(found)
 
 
-def _read(model, region, outputs):
+def read_around(model, region, outputs):
+    """`(network, flow, trace)` of a model at a region's centre, compared with the model itself."""
     if outputs not in ("logits", "model"):
         raise ValueError(f"`outputs` must be 'logits' or 'model'. Received: outputs={outputs!r}.")
     network = read_network(model, [(None, *region.center.shape)])
     dtype = network.graph.inputs[0].dtype
     validate(network, [region.center[None].astype("float32" if dtype == "bfloat16" else dtype)])
     flow = flow_of(network, decision=outputs == "model")
-    return flow, trace(flow, region.center)
+    return network, flow, trace(flow, region.center)
 
 
 class SlopeGains(LocalGains):

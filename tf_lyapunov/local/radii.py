@@ -43,12 +43,18 @@ class Answer:
         multipliers: of the rows, by position, at that radius; None without a proof.
         boxes: dict from positions to lists of `Found`.
         evaluations: radii that were tried.
+        trace: `Trace` at the input.
+        unsplit: what the multipliers prove without splits of units, at most `radius`.
+        splits: dict from rows to `branching.Branches`, which prove them at `radius`.
     """
 
     radius: float
     multipliers: dict | None = None
     boxes: dict | None = None
     evaluations: int = 0
+    trace: object = None
+    unsplit: float = 0.0
+    splits: dict = dataclasses.field(default_factory=dict)
 
 
 class Prover:
@@ -197,18 +203,22 @@ class Prover:
                 around.backward(c, self.flow.output, multipliers)
                 adopt(multipliers, answer.multipliers, np.arange(len(rows)))
                 found = around.lower(c, self.flow.output, multipliers)
+                splits = {}
                 # The worst first: if it stays open, the others need no splits.
                 for i in np.argsort(found):
                     if found[i] <= need(radius):
                         held = {k: m.of_rows([i]) for k, m in multipliers.items()}
                         row = rows[i : i + 1]
-                        found[i] = split_lower(around, row, held, _SPLITS, _SPLIT_STEPS)[0]
+                        bound, splits[int(i)] = split_lower(
+                            around, row, held, _SPLITS, _SPLIT_STEPS
+                        )
+                        found[i] = bound[0]
                     if found[i] <= need(radius):
                         break
             except OutOfTime:
                 return
             if np.all(found > need(radius)):
-                answer.radius = radius
+                answer.radius, answer.splits = radius, splits
             else:
                 growth = 1 + (growth - 1) / 3
 
@@ -234,7 +244,7 @@ class Prover:
                 break
             value = float(np.min(self.prove(traced, smaller, rows, memory, held))) - need(smaller)
             if value > 0:
-                return Answer(smaller, held, memory, count)
+                return Answer(smaller, held, memory, count, traced, smaller)
             if height > 0 and np.isfinite(value):
                 missed = min(max(missed, retreat) - 0.7 * value / height, 0.5)
         return Answer(0.0, evaluations=count)

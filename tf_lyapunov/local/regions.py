@@ -128,16 +128,18 @@ class Region:
         Returns:
             `(value, d)`: float64 (rows,), and (rows, *shape) where it is attained, nearly.
         """
+        if np.isfinite(self.radius) and not self.is_cut:
+            flat = c.reshape(len(c), -1)
+            size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+            tiny = np.finfo(size.dtype).tiny
+            step = flat * (-self.radius / np.maximum(size, tiny))[:, None]
+            return -self.radius * size, step.reshape(c.shape)
         low, high = self.low - self.center, self.high - self.center
         return self.minimum_between(c, low[None], high[None])
 
     def minimum_between(self, c, low, high):
         """`minimum` with another box of x - center, one for all rows or one per row."""
         flat = c.reshape(len(c), -1)
-        if np.isfinite(self.radius) and not self.is_cut:
-            size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
-            step = flat * (-self.radius / np.maximum(size, 1e-300))[:, None]
-            return -self.radius * size, step.reshape(c.shape)
         # Rounded inwards they leave points out, as far as `slack` holds.
         low = low.reshape(len(low), -1).astype(c.dtype, copy=False)
         high = high.reshape(len(high), -1).astype(c.dtype, copy=False)

@@ -39,22 +39,32 @@ class Multipliers:
     """g and λ of one step for a batch of rows; any values are valid.
 
     Attributes:
-        share: g_i = share·c_i of the units that are not linear on their box, float64 (rows, m).
+        share, shift: g_i = share·c_i + shift of the units that are not linear on their box, float64
+            (rows, m); a shift of None is zero.
         log_lam: log λ, float64 (rows,); -inf for λ = 0.
         columns: int (m,), which units these are.
+        scale: size of a step of `shift`, float64 (rows, 1).
     """
 
     share: np.ndarray
     log_lam: np.ndarray
     columns: np.ndarray
+    shift: np.ndarray | None = None
+    scale: np.ndarray | None = None
 
     def copy(self):
         """The same values in arrays of their own."""
-        return Multipliers(self.share.copy(), self.log_lam.copy(), self.columns)
+        return self.of_rows(slice(None))
 
     def of_rows(self, rows):
         """Those of some rows, in arrays of their own."""
-        return Multipliers(self.share[rows].copy(), self.log_lam[rows].copy(), self.columns)
+        return Multipliers(
+            self.share[rows].copy(),
+            self.log_lam[rows].copy(),
+            self.columns,
+            None if self.shift is None else self.shift[rows].copy(),
+            None if self.scale is None else self.scale[rows],
+        )
 
     def adopt(self, other, mine, theirs):
         """Takes over rows `theirs` of another's into rows `mine`, for the units that both have."""
@@ -66,11 +76,15 @@ class Multipliers:
         """Takes over the rows of another where `rows` (bool) says so."""
         self.share[rows] = other.share[rows]
         self.log_lam[rows] = other.log_lam[rows]
+        if self.shift is not None:
+            self.shift[rows] = other.shift[rows]
 
     def move(self, directions, size):
-        """Moves by a step in the directions of `share` and `log_lam`."""
+        """Moves by a step in the directions of `share`, `log_lam` and, if there are, `shift`."""
         self.share = self.share + 0.3 * size * directions[0]
         self.log_lam = np.clip(self.log_lam + size * directions[1], *_LOG_LAM)
+        if self.shift is not None:
+            self.shift = self.shift + size * self.scale * directions[2]
 
 
 class Elementwise:
@@ -82,9 +96,11 @@ class Elementwise:
         low, high: float64 (1 or rows, *shape), the box of z.
         radius: ρ for `weights`, with the rounding of z⁰; infinite if unknown.
         weights: float64 (*shape) w ≥ 0, or None for 1 on the units that are not linear.
+        columns: int, units to be treated as not linear even where their boxes leave them so: g is
+            free there, as the multiplier of what makes the box that small. None for none.
     """
 
-    def __init__(self, operation, center, low, high, radius=np.inf, weights=None):
+    def __init__(self, operation, center, low, high, radius=np.inf, weights=None, columns=None):
         self.operation, self.shape = operation, center.shape[1:]
         self.center = center.reshape(len(center), -1)
         self.low, self.high = (v.reshape(len(v), -1) for v in (low, high))
@@ -97,6 +113,8 @@ class Elementwise:
         linear = (self.slopes[0] == self.slopes[1]) & (whole.error.max(axis=(0, 1)) == 0)
         # Rows of boxes of their own may lie on different pieces of the same slope.
         linear &= np.ptp(whole.intercept, axis=(0, 1)) == 0
+        if columns is not None:
+            linear[columns] = False
         self.columns = self.units = np.flatnonzero(~linear)
         # Rows of boxes of their own may leave different units linear.
         self.free = None
@@ -201,6 +219,8 @@ class Elementwise:
         h = flat @ self.shift if self.has_shift else np.zeros(len(c), c.dtype)
         units = flat[:, self.columns]
         own = multipliers.share * units
+        if multipliers.shift is not None:
+            own = own + multipliers.shift
         g[:, self.columns] = own
         lam = np.zeros(len(c), c.dtype)
         if np.isfinite(self.radius):
@@ -247,7 +267,8 @@ class Elementwise:
             h = h - lam * (self.radius**2 / 2)
         if not record:
             return g.reshape(c.shape), h, None
-        return g.reshape(c.shape), h, (units, point, read, lam, multipliers.share)
+        memory = units, point, read, lam, multipliers.share, multipliers.shift is not None
+        return g.reshape(c.shape), h, memory
 
     def _line(self, k, units, point):
         """Piece k at a point: φ, or the line below or above it that stands for it."""
@@ -275,13 +296,13 @@ class Elementwise:
         """Derivatives of the bound: by c, and by the multipliers, from `y`, that by g.
 
         Returns:
-            `(by_c, by_share, by_log_lam)`.
+            `(by_c, by_share, by_log_lam)`, and by the shift if there is one.
         """
         flat = y.reshape(len(y), -1)
         found = flat * self.slope + self.shift
         if memory is None:
             return found.reshape(y.shape), np.zeros((len(y), 0)), np.zeros(len(y))
-        units, point, read, lam, share = memory
+        units, point, read, lam, share, shifted = memory
         through = flat[:, self.columns] - point
         found[:, self.columns] = read + share * through
         away = point - self.z
@@ -292,6 +313,8 @@ class Elementwise:
         by_share = units * through
         if self.free is not None:
             by_share = np.where(self.free, by_share, 0.0)
+        if shifted:
+            return found.reshape(y.shape), by_share, by_lam, through
         return found.reshape(y.shape), by_share, by_lam
 
 

@@ -315,6 +315,8 @@ class _Rows:
         self.whole, self.low, self.high = region, low, high
 
     def minimum(self, c):
+        if np.isfinite(self.whole.radius) and not self.whole.is_cut:
+            return self.whole.minimum(c)
         return self.whole.minimum_between(c, self.low, self.high)
 
     def slack(self, c):

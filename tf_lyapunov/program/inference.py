@@ -51,8 +51,13 @@ def at_inference(operation, args, kwargs, is_graph):
     """Arguments of a recorded call at inference.
 
     A graph's call with `training=False` overrides what was recorded, which for the layers that
-    augment images is their default.
+    augment images is their default; where they cast their inputs Keras records nothing.
     """
+    if isinstance(operation, keras.Layer) and "training" not in kwargs:
+        names = inspect.signature(operation.call).parameters
+        unsaid = "training" in names and list(names).index("training") >= len(args)
+        if unsaid and names["training"].default is True:
+            return args, {**kwargs, "training": False}
     if not (kwargs.get("training") or _positional_training(operation, args)):
         return args, kwargs
     parameter = inspect.signature(operation.call).parameters.get("training")

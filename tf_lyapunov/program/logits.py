@@ -74,6 +74,10 @@ def no_gradients():
         yield
 
 
+# Samples whose float64 signals stay in the cache from one step to the next.
+_IN_CACHE = 256
+
+
 class Float64Logits:
     """Logits of a program in float64 by NumPy, whatever the backend.
 
@@ -100,7 +104,7 @@ class Float64Logits:
         """`(logits, {name: float64 array})` with the values of the steps `kept`."""
         parts = []
         with no_gradients():
-            for rows in _rows(x, batch_size):
+            for rows in _rows(x, min(batch_size, _IN_CACHE)):
                 parts.append(self.program.evaluate(rows, kept))
         logits = np.concatenate([p[0] for p in parts])
         return logits, {n: np.concatenate([p[1][n] for p in parts]) for n in kept}

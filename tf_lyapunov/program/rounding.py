@@ -114,9 +114,12 @@ def euclidean_norms_up(rows):
     """
     rows = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
     # A scale per row keeps squares away from over- and underflow; a power of two is exact.
-    largest = np.max(np.abs(rows), axis=1, initial=0.0)
-    scale = 2.0 ** np.floor(np.log2(np.where(largest > 0, largest, 1.0)))
-    scaled = rows / scale[:, None]
+    largest = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0))
+    if np.all((largest == 0) | ((largest > 1e-100) & (largest < 1e100))):
+        scale, scaled = 1.0, rows  # what underflows is below 1e-100 of the sum
+    else:
+        scale = 2.0 ** np.floor(np.log2(np.where(largest > 0, largest, 1.0)))
+        scaled = rows / scale[:, None]
     norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
     return norms * (1 + (rows.shape[1] + 4) * 1.01 * UNIT_ROUNDOFF["float64"]) * scale
 
@@ -169,6 +172,11 @@ def underflow(dtype):
     if _IN_FLOAT64.get():
         return _SMALLEST["float64"]
     return _SMALLEST.get(dtype, 2.0**-25)
+
+
+def flushed(dtype):
+    """Largest number of this format that a device may take for zero; 0 for gradual underflow."""
+    return _SMALLEST.get(dtype, 0.0)
 
 
 @functools.cache

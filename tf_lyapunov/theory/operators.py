@@ -6,6 +6,8 @@ map at this size, not that of the reshaped kernel.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 
 import numpy as np
@@ -231,6 +233,37 @@ def convolution_axes(kernel_shape, linear_map):
             for a, n in zip(axes, linear_map.input_shape[:rank], strict=True)
         ]
     return axes
+
+
+@functools.lru_cache(maxsize=512)
+def convolution_taps(kernel_shape, linear_map):
+    """Every tap of a convolution of known size with the slices that it joins.
+
+    Args:
+        kernel_shape: tuple of Keras' layout.
+        linear_map: `LinearMap` with a known `input_shape`.
+
+    Returns:
+        Tuple of `(tap, narrow, wide)`: index of the kernel, and slices of a batch of signals on the
+        grid of outputs and of inputs (of a transposed convolution the other way round).
+    """
+    found = []
+    axes = convolution_axes(kernel_shape, linear_map)
+    for tap in itertools.product(*(range(a.taps) for a in axes)):
+        narrow, wide = [slice(None)], [slice(None)]
+        for axis, t in zip(axes, tap, strict=True):
+            # Positions i of the narrow grid whose partner i·s + t·d - left is in the wide one.
+            shift = t * axis.dilation - axis.left
+            first = max(-(shift // axis.stride), 0)
+            last = min((axis.size - 1 - shift) // axis.stride, axis.output - 1)
+            if last < first:
+                break
+            narrow.append(slice(first, last + 1))
+            begin = first * axis.stride + shift
+            wide.append(slice(begin, last * axis.stride + shift + 1, axis.stride))
+        else:
+            found.append((tap, tuple(narrow), tuple(wide)))
+    return tuple(found)
 
 
 def _transposed_left(axis, n, linear_map):

@@ -13,7 +13,8 @@ from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.writing import write_bytes
 
 FORMAT = "tf_lyapunov.proof"
-VERSION = 1
+# Version 2 has radii in other norms, within bounds, and by bounds around single inputs.
+VERSION, VERSIONS = 1, (1, 2)
 _MEMBERS = 64
 _LARGEST_HEADER, _LARGEST_FILE = 2**26, 2**32
 _KINDS = "fiub"
@@ -24,7 +25,7 @@ def write(path, header, arrays):
 
     Args:
         path: file name ending in `.npz`.
-        header: JSON-safe dict.
+        header: JSON-safe dict; its `version` is `VERSION` where it names none.
         arrays: dict of numeric arrays.
     """
     text = json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False)
@@ -75,8 +76,9 @@ def read(path):
         _refuse(path, "its header is corrupt", error)
     if kind != FORMAT:
         _refuse(path, f"its format is {str(kind)[:40]!r}, not {FORMAT!r}")
-    if version != VERSION or isinstance(version, (bool, float)):
-        _refuse(path, f"its version is {repr(version)[:40]}; this library reads version {VERSION}")
+    if isinstance(version, (bool, float)) or version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        _refuse(path, f"its version is {repr(version)[:40]}; this library reads versions {known}")
     stored = members.pop("sha256").tobytes()
     if stored != _digest(members):
         _refuse(path, "its contents do not fit its checksum")

@@ -15,6 +15,8 @@ from tf_lyapunov.verification.arithmetic import (
     row_norms_up,
     sqrt_up,
 )
+from tf_lyapunov.verification.around.balls import Gains
+from tf_lyapunov.verification.around.claims import attempt, converted, region_around
 from tf_lyapunov.verification.contents import (
     Claim,
     Evidence,
@@ -43,6 +45,7 @@ class Derived:
         pairs: (K, K) gains of f_i - f_j; (1, 1) for a single logit.
         reach, own: gain from the input to each step, and of each step, by name.
         failures: sentences on evidence that did not hold.
+        around: see `Evidence`; it is used by `objections`.
     """
 
     gain: float
@@ -50,6 +53,7 @@ class Derived:
     reach: dict
     own: dict
     failures: tuple
+    around: dict = dataclasses.field(default_factory=dict)
 
 
 def derive(network, evidence):
@@ -97,7 +101,7 @@ def derive(network, evidence):
             pairs = np.minimum(pairs, reach[through] * distances * (1 + 4 * UNIT))
     for (i, j), bound in found.items():
         pairs[i, j] = pairs[j, i] = min(pairs[i, j], bound)
-    return Derived(gain, pairs, reach, own, tuple(failures))
+    return Derived(gain, pairs, reach, own, tuple(failures), evidence.around)
 
 
 def _chain_gain(chain, narrow, evidence, failures):
@@ -236,7 +240,14 @@ def objections(network, derived, claim):
     if np.any(shift > 0) and any("int" in dtype for dtype in network.casts):
         found.append("An input is no whole number, which the model would truncate.")
         return found, np.zeros(count)
+    if claim.bounds is not None:
+        low, high = claim.bounds
+        if np.any(claim.inputs < low) or np.any(claim.inputs > high):
+            found.append("An input is not within the bounds.")
+            return found, np.zeros(count)
     radius = radii(logits, errors, claim.labels, derived.pairs, shift)
+    radius = converted(radius, claim.norm, claim.inputs[0].size)
+    radius = _around(network, derived, claim, errors, radius, found)
     late = ~(claim.radius <= radius)
     if np.any(late):
         first = int(np.flatnonzero(late)[0])
@@ -249,6 +260,24 @@ def objections(network, derived, claim):
     own = np.sqrt(np.sum(spread * spread, axis=1)) * (1 + 2.0**-20)
     found += _described(logits, errors, claim, np.fmin(own, claim.float_allowance))
     return found, radius
+
+
+def _around(network, derived, claim, errors, radius, found):
+    """Radii by bounds around inputs where they are larger, which `found` says why they are not."""
+    bounds = (-np.inf, np.inf) if claim.bounds is None else claim.bounds
+    radius, gains = np.array(radius), Gains(derived.own)
+    for i, pieces in derived.around.items():
+        if not radius[i] < claim.radius[i] < np.inf:
+            continue
+        given = claim.inputs[i].astype(np.float64)
+        center = cast(network, claim.inputs[i : i + 1])[0]
+        try:
+            region = region_around(center, given, claim.radius[i], claim.norm, bounds)
+            if attempt(network, gains, region, int(claim.labels[i]), errors[i], pieces).holds:
+                radius[i] = claim.radius[i]
+        except (ValueError, OverflowError) as error:
+            found.append(f"The multipliers around input {i} fail: {quoted(error)}.")
+    return radius
 
 
 def _described(logits, errors, claim, allowance):

@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from tf_lyapunov.verification.around import evidence as around
+from tf_lyapunov.verification.around.region import NORMS
 from tf_lyapunov.verification.inequalities import Multipliers
 
 LARGEST_TEXT = 300
@@ -35,6 +37,7 @@ class Evidence:
         whole: `Multipliers` of all logits, or None.
         indices: `(delta, nu, Multipliers)`, or None.
         pairs: dict (i, j) -> `Multipliers` of f_i - f_j.
+        around: dict from numbers of inputs to lists of `around.evidence.Piece`.
     """
 
     start: str | None = None
@@ -42,6 +45,7 @@ class Evidence:
     whole: Multipliers | None = None
     indices: tuple | None = None
     pairs: dict = dataclasses.field(default_factory=dict)
+    around: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +58,8 @@ class Claim:
         gain_upper_bound: of the logits.
         table: rows `(name, gain, gain from the input)`.
         verdict: `"PROVED"` or `"NOT_PROVED"`.
+        norm: of the radii.
+        bounds: `(low, high)` that changes stay within, float64 arrays, or None.
     """
 
     radius: np.ndarray
@@ -65,6 +71,8 @@ class Claim:
     gain_upper_bound: float
     table: tuple
     verdict: str
+    norm: str = "l2"
+    bounds: tuple | None = None
 
 
 def pack(network, evidence, claim, certificate, notes=()):
@@ -72,6 +80,8 @@ def pack(network, evidence, claim, certificate, notes=()):
 
     Args:
         certificate: JSON-safe dict of a certificate's other fields, kept for its reader.
+
+    Radii in another norm than l2, within bounds, or by bounds around inputs make version 2.
     """
     header = {
         "layers": [[r.name, r.settings, r.weights] for r in network.layers],
@@ -80,6 +90,11 @@ def pack(network, evidence, claim, certificate, notes=()):
         "notes": list(notes),
     }
     arrays = {name: getattr(claim, name) for name in _PER_INPUT}
+    if claim.norm != "l2" or claim.bounds is not None or evidence.around:
+        header |= {"version": 2, "norm": claim.norm}
+        arrays |= {f"around_{name}": array for name, array in around.pack(evidence.around).items()}
+        if claim.bounds is not None:
+            arrays |= dict(zip(BOUNDS, claim.bounds, strict=True))
     if evidence.whole is not None:
         arrays |= _packed("whole", [evidence.whole])
     if evidence.indices is not None:
@@ -92,6 +107,7 @@ def pack(network, evidence, claim, certificate, notes=()):
     return header, arrays
 
 
+BOUNDS = ("bounds_low", "bounds_high")
 _PER_INPUT = ("radius", "labels", "predictions", "margins", "inputs")
 
 
@@ -114,6 +130,18 @@ def quoted(text):
     return repr(short)
 
 
+def described(bounds):
+    """Bounds of inputs in words, or None.
+
+    >>> described((np.zeros(1), np.ones(1)))
+    '0.0 to 1.0'
+    """
+    if bounds is None:
+        return None
+    ends = [sorted({float(np.min(b)), float(np.max(b))}) for b in bounds]
+    return " to ".join(str(e[0] if len(e) == 1 else e) for e in ends)
+
+
 def unpack(header, arrays):
     """`(layers, evidence, claim, notes, method)` of a file's contents.
 
@@ -127,7 +155,8 @@ def unpack(header, arrays):
     Raises:
         KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
     """
-    _exactly(header, _HEADER, "header")
+    is_second = header["version"] == 2
+    _exactly(header, _HEADER | {"norm"} if is_second else _HEADER, "header")
     numbers = _exactly(header["certificate"], _CERTIFICATE, "certificate")
     _exactly(header["chain"], {"start", "methods"}, "chain")
     table = tuple(
@@ -153,14 +182,38 @@ def unpack(header, arrays):
         gain_upper_bound=_number(numbers["gain_upper_bound"], "gain_upper_bound"),
         table=table,
         verdict=numbers["verdict"],
+        **(_region(header, arrays) if is_second else {}),
     )
     layers = []
     for row in _list(header["layers"], "layers"):
         name, settings, weights = (_text(t, "layer") for t in _list(row, "layer"))
         layers.append((name, settings, weights))
-    evidence = _evidence(header["chain"], arrays)
+    names = {n for n in arrays if is_second and (n in BOUNDS or n.startswith("around_"))}
+    evidence = _evidence(header["chain"], {n: a for n, a in arrays.items() if n not in names})
+    if is_second:
+        held = {name: arrays[f"around_{name}"] for name in around.ARRAYS}
+        unknown = sorted(names - set(BOUNDS) - {f"around_{name}" for name in held})
+        if unknown:
+            raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
+        evidence = dataclasses.replace(evidence, around=around.unpack(held, len(claim.radius)))
     notes = tuple(quoted(_text(n, "note")) for n in _list(header["notes"], "notes"))
     return layers, evidence, claim, notes, method
+
+
+def _region(header, arrays):
+    """Norm and bounds of the radii."""
+    if header["norm"] not in NORMS:
+        raise ValueError(f"the norm is {quoted(header['norm'])}")
+    if not any(name in arrays for name in BOUNDS):
+        return {"norm": header["norm"], "bounds": None}
+    bounds = tuple(np.array(arrays[name]) for name in BOUNDS)
+    shape = arrays["inputs"].shape[1:]
+    for bound in bounds:
+        if bound.dtype.str[1:] != "f8" or np.broadcast_shapes(bound.shape, shape) != shape:
+            raise ValueError("the bounds have another shape or type than the inputs")
+    if not np.all(bounds[0] <= bounds[1]):  # NaN either
+        raise ValueError("a lower bound of the inputs is not below the upper one")
+    return {"norm": header["norm"], "bounds": bounds}
 
 
 def _per_input(arrays):

@@ -9,8 +9,10 @@ import numpy as np
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import archive, translation
 from tf_lyapunov.verification.checking import derive, objections
-from tf_lyapunov.verification.contents import quoted, unpack
+from tf_lyapunov.verification.contents import described, quoted, unpack
 from tf_lyapunov.verification.reading import read_with_calls
+
+_WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +26,8 @@ class Verification:
         gain_upper_bound: of the logits, as derived here (infinite if nothing could be).
         radius: float64 (n,), as derived here for the file's inputs and labels; 0 if nothing could.
         claimed_gain_upper_bound, claimed_radius: as the file says.
+        norm: of the radii, `"l2"`, `"linf"` or `"l1"`.
+        within: the inputs that the radii are limited to, in words, or None for all.
         notes: what the file says of itself, unchecked: each on one line, in quotation marks.
         seconds: wall time.
     """
@@ -37,6 +41,8 @@ class Verification:
     claimed_radius: np.ndarray
     notes: tuple
     seconds: float
+    norm: str = "l2"
+    within: str | None = None
 
     def __bool__(self):
         return self.holds
@@ -48,8 +54,10 @@ class Verification:
         lines = [f"Proof file: {outcome} (method, as the file says: {self.method})"]
         lines += [f"  - {reason}" for reason in self.reasons]
         lines.append(
-            f"Claimed: gain at most {self.claimed_gain_upper_bound:.6g}, and positive radii for "
-            f"{proved} of {count} inputs, in exact arithmetic on the model's weights."
+            f"Claimed: gain at most {self.claimed_gain_upper_bound:.6g}, and positive radii in "
+            f"{_WORDS[self.norm]} for {proved} of {count} inputs"
+            + (f", for changes that stay within {self.within}" if self.within else "")
+            + ", in exact arithmetic on the model's weights."
         )
         if self.holds:
             lines.append(
@@ -74,7 +82,9 @@ def verify(proof_path, model_or_path, input_shape=None):
 
     Derived anew: the layers' settings and digests of their weights, every layer's gain, the
     matrix inequality of every set of multipliers (by a factor of it, with all rounding bounded),
-    the logits of the file's inputs, and from these every radius. The file's numbers are claims
+    the logits of the file's inputs, and from these every radius; where a radius is larger, the
+    bounds of the margins on its ball, by passes from the logits to the input with the file's
+    multipliers, on boxes and balls found in the same way. The file's numbers are claims
     that must not exceed what is derived. Radii are about the exact function of the weights and
     settings, less what the model's dtypes lose by underflow. That this function is the model's is
     tested, not proved: its layers are called one by one, and the model itself, eagerly, on up to 64
@@ -129,6 +139,8 @@ def verify(proof_path, model_or_path, input_shape=None):
         claimed_radius=claim.radius,
         notes=notes,
         seconds=time.monotonic() - begin,
+        norm=claim.norm,
+        within=described(claim.bounds),
     )
 
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.adding import check_added
 from tf_lyapunov.program.families import fused
 from tf_lyapunov.program.families.linear import absolute_norm_upper_bound, map_affine
 from tf_lyapunov.program.gain import Gain, with_cast
@@ -166,7 +167,10 @@ def _of_layer(call):
 
 
 def _read(call):
-    return [_of_layer(call), *fused.read(call.operation, call.outputs[0])]
+    found = _of_layer(call)
+    if found.bias is not None:
+        check_added(call.operation, found.bias, call.outputs[0])
+    return [found, *fused.read(call.operation, call.outputs[0])]
 
 
 def _rule(call):

@@ -53,13 +53,16 @@ def _gelu(x, approximate=False):
     return 0.5 * x * (1 + _erf(x / np.sqrt(2)))
 
 
+def _relu(x, negative_slope=0.0, max_value=None):
+    above = np.maximum(x, 0.0) if max_value is None else np.clip(x, 0.0, max_value)
+    return above if negative_slope == 0 else np.where(x > 0, above, negative_slope * x)
+
+
 _SELU = (1.0507009873554805, 1.6732632423543772)
 # Name -> function of x and the parameters, which are keywords.
 FUNCTIONS = {
     "linear": lambda x: x,
-    "relu": lambda x, negative_slope=0.0, max_value=None: np.where(
-        x > 0, x if max_value is None else np.minimum(x, max_value), negative_slope * x
-    ),
+    "relu": _relu,
     "relu6": lambda x: np.clip(x, 0.0, 6.0),
     "leaky_relu": lambda x, negative_slope=0.2: np.where(x > 0, x, negative_slope * x),
     "elu": lambda x, alpha=1.0: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0))),

@@ -1,4 +1,4 @@
-"""Dense and convolution layers: y = Wx + b, computed kernel tap by kernel tap."""
+"""Dense and convolution layers: y = Wx + b."""
 
 import dataclasses
 import math
@@ -6,12 +6,13 @@ import math
 import numpy as np
 
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.adding import check_added
 from tf_lyapunov.program.families import fused
 from tf_lyapunov.program.gain import Affine
 from tf_lyapunov.program.operation import Operation, frozen, with_error
 from tf_lyapunov.program.weights import LINEAR_LAYERS, inference_value, kernel_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
-from tf_lyapunov.theory.operators import LinearMap, convolution_axes
+from tf_lyapunov.theory.operators import LinearMap, convolution_axes, convolution_taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Linear(Operation):
         (signal,) = signals
         value = self._map(signal.value, self.kernel)
         if self.bias is not None:
-            value = value + self._shaped(self.bias, value.ndim)
+            value += self._shaped(self.bias, value.ndim)
 
         def error():
             size, taps = np.abs(self.kernel), self._terms()
@@ -61,15 +62,22 @@ class Linear(Operation):
 
     def _map(self, x, kernel):
         if self.linear_map.kind == "dense":
-            return x @ kernel
+            return _product(x, kernel)
         if self.channels_first:
             x = np.moveaxis(x, 1, -1)
         value = convolved(x, kernel, self.linear_map)
         return np.moveaxis(value, -1, 1) if self.channels_first else value
 
 
+# Bytes of the patches that one product reads, which stay in the cache between the two, and of
+# those of one sample beyond which each tap has its own product.
+_PATCHES, _LARGEST = 2**19, 2**22
+
+
 def convolved(x, kernel, linear_map):
-    """The convolution of channels-last signals (n, *sizes, channels), one product per tap.
+    """The convolution of channels-last signals (n, *sizes, channels).
+
+    One product with a matrix of patches, or, where that is large, one per tap.
 
     Args:
         x: float64.
@@ -86,38 +94,63 @@ def convolved(x, kernel, linear_map):
     linear_map = dataclasses.replace(linear_map, input_shape=tuple(x.shape[1:]))
     axes = convolution_axes(kernel.shape, linear_map)
     out = np.zeros((len(x), *linear_map.output_shape(kernel.shape)))
+    if linear_map.kind == "conv" and linear_map.groups == 1:
+        sample = 8 * math.prod(a.output for a in axes) * math.prod(kernel.shape[:-1])
+        # Zeros of the padding must not meet an infinite weight.
+        if 0 < sample <= _LARGEST and np.all(np.isfinite(kernel)):
+            return _by_patches(x, kernel, axes, out, max(_PATCHES // sample, 1))
     turned = linear_map.kind == "conv_transpose"
-    for tap in np.ndindex(*(a.taps for a in axes)):
-        narrow, wide = [slice(None)], [slice(None)]
-        for axis, t in zip(axes, tap, strict=True):
-            # Positions i of the narrow grid whose partner i·s + t·d - left is in the wide one.
-            shift = t * axis.dilation - axis.left
-            first = max(-(shift // axis.stride), 0)
-            last = min((axis.size - 1 - shift) // axis.stride, axis.output - 1)
-            narrow.append(slice(first, last + 1))
-            begin = first * axis.stride + shift
-            wide.append(slice(begin, last * axis.stride + shift + 1, axis.stride))
-            if last < first:
-                break
-        else:
-            read, write = (narrow, wide) if turned else (wide, narrow)
-            part = _tap(x[tuple(read)], kernel[tap], linear_map)
-            out[tuple(write)] += part
+    for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
+        read, write = (narrow, wide) if turned else (wide, narrow)
+        out[write] += _tap(x[read], kernel[tap], linear_map)
+    return out
+
+
+def _by_patches(x, kernel, axes, out, samples):
+    """`out` filled with the products of patches of x, so many samples at once."""
+    channels = x.shape[-1]
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    inner, padded = [], []
+    for axis in axes:
+        extent = (axis.output - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1
+        kept = min(axis.size, extent - axis.left)
+        inner.append(slice(axis.left, axis.left + kept))
+        padded.append(extent)
+    held = np.zeros((min(samples, len(x)), *padded, channels))
+    grid = [s * a.stride for s, a in zip(held.strides[1:], axes, strict=False)]
+    taps = [s * a.dilation for s, a in zip(held.strides[1:], axes, strict=False)]
+    patches = np.lib.stride_tricks.as_strided(
+        held,
+        (len(held), *(a.output for a in axes), *(a.taps for a in axes), channels),
+        (held.strides[0], *grid, *taps, held.strides[-1]),
+        writeable=False,
+    )
+    within = tuple(slice(0, s.stop - s.start) for s in inner)
+    for start in range(0, len(x), samples):
+        rows = x[start : start + samples]
+        held[(slice(0, len(rows)), *inner)] = rows[(slice(None), *within)]
+        columns = patches[: len(rows)].reshape(-1, len(matrix))
+        np.matmul(columns, matrix, out=out[start : start + samples].reshape(-1, out.shape[-1]))
     return out
 
 
 def _tap(x, matrix, linear_map):
     if linear_map.kind == "conv_transpose":
-        return x @ matrix.T
+        return _product(x, matrix.T)
     if linear_map.kind == "depthwise":
         value = x[..., None] * matrix
         return value.reshape(*x.shape[:-1], -1)
     if linear_map.groups == 1:
-        return x @ matrix
+        return _product(x, matrix)
     groups = linear_map.groups
     parts = x.reshape(*x.shape[:-1], groups, -1)
     blocks = matrix.reshape(len(matrix), groups, -1)
     return np.einsum("...gi,igo->...go", parts, blocks).reshape(*x.shape[:-1], -1)
+
+
+def _product(x, matrix):
+    """x @ matrix by one product, whatever the rank and the strides of x."""
+    return (x.reshape(-1, len(matrix)) @ matrix).reshape(*x.shape[:-1], matrix.shape[1])
 
 
 def read(call):
@@ -127,6 +160,9 @@ def read(call):
     first = getattr(layer, "data_format", "") == "channels_first"
     maps = kernel_maps(layer, tensor.shape)
     held = getattr(layer, "bias", None)
+    if held is not None and first:
+        shaped = inference_value(held, dtype).reshape(-1, *[1] * (len(tensor.shape) - 2))
+        check_added(layer, shaped, call.outputs[0])
     for i, (variable, linear_map) in enumerate(maps):
         bias = None
         if i == len(maps) - 1 and held is not None:

@@ -5,6 +5,7 @@ of the positions says where every entry comes from.
 """
 
 import dataclasses
+import functools
 import math
 
 import keras
@@ -61,8 +62,14 @@ class Moved(Operation):
         (signal,) = signals
         return with_error(signals, self._moved(signal.value), lambda: self._moved(signal.error))
 
+    @functools.cached_property
+    def _keeps_order(self):
+        return np.array_equal(self.index.ravel(), np.arange(1, self.index.size + 1))
+
     def _moved(self, x):
         flat = x.reshape(len(x), -1)
+        if self._keeps_order and self.index.size == flat.shape[1]:  # flattened or reshaped
+            return flat.reshape(len(x), *self.index.shape)
         padded = np.concatenate([np.zeros((len(x), 1)), flat], axis=1)
         return padded[:, self.index.ravel()].reshape(len(x), *self.index.shape)
 

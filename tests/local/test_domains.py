@@ -1,0 +1,195 @@
+"""Bounds over many boxes at once lie below every value in them, and meet where boxes are small."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tf_lyapunov.local.boxes import CROWN, surround
+from tf_lyapunov.local.domains import Domains
+from tf_lyapunov.local.evaluating import Evaluation
+from tf_lyapunov.local.flow import flow_of, trace
+from tf_lyapunov.local.lines import lines_of
+from tf_lyapunov.local.regions import Region
+from tf_lyapunov.program.families.elementwise import FUNCTIONS, Elementwise
+from tf_lyapunov.program.network import read_network
+from tf_lyapunov.theory.sectors import Sector
+
+
+def dense(activation, seed=0):
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(8, activation=activation),
+            layers.Dense(6, activation=activation),
+            layers.Dense(2),
+        ]
+    )
+    return randomised(model, seed)
+
+
+def residual():
+    x = keras.Input((6, 6, 1))
+    a = layers.Conv2D(3, 3, padding="same", activation="relu")(x)
+    b = layers.Conv2D(3, 3, padding="same")(a)
+    y = layers.ReLU()(layers.Add()([a, b]))
+    y = layers.Concatenate()([layers.MaxPooling2D(2)(y), layers.AveragePooling2D(2)(y)])
+    return randomised(keras.Model(x, layers.Dense(2)(layers.Flatten()(y))), 1)
+
+
+def pooled():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(2, 3),
+            layers.MaxPooling2D(2),
+            layers.LeakyReLU(negative_slope=0.1),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    return randomised(model, 2)
+
+
+def ended(layer):
+    x = keras.Input((3,))
+    y = layers.Dense(4, activation="relu")(x)
+    z = layers.Dense(4)(x)
+    return randomised(keras.Model(x, layer(y, z)), 3)
+
+
+def randomised(model, seed):
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        fan = max(int(np.prod(weight.shape[:-1])), 1)
+        weight.assign(rng.normal(size=weight.shape) * 1.5 / np.sqrt(fan))
+    return model
+
+
+MODELS = {
+    "relu": lambda: dense("relu"),
+    "tanh": lambda: dense("tanh"),
+    "gelu": lambda: dense("gelu"),
+    "relu6": lambda: dense("relu6"),
+    "elu": lambda: dense("elu"),
+    "residual": residual,
+    "pooled": pooled,
+    "softmax": lambda: ended(lambda y, z: layers.Softmax()(layers.Add()([y, z]))),
+    "maximum": lambda: ended(lambda y, z: layers.Maximum()([y, z])),
+}
+REGIONS = {
+    "box": lambda x: Region.ball(x, 0.4, "linf"),
+    "l2": lambda x: Region.ball(x, 0.6),
+    "cut": lambda x: Region.ball(x, 0.6, bounds=(-1.5, 0.7)),
+    "l1": lambda x: Region.ball(x, 0.9, "l1"),
+}
+
+
+def setting(name, kind, seed=0):
+    model, rng = MODELS[name](), np.random.default_rng(seed)
+    flow = flow_of(read_network(model), decision=True)
+    center = np.clip(rng.normal(size=model.input_shape[1:]) * 0.5, -1.2, 0.6)
+    region = REGIONS[kind](center)
+    memory, traced = {}, trace(flow, center)
+    surround(flow, traced, region, CROWN, memory)
+    around = surround(flow, traced, region, CROWN, memory, proof=True)
+    return flow, region, Domains(around), rng
+
+
+def parts(domains, region, count, rng, size):
+    """Random boxes within the reach of a region."""
+    reach = region.reach().ravel()
+    low, high = domains.center - reach, domains.center + reach
+    low, high = np.maximum(low, region.low.ravel()), np.minimum(high, region.high.ravel())
+    ends = np.sort(rng.uniform(low, high, (2, count, len(low))), axis=0)
+    middle = ends.mean(axis=0)
+    return middle + size * (ends[0] - middle), middle + size * (ends[1] - middle)
+
+
+def inside(region, points):
+    away = (points - region.center).reshape(len(points), -1)
+    return (np.linalg.norm(away, axis=1) <= region.radius) & (
+        np.abs(away).sum(axis=1) <= region.radius_l1
+    )
+
+
+def values(flow, x):
+    return Evaluation(flow, x).outputs
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_no_sample_of_a_domain_lies_below_its_bound(name, kind):
+    flow, region, domains, rng = setting(name, kind)
+    outputs = int(np.prod(domains.shapes[-1]))
+    rows = np.concatenate([rng.normal(size=(2, outputs)), np.eye(outputs)[:1]])
+    low, high = parts(domains, region, 6, rng, 1.0)
+    boxes = dict.fromkeys(domains.kept)
+    wanted = np.ones((6, 3), bool)
+    wanted[1, 2] = False
+    lower = domains.bound(low, high, boxes, rows, wanted, lambda: None).lower
+    # What was not asked for is not bounded, unless the domain is seen to be empty.
+    assert lower.shape == (6, 3) and not np.isfinite(lower[1, 2])
+    tested = 0
+    for i in range(6):
+        points = rng.uniform(low[i], high[i], (300, low.shape[1]))
+        points[:40] = np.where(rng.integers(0, 2, (40, low.shape[1])), low[i], high[i])
+        points = points.reshape(-1, *region.center.shape)
+        points = points[inside(region, points)]
+        if len(points):
+            tested += 1
+            assert np.all(values(flow, points) @ rows.T >= lower[i] - 1e-12)
+    assert tested or kind in ("l1", "l2", "cut")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bounds_of_small_domains_meet_the_function(name):
+    flow, region, domains, rng = setting(name, "box")
+    outputs = int(np.prod(domains.shapes[-1]))
+    rows = rng.normal(size=(2, outputs))
+    gaps = []
+    for size in (1e-1, 1e-2, 1e-3):
+        low, high = parts(domains, region, 4, np.random.default_rng(5), size)
+        boxes = dict.fromkeys(domains.kept)
+        wanted = np.ones((4, 2), bool)
+        lower = domains.bound(low, high, boxes, rows, wanted, lambda: None).lower
+        middle = (low / 2 + high / 2).reshape(-1, *region.center.shape)
+        gap = values(flow, middle) @ rows.T - lower
+        assert np.all(gap >= -1e-9)
+        gaps.append(gap.max())
+    # Bounds of a Lipschitz function converge linearly at least.
+    assert gaps[2] < 0.05 * gaps[0] and gaps[2] < 0.02
+
+
+def test_boxes_of_a_domain_carry_over_to_its_parts():
+    _, region, domains, rng = setting("relu", "box")
+    rows, low, high = np.eye(2), *parts(domains, region, 1, rng, 1.0)
+    boxes, wanted = dict.fromkeys(domains.kept), np.ones((1, 2), bool)
+    whole = domains.bound(low, high, boxes, rows, wanted, lambda: None).lower
+    halves = [np.concatenate([v, v]) for v in (low, high)]
+    middle = (low[0, 0] + high[0, 0]) / 2
+    halves[1][0, 0], halves[0][1, 0] = middle, middle
+    inherited = {k: tuple(np.concatenate([v, v]) for v in boxes[k]) for k in domains.kept}
+    wanted = np.ones((2, 2), bool)
+    found = domains.bound(*halves, inherited, rows, wanted, lambda: None).lower
+    for k in domains.kept:
+        assert np.all(inherited[k][0] >= boxes[k][0] - 1e-12)
+        assert np.all(inherited[k][1] <= boxes[k][1] + 1e-12)
+    assert np.all(found.min(axis=0) >= whole[0] - 0.05 * np.abs(whole[0]))
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "linear"])
+def test_lines_enclose_every_activation_on_every_interval(name):
+    rng = np.random.default_rng(len(name))
+    low = rng.uniform(-6, 4, (5, 9))
+    high = low + 10.0 ** rng.uniform(-4, 1, low.shape)
+    low[0, 0], high[0, 0] = -1.0, -1.0
+    lines = lines_of(Elementwise(name, (), Sector(-2.0, 2.0)), low, high, (9,))
+    t = low + (high - low) * np.linspace(0, 1, 101)[:, None, None]
+    value = FUNCTIONS[name](t)
+    shift = 0.0 if lines.low_shift is None else lines.low_shift
+    assert np.all(value >= lines.low_slope * t + shift - 1e-12)
+    assert np.all(value <= lines.high_slope * t + lines.high_shift + 1e-12)
+    # Both touch the function, up to what cells between knots miss.
+    off = (value - lines.low_slope * t - shift).min(axis=0)
+    assert np.all(off <= 0.02 + 0.15 * (high - low))

@@ -1,0 +1,213 @@
+"""How far signals move from those at the centre in l2, from the chords that boxes leave.
+
+On its box, an activation moves from φ(z⁰) by m(z - z⁰) + ψ with |ψ_i| ≤ s_i|z_i - z⁰_i|: m the
+middle and s half the spread of the slopes of its chords from z⁰. So with J the linearised map from
+the input, J_j that from step j's output, and weights w on a signal z,
+
+    √(Σ w_i (z_i - z⁰_i)²) ≤ ‖w^½ J‖ r + Σ_j ‖w^½ J_j s_j^½‖ t_j,                            (T)
+
+t_j the same bound for the weights s_j on what step j reads: ψ_j = s_j^½ (s_j^½ δ) with |δ| at most
+the signal's own distance. The maps are rows that are carried back, `functionals`, with what their
+rounding may miss of every entry; maxima pass their ball by its gain.
+
+Of a part of a signal within a window, behind convolutions, the same window's share of the input is
+what moves it, by the gain of the convolution on that window.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tf_lyapunov.verification.arithmetic import (
+    SLACK,
+    UNIT,
+    gamma,
+    norm_up,
+    product_up,
+    row_norms_up,
+    sum_up,
+)
+from tf_lyapunov.verification.around import functionals
+from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.operations import Activation, Axis, Convolution, Identity, Scale
+
+# Rows, columns, and entries of rows on a signal, up to which linearised maps are worth their time.
+_ROWS, _COLUMNS, _ENTRIES = 1200, 2**13, 2**24
+# Chords over less than this share of their numbers' size are not told from slopes.
+_NEAR = 1e-6
+
+
+class Gains:
+    """Gains of a network's steps, and of convolutions on windows of their outputs.
+
+    Args:
+        own: dict of the gain of every step alone, as `Network.gains` gives them.
+    """
+
+    def __init__(self, own):
+        self.own, self.cut = own, {}
+
+    def __getitem__(self, name):
+        return self.own[name]
+
+    def on_window(self, step, extents):
+        """Gain of a convolution to outputs within a window of these sizes, wherever it lies."""
+        key = step.name, extents
+        if key not in self.cut:
+            # A part of a map, of an input without an edge.
+            axes = tuple(
+                Axis(a.taps, a.stride, a.dilation,
+                     (n - 1) * a.stride + (a.taps - 1) * a.dilation + 1, 0, n)
+                for a, n in zip(step.operation.axes, extents, strict=True)
+            )  # fmt: skip
+            found = dataclasses.replace(step.operation, axes=axes).gain()
+            self.cut[key] = min(found, self.own[step.name])
+        return self.cut[key]
+
+
+class Balls:
+    """(T) for `Surroundings`, step by step.
+
+    Args:
+        around: `Surroundings`, of which only steps that are known are read.
+    """
+
+    def __init__(self, around):
+        self.around = around
+        self.middles, self.roots, self.moves = {}, {}, {}
+
+    def add(self, name, source, relaxed):
+        """Takes in an activation, with the box of what it reads."""
+        low, high = chords(relaxed)
+        middle = low / 2 + high / 2
+        spread = np.maximum(high - middle, middle - low) * (1 + 4 * UNIT)
+        spread = np.where(high > low, spread, 0.0)
+        shape = relaxed.shape
+        self.middles[name] = middle.reshape(shape)
+        # A root's square lies within a rounding of what it is the root of.
+        self.roots[name] = (np.sqrt(spread) * (1 + 4 * UNIT)).reshape(shape)
+        self.moves[name] = self.radius(source, self.roots[name].reshape(-1))
+
+    def radius(self, source, roots):
+        """Bound on √(Σ w_i (z_i - z⁰_i)²) for the signal of a step.
+
+        Args:
+            source: name of the step.
+            roots: float64 (m,) ≥ 0, w^½.
+        """
+        around, units = self.around, np.flatnonzero(roots)
+        if not len(units):
+            return 0.0
+        roots = roots[units]
+        entries = roots * around.reach(source).reshape(-1)[units]
+        whole = min(
+            product_up(float(roots.max()), around.radii[source]),
+            float(row_norms_up(entries[None])[0]),
+        )
+        entries = len(units) * max(v.size for v in around.values.values())
+        if len(units) > _ROWS or around.region.center.size > _COLUMNS or entries > _ENTRIES:
+            return whole
+        return min(whole, self._through(source, units, roots))
+
+    def within(self, name, window):
+        """Bound on the l2 distance of a signal's part within a window from that at the centre."""
+        around, step = self.around, self.around.steps[name]
+        cut = tuple(slice(a, b) for a, b in window)
+        entries = float(row_norms_up(around.reach(name)[cut].reshape(1, -1))[0])
+        found = min(around.radii[name], entries)
+        operation = step.operation
+        if isinstance(operation, Convolution):
+            extents, before = [], []
+            for (a, b), axis, size in zip(
+                window, operation.axes, around.steps[step.inputs[0]].shape, strict=False
+            ):
+                extents.append(b - a)
+                left = a * axis.stride - axis.left
+                last = (b - 1) * axis.stride - axis.left + (axis.taps - 1) * axis.dilation
+                before.append((min(max(left, 0), size), max(min(last + 1, size), 0)))
+            gain = around.gains.on_window(step, tuple(extents))
+            window = tuple((min(a, b), b) for a, b in before)
+        elif isinstance(operation, Activation):
+            gain = around.relaxed[name].steepest()
+        elif isinstance(operation, (Scale, Identity)):
+            gain = around.gains[name]
+        else:
+            return found
+        moved = product_up(gain, self.within(step.inputs[0], window))
+        noise = float(row_norms_up(around.spreads[name][1].reshape(1, -1))[0])
+        return min(found, sum_up(moved, noise))
+
+    def _through(self, source, units, roots):
+        around = self.around
+        shape = around.values[source].shape
+        rows = np.zeros((len(units), int(np.prod(shape))))
+        rows[np.arange(len(units)), units] = roots
+        held = {source: Functionals(rows.reshape(len(units), *shape))}
+        total, lost = 0.0, np.zeros(len(units))
+        for name in reversed(around.order[1 : around.order.index(source) + 1]):
+            if name not in held:
+                continue
+            c, step = held.pop(name), around.steps[name]
+            # What the step's own evaluation errs by, and what rounding misses of the rest.
+            size, noise = around.spreads[name]
+            lost += gamma(around.terms) * 4 * _dot(np.abs(c.rows), c.of(size))
+            lost += _dot(np.abs(c.rows), c.of(noise))
+            if name in self.middles:
+                spread = product_up(_norm(c.rows * c.of(self.roots[name])), self.moves[name])
+                total = sum_up(total, spread)
+                parts = [Functionals(c.rows * c.of(self.middles[name]), c.window)]
+            elif functionals.is_linear(step.operation):
+                shapes = [around.steps[i].shape for i in step.inputs]
+                parts = functionals.back(step.operation, c, shapes, step.shape)
+            else:
+                total = sum_up(total, product_up(_norm(c.rows), around.radii[name]))
+                continue
+            for before, part in zip(step.inputs, parts, strict=True):
+                held[before] = (
+                    held[before].plus(part, around.steps[before].shape) if before in held else part
+                )
+        first = held.pop(around.order[0], None)
+        if first is not None:
+            total = sum_up(total, product_up(_norm(first.rows), around.region.l2_radius()))
+        return sum_up(total, float(row_norms_up(lost[None])[0])) * SLACK
+
+
+def chords(relaxed):
+    """Bounds `(low, high)` of (φ(t) - φ(z⁰))/(t - z⁰) over the box, float64 (m,) each.
+
+    On a line the chord's slope is monotone in t on either side of z⁰, so that the ends of pieces
+    hold the extremes; where one lies close to z⁰, or pieces are no lines, slopes of φ bound it.
+    """
+    p, z = relaxed.pieces, relaxed.center
+    low, high = p.low.copy(), p.high.copy()
+    value, known = np.zeros_like(z), np.zeros(z.shape, bool)
+    for k in range(len(p.slope)):
+        inside = (p.start[k] <= z) & (z <= p.stop[k])
+        value = np.where(inside & ~known, p.slope[k] * z + p.shift[k], value)
+        known |= inside
+    least, most = np.full(z.shape, np.inf), np.full(z.shape, -np.inf)
+    for k in range(len(p.slope)):
+        holds = (p.start[k] <= z) & (z <= p.stop[k])
+        least = np.where(holds, np.minimum(least, p.slope[k]), least)
+        most = np.where(holds, np.maximum(most, p.slope[k]), most)
+        for t in (p.start[k], p.stop[k]):
+            away = t - z
+            known &= np.abs(away) > _NEAR * (1 + np.abs(z) + np.abs(t))
+            chord = (p.slope[k] * t + p.shift[k] - value) / np.where(away == 0, 1.0, away)
+            least, most = np.minimum(least, chord), np.maximum(most, chord)
+    known &= np.all(p.error == 0, axis=0)
+    # Numbers cancel to `_NEAR` of their size at most: of 10 roundings, 10⁻⁹ of the steepest slope.
+    room = 1e-8 * (np.abs(p.slope).max(axis=0) + np.abs(p.shift).max(axis=0))
+    low = np.where(known, np.maximum(low, least - room), low)
+    return low, np.maximum(np.where(known, np.minimum(high, most + room), high), low)
+
+
+def _norm(rows):
+    """Bound on the spectral norm of rows on a signal."""
+    flat = rows.reshape(len(rows), -1)
+    # Columns without an entry change nothing.
+    return norm_up(flat[:, np.any(flat != 0, axis=0)]) if np.any(flat) else 0.0
+
+
+def _dot(rows, value):
+    return rows.reshape(len(rows), -1) @ value.reshape(-1)
