@@ -7,7 +7,7 @@ from keras import layers
 
 from tf_lyapunov.local import branching
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import Effort, reweigh, surround, weigh
+from tf_lyapunov.local.boxes import Effort, Memory, reweigh, surround, weigh
 from tf_lyapunov.local.flow import flow_of, trace
 from tf_lyapunov.local.localgains import LocalGains, spectral_norm
 from tf_lyapunov.local.radii import Prover, margin_rows
@@ -51,7 +51,7 @@ def test_weighted_balls_hold_every_point_and_raise_the_bound():
     flow, rng = flow_of(read), np.random.default_rng(2)
     x = rng.normal(size=(8, 8, 1))
     traced, region = trace(flow, x), Region.ball(x, 0.6)
-    effort, memory = Effort(2, margin_steps=25), {}
+    effort, memory = Effort(2, margin_steps=25), Memory()
     around = surround(flow, traced, region, effort, memory)
     c = margin_rows(3, 0)
     before, _ = tried(around, c, flow.output)
@@ -63,10 +63,10 @@ def test_weighted_balls_hold_every_point_and_raise_the_bound():
     weighted = around.lower(c, flow.output, held)
     # Once more with weights of another sort, and back: radii do not depend on the way.
     radii = {k: step.radius for k, step in around.steps.items()}
-    chosen = memory["weights"]
-    memory["weights"] = {k: (units, 1 / w) for k, (units, w) in chosen.items()}
+    chosen = memory.weights
+    memory.weights = {k: (units, 1 / w) for k, (units, w) in chosen.items()}
     reweigh(around, memory)
-    memory["weights"] = chosen
+    memory.weights = chosen
     reweigh(around, memory)
     assert radii == {k: step.radius for k, step in around.steps.items()}
     assert weighted.mean() > plain.mean()
@@ -77,7 +77,7 @@ def test_weighted_balls_hold_every_point_and_raise_the_bound():
     assert np.all(values.min(axis=0) >= weighted)
     signals = [trace(flow, x + step).values for step in e[:200]]
     for k, step in around.steps.items():
-        assert len(memory["weights"][k][1]) == len(step.columns)
+        assert len(memory.weights[k][1]) == len(step.columns)
         assert np.ptp(step.weights) > 0
         source = flow.links[k - 1].inputs[0]
         away = np.array([s[source].ravel() for s in signals]) - traced.values[source].ravel()
@@ -89,7 +89,7 @@ def test_weighted_balls_hold_every_point_and_raise_the_bound():
 def test_branches_keep_the_weights_of_their_ball(monkeypatch):
     flow = flow_of(read_network(network()))
     x = np.random.default_rng(2).normal(size=(8, 8, 1))
-    traced, memory = trace(flow, x), {}
+    traced, memory = trace(flow, x), Memory()
     around = surround(flow, traced, Region.ball(x, 0.5), Effort(0), memory)
     c = margin_rows(3, 0)
     weigh(around, c, flow.output, {}, memory)
@@ -114,14 +114,14 @@ def test_branches_keep_the_weights_of_their_ball(monkeypatch):
 def test_remembered_weights_are_taken_over_unit_by_unit():
     flow = flow_of(read_network(network()))
     x = np.random.default_rng(2).normal(size=(8, 8, 1))
-    traced, memory = trace(flow, x), {}
+    traced, memory = trace(flow, x), Memory()
     around = surround(flow, traced, Region.ball(x, 0.5), Effort(0), memory)
     c = margin_rows(3, 0)
     weigh(around, c, flow.output, {}, memory)
-    again = surround(flow, traced, Region.ball(x, 0.4), Effort(0), {})
+    again = surround(flow, traced, Region.ball(x, 0.4), Effort(0))
     again_units = {k: set(s.columns) for k, s in again.steps.items()}
     reweigh(again, memory)
-    for k, (columns, weights) in memory["weights"].items():
+    for k, (columns, weights) in memory.weights.items():
         known = dict(zip(columns.tolist(), weights.tolist(), strict=True))
         own = again.steps[k]
         assert set(own.columns) == again_units[k]

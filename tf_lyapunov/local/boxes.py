@@ -62,6 +62,25 @@ class Found:
     multipliers: dict
 
 
+@dataclasses.dataclass
+class Memory:
+    """What a search found; all of it is arbitrary to a proof.
+
+    Attributes:
+        boxes: dict from positions to lists of `Found`.
+        weights: dict from positions of elementwise outputs to `(columns, weights)`.
+        vectors: singular vectors of linearised maps, see `LocalGains`.
+    """
+
+    boxes: dict = dataclasses.field(default_factory=dict)
+    weights: dict = dataclasses.field(default_factory=dict)
+    vectors: dict = dataclasses.field(default_factory=dict)
+
+    def copy(self):
+        """The same, to be renewed apart."""
+        return Memory(dict(self.boxes), dict(self.weights), self.vectors)
+
+
 def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64, proof=False,
              target=None, deadline=np.inf):  # fmt: skip
     """`Around` with every step up to `target` relaxed.
@@ -70,18 +89,18 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
         flow, traced: `Flow` and its `Trace` at the region's centre.
         region: `Region`.
         effort: `Effort`.
-        memory: dict from positions to lists of `Found`, read and renewed.
+        memory: `Memory`, whose boxes are read and renewed.
         dtype: of the search; proofs are float64.
         proof: whether boxes are proved with the multipliers of `memory` instead of searched.
         target: position; by default the output.
         deadline: see `Around`.
     """
     effort = effort or Effort()
-    memory = {} if memory is None else memory
+    memory = Memory() if memory is None else memory
     around = Around(flow, traced, region, dtype, deadline)
     around.gains = gains = None
     if effort.balls:
-        around.gains = gains = LocalGains(around, memory.setdefault("vectors", {}))
+        around.gains = gains = LocalGains(around, memory.vectors)
     last = flow.output if target is None else target
     for k in range(1, last + 1):
         link = flow.links[k - 1]
@@ -102,7 +121,7 @@ def surround_proved(flow, traced, region, effort=None, *, deadline=np.inf):
 
     Bounds of a search are not rounded outwards: only what is bounded once more counts.
     """
-    memory = {}
+    memory = Memory()
     surround(flow, traced, region, effort, memory, deadline=deadline)
     return surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
 
@@ -139,7 +158,7 @@ def weigh(around, c, target, multipliers, memory):
         mean = max(float(size.mean()), 1e-30)
         weights = np.clip((size / mean) ** _POWER, *_WEIGHTS).astype(np.float64)
         found[k] = step.columns, weights
-    memory["weights"] = found
+    memory.weights = found
     reweigh(around, memory)
 
 
@@ -147,7 +166,7 @@ def reweigh(around, memory):
     """Takes over remembered weights, unit by unit; others keep weight one."""
     if around.gains is None:
         return
-    for k, (columns, weights) in memory.get("weights", {}).items():
+    for k, (columns, weights) in memory.weights.items():
         step = around.steps.get(k)
         if not isinstance(step, Elementwise) or not len(step.columns):
             continue
@@ -175,7 +194,7 @@ def _tighten(around, k, effort, memory, proof):
                      for i in range(source))  # fmt: skip
     block = max(_BLOCK // widest // 2, 8)
     low, high = (v.copy().reshape(-1) for v in around.box(source))
-    known, renewed = memory.get(source, []), []
+    known, renewed = memory.boxes.get(source, []), []
     for start in range(0, len(units), block):
         some = units[start : start + block]
         count = len(some)
@@ -191,7 +210,7 @@ def _tighten(around, k, effort, memory, proof):
         renewed.append(Found(some, multipliers))
         low[some] = np.maximum(low[some], found[:count])
         high[some] = np.minimum(high[some], -found[count:])
-    memory[source] = renewed
+    memory.boxes[source] = renewed
     around.tighten(source, low.reshape(1, *shape), high.reshape(1, *shape))
 
 

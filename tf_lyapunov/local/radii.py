@@ -7,7 +7,7 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import CROWN, Effort, reweigh, surround, weigh
+from tf_lyapunov.local.boxes import CROWN, Effort, Memory, reweigh, surround, weigh
 from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import trace
 from tf_lyapunov.local.regions import Region, check_norm
@@ -41,7 +41,7 @@ class Answer:
     Attributes:
         radius: float, 0 where nothing is proved.
         multipliers: of the rows, by position, at that radius; None without a proof.
-        boxes: dict from positions to lists of `Found`.
+        memory: `Memory` of that search.
         evaluations: radii that were tried.
         trace: `Trace` at the input.
         unsplit: what the multipliers prove without splits of units, at most `radius`.
@@ -50,7 +50,7 @@ class Answer:
 
     radius: float
     multipliers: dict | None = None
-    boxes: dict | None = None
+    memory: Memory | None = None
     evaluations: int = 0
     trace: object = None
     unsplit: float = 0.0
@@ -84,7 +84,7 @@ class Prover:
             radius: float.
             rows: float64 (rows, outputs).
             effort: `Effort`.
-            memory: of boxes, renewed.
+            memory: `Memory`, renewed.
             held: multipliers of the rows at a similar radius, or None.
             deadline: see `Around`.
         """
@@ -121,7 +121,7 @@ class Prover:
         """
         region = self.region(traced.values[0][0], radius)
         effort = dataclasses.replace(FULL, balls=balls)
-        around = surround(self.flow, traced, region, effort, dict(memory), proof=True)
+        around = surround(self.flow, traced, region, effort, memory.copy(), proof=True)
         reweigh(around, memory)
         c = rows.reshape(len(rows), *traced.shape(self.flow.output))
         multipliers = {}
@@ -152,7 +152,7 @@ class Prover:
         height = float(center.min())
         low, high = 0.0, np.inf
         radius = max((_FIRST_LARGE if large else 0.6) * guess, start * 1.02)
-        memory, held, best = {}, None, None
+        memory, held, best = Memory(), None, None
         count, tolerance = 0, _TOLERANCE_LARGE if large else _TOLERANCE
         while count < _EVALUATIONS and time.monotonic() < deadline:
             effort = efforts[0 if count == 0 else 1]
@@ -165,7 +165,7 @@ class Prover:
             if not np.isfinite(value):
                 value = -10 * height
             if value > 0:
-                best = radius, held, dict(memory)
+                best = radius, held, memory.copy()
                 low = radius
             else:
                 high = radius
@@ -195,8 +195,9 @@ class Prover:
             radius = answer.radius * growth
             region = self.region(traced.values[0][0], radius)
             try:
-                around = surround(self.flow, traced, region, FULL, dict(answer.boxes), proof=True)
-                reweigh(around, answer.boxes)
+                memory = answer.memory.copy()
+                around = surround(self.flow, traced, region, FULL, memory, proof=True)
+                reweigh(around, memory)
                 around.deadline = deadline
                 c = rows.reshape(len(rows), *traced.shape(self.flow.output))
                 multipliers = {}

@@ -90,7 +90,7 @@ def record(flow, traced, answer):
     if answer.multipliers is None:
         return None
     blocks = []
-    for source, parts in sorted(answer.boxes.items()):
+    for source, parts in sorted(answer.memory.boxes.items()):
         windows = Windows(flow, traced, source)
         for found in parts:
             if not any(m.share.size for m in found.multipliers.values()):
