@@ -164,8 +164,8 @@ class Elementwise:
         self.square = float(np.sum(self.weights * self.squares))
 
     def all_weights(self):
-        """w of every unit, 1 for those that are linear."""
-        found = np.ones(self.center.shape[1])
+        """w of every unit, 0 for those that are linear, of which the radius says nothing."""
+        found = np.zeros(self.center.shape[1])
         found[self.columns] = self.weights if np.ndim(self.weights) == 0 else self.weights[0]
         return found
 
