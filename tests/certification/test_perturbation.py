@@ -126,7 +126,7 @@ def test_every_layer_shows_its_bound():
 def test_relaxations_raise_the_bound_and_no_attack_gets_below_it(name):
     keras.utils.set_random_seed(0)
     model = MODELS[name]()
-    x = inputs_of(model, 1 if name == "cnn" else 4)
+    x = inputs_of(model, 1 if name == "cnn" else 2)
     gains = minimal_perturbation_lower_bound(model, x, time_budget=0.0)
     lower = minimal_perturbation_lower_bound(model, x, time_budget=60.0)
     assert np.all(lower.bound >= gains.bound)
@@ -137,10 +137,10 @@ def test_relaxations_raise_the_bound_and_no_attack_gets_below_it(name):
         random_start=True,
     )  # fmt: skip
     assert not inside(model, x).success.any()
-    found = tfl.bracket(model, x, attacks=tfl.attacks.DDN(steps=50), time_budget=1.0)
-    assert np.all(found.lower <= found.upper)
-    if name != "cnn":  # whose relaxations take longer
+    if name == "one logit":  # the quickest
+        found = tfl.bracket(model, x, attacks=tfl.attacks.DDN(steps=50), time_budget=60.0)
         assert np.array_equal(found.bound, lower.bound)
+        assert np.all(found.lower <= found.upper)
     wrong = minimal_perturbation_lower_bound(model, x, 1 - np.minimum(lower.labels, 1))
     assert np.all(wrong.bound[wrong.labels != wrong.predictions] == 0)
 

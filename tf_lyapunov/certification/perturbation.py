@@ -210,9 +210,9 @@ class _Balls:
         cast, _, moved = checked_inputs(x, self.network, self.inputs, self.chosen)
         found = cast[0].astype(np.float64) if cast[0].dtype.kind in "iub" else cast[0]
         try:
-            radius, _ = linear_radii(
+            radius, *_ = linear_radii(
                 self.network, found, labels, self.classes, known, lambda i, r: 0.0,
-                deadline=self.deadline,
+                deadline=self.deadline, keep=False,
             )  # fmt: skip
         except UnsupportedLayerError:  # a step that only the whole model evaluates
             return None

@@ -17,7 +17,7 @@ LARGEST_RECORDS = 2**29
 
 
 def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", bounds=None,
-                 deadline=np.inf):  # fmt: skip
+                 deadline=np.inf, keep=True):  # fmt: skip
     """Radii at which every margin stays above its allowance, by bounds around each input.
 
     Args:
@@ -29,10 +29,11 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
         allowance: function of an input's index and a radius: what its margins must exceed.
         norm, bounds: see `certify`.
         deadline: `time.monotonic()` at which the search stops.
+        keep: whether multipliers are recorded.
 
     Returns:
         `(radius, sentences, records)`: radii at least those given, and a dict from numbers of
-        inputs that they enlarged to `recording.Record`, None if these are too large to keep.
+        inputs that they enlarged to `recording.Record`, None if these are too large, or not to be kept.
 
     Raises:
         UnsupportedLayerError: if the model has several inputs.
@@ -40,7 +41,7 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
     flow = flow_of(network)
     prover = Prover(flow, norm, bounds)
     found = np.array(radius, dtype=np.float64)
-    begun, records, held = 0, {}, 0
+    begun, records, held = 0, {} if keep else None, 0
     for i, point in enumerate(np.asarray(x)):
         if time.monotonic() > deadline:
             break

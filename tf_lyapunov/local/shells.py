@@ -20,7 +20,7 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import Effort, surround
+from tf_lyapunov.local.boxes import Effort, surround_proved
 from tf_lyapunov.local.flow import trace
 from tf_lyapunov.local.localgains import chords
 from tf_lyapunov.local.outputs import EntryGains, SlopeGains
@@ -114,7 +114,7 @@ class Shells:
         region = Region.ball(traced.values[0][0], radius, self.norm)
         large = sum(v.size for v in traced.values) > _ENTRIES
         effort = _LARGE if large else _SMALL
-        around = surround(flow, traced, region, effort, deadline=self.deadline)
+        around = surround_proved(flow, traced, region, effort, deadline=self.deadline)
         logits = traced.values[-1].reshape(-1)
         if self.head is None:
             rows = np.concatenate([np.eye(len(logits)), -np.eye(len(logits))])
