@@ -42,17 +42,21 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
     prover = Prover(flow, norm, bounds)
     found = np.array(radius, dtype=np.float64)
     begun, records, held = 0, {} if keep else None, 0
+    begin = time.monotonic()
     for i, point in enumerate(np.asarray(x)):
         if time.monotonic() > deadline:
             break
         begun = i + 1
         rows = margin_rows(classes, int(labels[i]))
+        # Splits of units must not take the time of inputs that have no bound yet.
+        share = begin + (deadline - begin) * begun / len(x)
         answer = prover.radius(
             point.astype(np.float64),
             rows,
             lambda r, i=i: allowance(i, r),
             start=float(found[i]),
             deadline=deadline,
+            split_deadline=share,
         )
         if answer.radius > found[i]:
             found[i] = answer.radius

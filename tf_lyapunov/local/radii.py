@@ -129,7 +129,7 @@ class Prover:
         adopt(multipliers, held, np.arange(len(rows)))
         return around.lower(c, self.flow.output, multipliers)
 
-    def radius(self, x, rows, need, start=0.0, deadline=np.inf):
+    def radius(self, x, rows, need, start=0.0, deadline=np.inf, split_deadline=np.inf):
         """`Answer` with the largest radius found at which every row exceeds its need.
 
         Args:
@@ -138,6 +138,7 @@ class Prover:
             need: function of a radius, float: what every row must exceed there.
             start: a radius that is known already; nothing below it is looked for.
             deadline: `time.monotonic()` at which the search stops.
+            split_deadline: the same for splits of units.
         """
         traced = trace(self.flow, x)
         pair = traced, self.search.trace(traced)
@@ -183,7 +184,7 @@ class Prover:
                 break
         answer = self._proved(traced, rows, need, best, start, count)
         if answer.radius > 0 and not large:
-            self._branched(traced, rows, need, answer, deadline)
+            self._branched(traced, rows, need, answer, min(deadline, split_deadline))
         return answer
 
     def _branched(self, traced, rows, need, answer, deadline):
