@@ -21,7 +21,7 @@ import numpy as np
 
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.flow import Whole, gain_of
-from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum
+from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum, windows_of
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.program import rounding
@@ -65,6 +65,12 @@ class Around:
             default=0,
         )
         widths = [math.prod(v.shape[1:]) for v in traced.values]
+        # Maxima are summed over the cells of all their windows.
+        widths += [
+            windows_of(k.operation, traced.shape(k.inputs[0]))[0].size
+            for k in flow.links
+            if is_window_maximum(k.operation)
+        ]
         self.sum_length = longest + max(widths) + 200 * (len(flow.links) + 10)
 
     def _shapes(self, link):

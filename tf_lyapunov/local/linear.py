@@ -33,7 +33,7 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
 
     Returns:
         `(radius, sentences, records)`: radii at least those given, and a dict from numbers of
-        inputs that they enlarged to `recording.Record`, None if these are too large, or not to be kept.
+        inputs that they enlarged to `recording.Record`, None if these are too large, or unwanted.
 
     Raises:
         UnsupportedLayerError: if the model has several inputs.

@@ -29,7 +29,14 @@ from tf_lyapunov.verification.arithmetic import (
 )
 from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.functionals import Functionals
-from tf_lyapunov.verification.operations import Activation, Axis, Convolution, Identity, Scale
+from tf_lyapunov.verification.operations import (
+    Activation,
+    Axis,
+    Convolution,
+    Identity,
+    Linear,
+    Scale,
+)
 
 # Rows, columns, and entries of rows on a signal, up to which linearised maps are worth their time.
 _ROWS, _COLUMNS, _ENTRIES = 1200, 2**13, 2**24
@@ -129,7 +136,9 @@ class Balls:
             window = tuple((min(a, b), b) for a, b in before)
         elif isinstance(operation, Activation):
             gain = around.relaxed[name].steepest()
-        elif isinstance(operation, (Scale, Identity)):
+        elif isinstance(operation, (Scale, Identity)) or (
+            isinstance(operation, Linear) and len(step.shape) > 1
+        ):
             gain = around.gains[name]
         else:
             return found
