@@ -130,9 +130,10 @@ class Region:
         """
         if np.isfinite(self.radius) and not self.is_cut:
             flat = c.reshape(len(c), -1)
-            size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
-            tiny = np.finfo(size.dtype).tiny
-            step = flat * (-self.radius / np.maximum(size, tiny))[:, None]
+            # Squares that underflow are below what is added, and nothing is divided by zero.
+            tiny = 1e-290 if flat.dtype == np.float64 else 1e-30
+            size = np.sqrt(np.einsum("ij,ij->i", flat, flat) + tiny)
+            step = flat * (-self.radius / size)[:, None]
             return -self.radius * size, step.reshape(c.shape)
         low, high = self.low - self.center, self.high - self.center
         return self.minimum_between(c, low[None], high[None])

@@ -22,7 +22,7 @@ from tf_lyapunov.verification.arithmetic import (
     SLACK,
     UNIT,
     gamma,
-    norm_up,
+    norm_near,
     product_up,
     row_norms_up,
     sum_up,
@@ -38,8 +38,8 @@ from tf_lyapunov.verification.operations import (
     Scale,
 )
 
-# Rows, columns, and entries of rows on a signal, up to which linearised maps are worth their time.
-_ROWS, _COLUMNS, _ENTRIES = 1200, 2**13, 2**24
+# Sides, and entries of rows on a signal, up to which linearised maps are worth their time.
+_SIDE, _ENTRIES = 2500, 2**24
 # Chords over less than this share of their numbers' size are not told from slopes.
 _NEAR = 1e-6
 
@@ -81,7 +81,7 @@ class Balls:
 
     def __init__(self, around):
         self.around = around
-        self.middles, self.roots, self.moves = {}, {}, {}
+        self.middles, self.roots, self.moves, self.maps = {}, {}, {}, {}
 
     def add(self, name, source, relaxed):
         """Takes in an activation, with the box of what it reads."""
@@ -111,8 +111,9 @@ class Balls:
             product_up(float(roots.max()), around.radii[source]),
             float(row_norms_up(entries[None])[0]),
         )
-        entries = len(units) * max(v.size for v in around.values.values())
-        if len(units) > _ROWS or around.region.center.size > _COLUMNS or entries > _ENTRIES:
+        sizes = [around.values[name].size for name in self._before(source)]
+        entries = len(units) * max(sizes)
+        if min(len(units), around.region.center.size) > _SIDE or entries > _ENTRIES:
             return whole
         return min(whole, self._through(source, units, roots))
 
@@ -146,14 +147,30 @@ class Balls:
         noise = float(row_norms_up(around.spreads[name][1].reshape(1, -1))[0])
         return min(found, sum_up(moved, noise))
 
+    def _before(self, source):
+        order = self.around.order
+        return order[: order.index(source) + 1]
+
     def _through(self, source, units, roots):
+        held, parts, lost = self.maps.get(source, (units[:0], [], None))
+        if not np.array_equal(held, units):
+            parts, lost = self._linearised(source, units)
+            self.maps[source] = units, parts, lost
+        total = float(row_norms_up((roots * lost)[None])[0])
+        for rows, moved in parts:
+            total = sum_up(total, product_up(norm_near(roots[:, None] * rows), moved))
+        return total * SLACK
+
+    def _linearised(self, source, units):
+        """`(parts, lost)`: matrices with rows of `units`, each with how far what it reads moves,
+        and what rounding misses of every row."""
         around = self.around
         shape = around.values[source].shape
         rows = np.zeros((len(units), int(np.prod(shape))))
-        rows[np.arange(len(units)), units] = roots
+        rows[np.arange(len(units)), units] = 1.0
         held = {source: Functionals(rows.reshape(len(units), *shape))}
-        total, lost = 0.0, np.zeros(len(units))
-        for name in reversed(around.order[1 : around.order.index(source) + 1]):
+        parts, lost = [], np.zeros(len(units))
+        for name in reversed(self._before(source)[1:]):
             if name not in held:
                 continue
             c, step = held.pop(name), around.steps[name]
@@ -162,23 +179,22 @@ class Balls:
             lost += gamma(around.terms) * 4 * _dot(np.abs(c.rows), c.of(size))
             lost += _dot(np.abs(c.rows), c.of(noise))
             if name in self.middles:
-                spread = product_up(_norm(c.rows * c.of(self.roots[name])), self.moves[name])
-                total = sum_up(total, spread)
-                parts = [Functionals(c.rows * c.of(self.middles[name]), c.window)]
+                parts.append((_matrix(c.rows * c.of(self.roots[name])), self.moves[name]))
+                found = [Functionals(c.rows * c.of(self.middles[name]), c.window)]
             elif functionals.is_linear(step.operation):
                 shapes = [around.steps[i].shape for i in step.inputs]
-                parts = functionals.back(step.operation, c, shapes, step.shape)
+                found = functionals.back(step.operation, c, shapes, step.shape)
             else:
-                total = sum_up(total, product_up(_norm(c.rows), around.radii[name]))
+                parts.append((_matrix(c.rows), around.radii[name]))
                 continue
-            for before, part in zip(step.inputs, parts, strict=True):
+            for before, part in zip(step.inputs, found, strict=True):
                 held[before] = (
                     held[before].plus(part, around.steps[before].shape) if before in held else part
                 )
         first = held.pop(around.order[0], None)
         if first is not None:
-            total = sum_up(total, product_up(_norm(first.rows), around.region.l2_radius()))
-        return sum_up(total, float(row_norms_up(lost[None])[0])) * SLACK
+            parts.append((_matrix(first.rows), around.region.l2_radius()))
+        return parts, lost
 
 
 def chords(relaxed):
@@ -211,11 +227,10 @@ def chords(relaxed):
     return low, np.maximum(np.where(known, np.minimum(high, most + room), high), low)
 
 
-def _norm(rows):
-    """Bound on the spectral norm of rows on a signal."""
+def _matrix(rows):
+    """Rows on a signal as a matrix; columns without an entry change no norm."""
     flat = rows.reshape(len(rows), -1)
-    # Columns without an entry change nothing.
-    return norm_up(flat[:, np.any(flat != 0, axis=0)]) if np.any(flat) else 0.0
+    return flat[:, np.any(flat != 0, axis=0)]
 
 
 def _dot(rows, value):
