@@ -24,13 +24,15 @@ class UpperBounds:
     Args:
         view: of the network, with `network` (or None) and `head`.
         norm, outputs, method, time_budget: see `localized_robustness`.
+        count: number of points that will be asked for, which share the time.
     """
 
-    def __init__(self, view, norm, outputs, method, time_budget):
+    def __init__(self, view, norm, outputs, method, time_budget, count):
+        self.left = count
         self.norm, self.outputs, self.network = norm, outputs, view.network
         if self.network is None:
             return
-        deadline = time.monotonic() + time_budget
+        self.deadline = deadline = time.monotonic() + time_budget
         try:
             kind = "l2" if norm == 2 else "linf"
             self.shells = Shells(flow_of(self.network), kind, view.head, deadline)
@@ -79,7 +81,10 @@ class UpperBounds:
                 result[i, k] = float(rounding.up(bound * (1 + 1e-12)))
             if self.shells is not None:
                 enough = _CLOSE * estimates[i]
-                result[i] = self.shells.improved(x[i], radii, result[i], enough)
+                now = time.monotonic()
+                share = now + (self.deadline - now) / max(self.left, 1)
+                result[i] = self.shells.improved(x[i], radii, result[i], enough, share)
+            self.left -= 1
         return result
 
     def _pairs(self, classes):

@@ -114,8 +114,8 @@ def localized_robustness(
         steps: ascent steps per radius.
         bounds: box of the released protocol, (0, 1) by default.
         method: of the network's gain, as for `certify`; "composition" is quick for large networks.
-        time_budget: seconds for the proofs, at most half of them for the network's gain; where
-            they end, the remaining points keep what gains prove.
+        time_budget: seconds for the proofs, at most half of them for the network's gain; the points
+            share the rest, and keep what gains prove where it is too short.
         batch_size: points evaluated at once.
         seed: of the directions.
         progress: called with the share done.
@@ -151,7 +151,7 @@ def localized_robustness(
     view = _Outputs(model, outputs, x, norm)
     bounds = (bounds or (0.0, 1.0)) if protocol == "released" else None
     found = [np.empty((len(x), len(radii))) for _ in range(3)]
-    certify = UpperBounds(view, norm, outputs, method, time_budget)
+    certify = UpperBounds(view, norm, outputs, method, time_budget, len(x))
     batches = range(0, len(x), batch_size)
     for done, start in enumerate(batches):
         here = slice(start, start + batch_size)

@@ -20,17 +20,20 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import Effort, surround_proved
+from tf_lyapunov.local.boxes import Effort, Memory, surround
 from tf_lyapunov.local.flow import trace
 from tf_lyapunov.local.localgains import chords
 from tf_lyapunov.local.outputs import EntryGains, SlopeGains
 from tf_lyapunov.local.radii import margin_rows
 from tf_lyapunov.local.regions import Region
+from tf_lyapunov.local.searching import SearchFlow
 from tf_lyapunov.program import rounding
 
 _SQRT2_UP = float(rounding.up(math.sqrt(2.0)))
-# Balls per radius that are looked at, and the least ratio of two shells.
-_BALLS, _RATIO = 8, 1.06
+# Balls per radius that are looked at, and the least ratio of two shells, also in large flows; and
+# the share of a radius that is looked at first in these, whose larger balls take longer and prove
+# less.
+_BALLS, _RATIO, _RATIO_LARGE, _FIRST_LARGE = 8, 1.06, 1.25, 1 / 8
 _UNKNOWN = np.inf
 # Entries of all signals together from which on searches are short.
 _ENTRIES = 4000
@@ -50,11 +53,14 @@ class Shells:
 
     def __init__(self, flow, norm, head, deadline=np.inf):
         self.flow, self.norm, self.head, self.deadline = flow, norm, head, deadline
+        self.search = SearchFlow(flow, norm == "l2")
+        # The ball whose gain counted at the last point, or None.
+        self.near, self.ratio = None, _RATIO
         self.most = _UNKNOWN
         if head is not None:
             self.most = _SQRT2_UP if norm == "l2" and head == "softmax" else 1.0
 
-    def improved(self, x, radii, known, enough=None):
+    def improved(self, x, radii, known, enough=None, deadline=np.inf):
         """Upper bounds, one per radius, never above `known`.
 
         Args:
@@ -62,28 +68,52 @@ class Shells:
             radii: float64 (k,), ascending.
             known: float64 (k,), bounds that are proved already.
             enough: float64 (k,), below which nothing is looked for, or None.
+            deadline: `time.monotonic()` at which the search for this point stops.
         """
         found = np.array(known, np.float64)
         enough = np.zeros(len(found)) if enough is None else enough
         traced, balls = None, {}
+        deadline = min(deadline, self.deadline)
         for j, radius in enumerate(radii):
             if found[j] <= enough[j]:
                 continue
             if traced is None:
                 traced = trace(self.flow, x)
+                self.ratio = _RATIO_LARGE if self._is_large(traced) else _RATIO
             for _ in range(_BALLS):
                 value, size = self._bound(balls, radius)
-                size = size if float(radius) in balls else float(radius)
+                if not balls or not self._may_start_small(traced):
+                    size = size if float(radius) in balls else self._first(traced, float(radius))
                 found[j] = min(found[j], value)
                 if size is None or size in balls or found[j] <= enough[j]:
                     break
                 try:
-                    balls[size] = self._ball(traced, size)
+                    balls[size] = self._ball(traced, size, deadline)
                 except OutOfTime:
                     return np.minimum.accumulate(found[::-1])[::-1]
             found[j] = min(found[j], self._bound(balls, radius)[0])
+            self.near = self._start(balls, radius)
         # What holds on a ball holds on those inside it.
         return np.minimum.accumulate(found[::-1])[::-1]
+
+    def _may_start_small(self, traced):
+        # Without a head, only a range on the whole ball bounds anything on its shells.
+        return np.isfinite(self.most) and self._is_large(traced)
+
+    def _first(self, traced, radius):
+        if not self._may_start_small(traced):
+            return radius
+        return radius * _FIRST_LARGE if self.near is None else min(self.near, radius)
+
+    @staticmethod
+    def _is_large(traced):
+        return sum(v.size for v in traced.values) > _ENTRIES
+
+    def _start(self, balls, radius):
+        """The size from which on ranges count, for the best bound at a radius."""
+        values = {s: self._bound({k: v for k, v in balls.items() if k >= s}, radius)[0]
+                  for s in balls}  # fmt: skip
+        return min(values, key=values.get, default=None)
 
     def _bound(self, balls, radius):
         """`(value of (S), size of the ball that would lower it most)` from the balls at hand."""
@@ -96,11 +126,11 @@ class Shells:
                 if before >= radius:
                     break
                 middle = math.sqrt(before * size)
-                ends = size <= before * _RATIO
+                ends = size <= before * self.ratio
                 terms.append((balls[size][1] / before, None if ends else middle))
                 before = size
             if before < radius:
-                ends = radius <= before * _RATIO
+                ends = radius <= before * self.ratio
                 next_size = min(2 * before, math.sqrt(before * radius))
                 terms.append((self.most / before, None if ends else next_size))
             value, size = max(terms, key=lambda t: t[0])
@@ -108,13 +138,17 @@ class Shells:
                 best, wanted = value, size
         return float(rounding.up(best * (1 + 1e-12))), wanted
 
-    def _ball(self, traced, radius):
-        """`(A, D)` on one ball."""
+    def _ball(self, traced, radius, deadline):
+        """`(A, D)` on one ball, by boxes searched in float32 and proved in float64."""
         flow, target = self.flow, self.flow.output
         region = Region.ball(traced.values[0][0], radius, self.norm)
-        large = sum(v.size for v in traced.values) > _ENTRIES
-        effort = _LARGE if large else _SMALL
-        around = surround_proved(flow, traced, region, effort, deadline=self.deadline)
+        effort = _LARGE if self._is_large(traced) else _SMALL
+        memory = Memory()
+        surround(
+            self.search.flow, self.search.trace(traced), self.search.region(region), effort,
+            memory, dtype=np.float32, deadline=deadline,
+        )  # fmt: skip
+        around = surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
         logits = traced.values[-1].reshape(-1)
         if self.head is None:
             rows = np.concatenate([np.eye(len(logits)), -np.eye(len(logits))])
