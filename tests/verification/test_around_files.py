@@ -36,6 +36,7 @@ CASES = [
     ("residual", "l1", (-3.0, 3.0)),
     ("pooled", "l2", None),
     ("pooled", "l1", (-3.0, 3.0)),
+    ("overlapping", "l2", None),
 ]
 
 

@@ -29,6 +29,7 @@ from tf_lyapunov.verification.arithmetic import (
 )
 from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.around.pairs import difference
 from tf_lyapunov.verification.operations import (
     Activation,
     Axis,
@@ -82,6 +83,7 @@ class Balls:
     def __init__(self, around):
         self.around = around
         self.middles, self.roots, self.moves, self.maps = {}, {}, {}, {}
+        self.apart = {}
 
     def add(self, name, source, relaxed):
         """Takes in an activation, with the box of what it reads."""
@@ -106,9 +108,11 @@ class Balls:
         if not len(units):
             return 0.0
         roots = roots[units]
+        largest = float(roots.max())
         entries = roots * around.reach(source).reshape(-1)[units]
         whole = min(
-            product_up(float(roots.max()), around.radii[source]),
+            product_up(largest, around.radii[source]),
+            product_up(largest, self.differences(source, units)),
             float(row_norms_up(entries[None])[0]),
         )
         sizes = [around.values[name].size for name in self._before(source)]
@@ -116,6 +120,46 @@ class Balls:
         if min(len(units), around.region.center.size) > _SIDE or entries > _ENTRIES:
             return whole
         return min(whole, self._through(source, units, roots))
+
+    def differences(self, source, units, window=None):
+        """Bound on how far differences of neighbours move, within a window; infinite if any of the
+        units is none."""
+        around, step = self.around, self.around.steps[source]
+        half = around.steps[source].shape[-1] // 2
+        if step.operation is None or not np.all(units % (2 * half) >= half):
+            return np.inf
+        before = around.steps[step.inputs[0]]
+        if source not in self.apart:
+            found = difference(before.operation, step.operation)
+            if found is not None:
+                found = dataclasses.replace(
+                    step, name=f"{source}/v", inputs=before.inputs, operation=found
+                )
+                around.gains.own.setdefault(found.name, found.operation.gain())
+            self.apart[source] = found
+        apart = self.apart[source]
+        if apart is None:
+            return np.inf
+        read = apart.inputs[0]
+        if window is None:
+            moved = product_up(around.gains[apart.name], around.radii[read])
+        else:
+            gain, window = self._reads(apart, window)
+            moved = product_up(gain, self.within(read, window))
+        noise = (around.spreads[k][1].reshape(1, -1) for k in (before.name, source))
+        return sum_up(moved, *(float(row_norms_up(n)[0]) for n in noise))
+
+    def _reads(self, step, window):
+        """`(gain, window)` of a convolution to a window of its outputs: of the inputs there."""
+        extents, before = [], []
+        shape = self.around.steps[step.inputs[0]].shape
+        for (a, b), axis, size in zip(window, step.operation.axes, shape, strict=False):
+            extents.append(b - a)
+            left = a * axis.stride - axis.left
+            last = (b - 1) * axis.stride - axis.left + (axis.taps - 1) * axis.dilation
+            before.append((min(max(left, 0), size), max(min(last + 1, size), 0)))
+        gain = self.around.gains.on_window(step, tuple(extents))
+        return gain, tuple((min(a, b), b) for a, b in before)
 
     def within(self, name, window):
         """Bound on the l2 distance of a signal's part within a window from that at the centre."""
@@ -125,16 +169,7 @@ class Balls:
         found = min(around.radii[name], entries)
         operation = step.operation
         if isinstance(operation, Convolution):
-            extents, before = [], []
-            for (a, b), axis, size in zip(
-                window, operation.axes, around.steps[step.inputs[0]].shape, strict=False
-            ):
-                extents.append(b - a)
-                left = a * axis.stride - axis.left
-                last = (b - 1) * axis.stride - axis.left + (axis.taps - 1) * axis.dilation
-                before.append((min(max(left, 0), size), max(min(last + 1, size), 0)))
-            gain = around.gains.on_window(step, tuple(extents))
-            window = tuple((min(a, b), b) for a, b in before)
+            gain, window = self._reads(step, window)
         elif isinstance(operation, Activation):
             gain = around.relaxed[name].steepest()
         elif isinstance(operation, (Scale, Identity)) or (

@@ -239,7 +239,11 @@ class Surroundings:
                 own = relaxed[name]
                 radius = own.radius
                 if c.window is not None and isinstance(operation, Activation):
-                    within = self.balls.within(step.inputs[0], c.window)
+                    (source,) = step.inputs
+                    within = min(
+                        self.balls.within(source, c.window),
+                        self.balls.differences(source, np.flatnonzero(own.units), c.window),
+                    )
                     radius = min(radius, product_up(own.steepest_weight, within))
                 g, least, more = own.back(c, multipliers.get(name), radius)
                 bound, size, parts = bound + least, size + more, [g]
