@@ -10,7 +10,6 @@ from tf_lyapunov.local.ascent import PATIENCE, RATE, TRIALS, ascend, tried
 from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.maxima import is_window_maximum
-from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.local.windows import Windows, window_around
@@ -135,10 +134,6 @@ def _relax(around, k, gains):
         weights[step.units] = 1.0
         source = around.flow.links[k - 1].inputs[0]
         step.radius = float(gains.radius(source, weights))
-        part = difference_gain(around.flow, around.trace, source)
-        if part is not None:  # only differences are not linear
-            radius = rounding.product_up(part[0], around.radii[part[1]])
-            step.radius = min(step.radius, float(radius) + around.loss(part[1] + 1, source))
     gains.add(k)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tf_lyapunov.local import maps
 from tf_lyapunov.local.maxima import WindowMaximum
+from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Weighted
@@ -120,7 +121,7 @@ class LocalGains:
         if not len(used):
             return 0.0
         roots = np.sqrt(weights[used])
-        largest = float(roots.max()) * self._radius_at(source)
+        largest = float(roots.max()) * min(self._radius_at(source), self._apart(source, used))
         entries = roots * np.broadcast_to(self._entries_at(source), weights.shape)[used]
         whole = min(largest, float(rounding.euclidean_norms_up(entries[None])[0]))
         if not self._is_worth(source, len(used)):
@@ -132,6 +133,21 @@ class LocalGains:
         values = self.around.trace.values
         side = min(rows, values[0].size)
         return side <= _SIDE and rows * max(v.size for v in values[: source + 1]) <= _ENTRIES
+
+    def _apart(self, source, used):
+        """How far differences of neighbours move, infinite if any of the units used is none."""
+        part = difference_gain(self.around.flow, self.around.trace, source)
+        if part is None:
+            return np.inf
+        gain, before = part
+        width = self.around.trace.shape(source)[-1]
+        if np.any(used % width < width // 2):
+            return np.inf
+        moved = rounding.product_up(gain, self._radius_at(before))
+        return rounding.sum_up(moved, self._lost(before + 1, source))
+
+    def _lost(self, first, last):
+        return self.around.loss(first, last)
 
     def _radius_at(self, k):
         return self.around.radii[k]

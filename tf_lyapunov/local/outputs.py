@@ -186,6 +186,9 @@ class SlopeGains(LocalGains):
     def _noise_at(self, k):
         return 0.0
 
+    def _lost(self, first, last):
+        return 0.0
+
 
 class EntryGains:
     """l∞ gains of every entry, between any two points of the region; `slopes` as above."""
