@@ -25,7 +25,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.local.relaxation import Multipliers
+from tf_lyapunov.local.relaxation import Multipliers, reciprocals
 from tf_lyapunov.program.families import pooling as geometry
 from tf_lyapunov.program.families.pooling import Pooled
 
@@ -163,7 +163,7 @@ class WindowMaximum:
         lam = np.zeros(rows, c.dtype)
         if np.isfinite(self.radius):
             lam = np.exp(multipliers.log_lam)
-            h = h - lam * (self.radius**2 / 2)
+            h = h - lam * (self.radius * self.radius / 2)
         self._add_alone(g, flat)
         if not len(self.many):
             return g.reshape(rows, *self.shape), h, None
@@ -173,13 +173,21 @@ class WindowMaximum:
         alpha, total = self._simplex(share)
         minus = np.maximum(-units, 0)[..., None]
         self._add(g, self.cells, np.maximum(units, 0)[..., None] * alpha - minus * own)
-        curve = lam[:, None, None] * self.weights
-        half, curve = 0.5 * curve, np.maximum(curve, _TINY)
+        curve, inverse, far = reciprocals(lam[:, None, None] * self.weights)
+        half = 0.5 * curve
+
+        def nearest(slope, low):
+            with np.errstate(over="ignore"):  # beyond every box is far enough
+                away = slope * inverse
+                if far is not None:
+                    away *= far
+            return np.clip(self.z - away, low, self.high)
+
         slope = minus * own
-        point = np.clip(self.z - slope / curve, self.low, self.high)
+        point = nearest(slope, self.low)
         value = slope * point + half * (point - self.z) ** 2
         slope = slope - minus
-        raised = np.clip(self.z - slope / curve, self.lifted, self.high)
+        raised = nearest(slope, self.lifted)
         gap = slope * raised + half * (raised - self.z) ** 2 - value
         gap = np.where(self.active, gap, np.inf)
         which = np.argmin(gap, axis=2)[..., None]
@@ -243,7 +251,7 @@ class WindowMaximum:
             found = found + 8 * np.sum(flat[:, self.many] * weight, axis=1)
         if np.isfinite(self.radius):
             lam = np.exp(multipliers.log_lam)
-            found = found + lam * 4 * (self.square + self.radius**2)
+            found = found + lam * 4 * (self.square + self.radius * self.radius)
         return found
 
     def forward(self, y, memory):
@@ -268,7 +276,7 @@ class WindowMaximum:
         if np.isfinite(self.radius):
             moved = point - self.z
             used = np.where(positive, 0.0, np.sum(self.weights * moved * moved, axis=2))
-            by_lam = lam * (used.sum(axis=1) - self.radius**2) / 2
+            by_lam = lam * (used.sum(axis=1) - self.radius * self.radius) / 2
         shape = (len(units), *self.out)
         return found.reshape(shape), by_share.reshape(len(units), -1), by_lam
 

@@ -1,6 +1,8 @@
 """The largest radius at which linear functions of the output stay positive, by repeated bounds."""
 
 import dataclasses
+import itertools
+import math
 import time
 
 import numpy as np
@@ -55,6 +57,13 @@ class Answer:
     trace: object = None
     unsplit: float = 0.0
     splits: dict = dataclasses.field(default_factory=dict)
+
+    def rescaled(self, power):
+        """The same of rows that are 2^power times smaller: λ is in proportion to them."""
+        held = [self.multipliers or {}, *(b.multipliers for b in self.splits.values())]
+        for m in itertools.chain(*(h.values() for h in held)):
+            m.log_lam = m.log_lam - m.log_lam.dtype.type(power * math.log(2.0))
+        return self
 
 
 class Prover:
@@ -141,6 +150,13 @@ class Prover:
             split_deadline: the same for splits of units.
         """
         traced = trace(self.flow, x)
+        # Margins of the size of one: searches in float32 know neither 1e-40 nor 1e40.
+        power = _power(rows @ traced.values[-1].reshape(-1))
+        scaled = np.ldexp(rows, power), lambda r: math.ldexp(need(r), power)
+        answer = self._radius(x, traced, *scaled, start, deadline, split_deadline)
+        return answer.rescaled(power)
+
+    def _radius(self, x, traced, rows, need, start, deadline, split_deadline):
         pair = traced, self.search.trace(traced)
         large = sum(v.size for v in traced.values) > _ENTRIES
         efforts = self.efforts or (_LARGE if large else _SMALL)
@@ -149,7 +165,7 @@ class Prover:
         most = _LARGEST * (1.0 + float(np.max(np.abs(x), initial=0.0)))
         if not np.all(center > 0) or not start < most:
             return Answer(0.0)
-        guess = min(self._guess(traced, rows, center), most)
+        guess = min(self._guess(traced, rows, center), most, 2 * self._extent(x))
         height = float(center.min())
         low, high = 0.0, np.inf
         radius = max((_FIRST_LARGE if large else 0.6) * guess, start * 1.02)
@@ -158,7 +174,9 @@ class Prover:
         while count < _EVALUATIONS and time.monotonic() < deadline:
             effort = efforts[0 if count == 0 else 1]
             try:
-                found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
+                # What single precision does not hold is no bound.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
             except OutOfTime:
                 break
             value = float(np.min(found)) - need(radius) - (_ROOM * height if large else 0.0)
@@ -224,6 +242,15 @@ class Prover:
             else:
                 growth = 1 + (growth - 1) / 3
 
+    def _extent(self, x):
+        """Distance beyond which the bounds leave no valid input; infinite without bounds."""
+        if self.bounds is None:
+            return np.inf
+        low, high = self.bounds
+        away = np.maximum(np.abs(high - x), np.abs(x - low)).ravel()
+        order = {"l2": 2, "linf": np.inf, "l1": 1}[self.norm]
+        return max(float(np.linalg.norm(away, order)), np.finfo(np.float32).tiny)
+
     def _guess(self, traced, rows, center):
         """Where the linearisation at the input reaches zero."""
         scale = max(float(np.max(np.abs(traced.values[0]))), 1.0) * 1e-6
@@ -250,6 +277,12 @@ class Prover:
             if height > 0 and np.isfinite(value):
                 missed = min(max(missed, retreat) - 0.7 * value / height, 0.5)
         return Answer(0.0, evaluations=count)
+
+
+def _power(margins):
+    """Exponent of the power of two by which the least of them is of the size of one."""
+    least = float(np.min(margins))
+    return -math.frexp(least)[1] if least > 0 and math.isfinite(least) else 0
 
 
 def _root(height, slope, curvature):

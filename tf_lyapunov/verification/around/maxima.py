@@ -25,7 +25,7 @@ from tf_lyapunov.verification.arithmetic import UNIT
 from tf_lyapunov.verification.around.functionals import Functionals
 from tf_lyapunov.verification.operations import MaxPooling, windows
 
-_SMALLEST, _LARGEST = 1e-60, 1e60
+_SMALLEST, _LARGEST, _ENDLESS = 1e-60, 1e60, 1e300
 _BLOCK = 2**20
 
 
@@ -127,10 +127,15 @@ class Maximum:
             on = np.flatnonzero(self.active[:, place])
             g[:, self.inner[on, place]] += part[:, on, place]
         curve = lam[:, None, None] * self.weights
-        inverse = 1 / np.where(curve > 0, curve, 1e-300)
+        on = curve > 0
+        inverse = np.where(on, 1 / np.where(on, curve, 1.0), _ENDLESS)
+        # Without λ the minimum is at an end, however small the tilt: twice is far enough for all.
+        beyond = np.where(on, 1.0, _ENDLESS)
 
         def least(tilt, low):
-            t = np.clip(self.z - tilt * inverse, low, self.high)
+            with np.errstate(over="ignore"):
+                away = tilt * inverse * beyond
+            t = np.clip(self.z - away, low, self.high)
             return tilt * t + (curve / 2) * (t - self.z) ** 2
 
         each = least(minus * share, self.low)
