@@ -61,7 +61,7 @@ def split_lower(around, rows, multipliers, count, steps):
             low[above, unit], high[~above, unit] = point, point
             points[bit] = k, unit, float(point)
         split[k] = Elementwise(step.operation, step.center.reshape(1, *step.shape),
-                               low, high, step.radius)  # fmt: skip
+                               low, high, step.radius, step.all_weights())  # fmt: skip
         # Of a unit that was split g is free: what it adds is the split's own multiplier.
         split[k].free = None
     found = {}

@@ -17,7 +17,7 @@ LARGEST_RECORDS = 2**29
 
 
 def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", bounds=None,
-                 deadline=np.inf):  # fmt: skip
+                 deadline=np.inf, keep=True):  # fmt: skip
     """Radii at which every margin stays above its allowance, by bounds around each input.
 
     Args:
@@ -29,10 +29,11 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
         allowance: function of an input's index and a radius: what its margins must exceed.
         norm, bounds: see `certify`.
         deadline: `time.monotonic()` at which the search stops.
+        keep: whether multipliers are recorded.
 
     Returns:
         `(radius, sentences, records)`: radii at least those given, and a dict from numbers of
-        inputs that they enlarged to `recording.Record`, None if these are too large to keep.
+        inputs that they enlarged to `recording.Record`, None if these are too large, or unwanted.
 
     Raises:
         UnsupportedLayerError: if the model has several inputs.
@@ -40,18 +41,22 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
     flow = flow_of(network)
     prover = Prover(flow, norm, bounds)
     found = np.array(radius, dtype=np.float64)
-    begun, records, held = 0, {}, 0
+    begun, records, held = 0, {} if keep else None, 0
+    begin = time.monotonic()
     for i, point in enumerate(np.asarray(x)):
         if time.monotonic() > deadline:
             break
         begun = i + 1
         rows = margin_rows(classes, int(labels[i]))
+        # Splits of units must not take the time of inputs that have no bound yet.
+        share = begin + (deadline - begin) * begun / len(x)
         answer = prover.radius(
             point.astype(np.float64),
             rows,
             lambda r, i=i: allowance(i, r),
             start=float(found[i]),
             deadline=deadline,
+            split_deadline=share,
         )
         if answer.radius > found[i]:
             found[i] = answer.radius
