@@ -137,6 +137,30 @@ def flow_of(network, *, decision=False):
     return Flow(tuple(links), network.model.name)
 
 
+def portable(flow):
+    """The flow without what belongs to Keras, so that another process can work with it.
+
+    A step that the model evaluates is left without its evaluation: traces are then made here.
+    """
+    links = []
+    for link in flow.links:
+        operation = link.operation
+        if isinstance(operation, Whole):
+            evaluate = None if _by_model(operation) else operation.evaluate
+            operation = Whole(tuple(node.bare() for node in operation.nodes), evaluate)
+        links.append(dataclasses.replace(link, operation=operation))
+    return Flow(tuple(links), flow.name)
+
+
+def needs_model(flow):
+    """Whether a trace of the flow takes the model itself."""
+    return any(isinstance(k.operation, Whole) and _by_model(k.operation) for k in flow.links)
+
+
+def _by_model(whole):
+    return not isinstance(whole.evaluate, functools.partial)
+
+
 def _evaluation(network, step, nodes):
     """Evaluates one step by the model's own layer, with a bound on its rounding and its cast."""
     call = next(c for c in network.graph.calls if c.name == step.name)

@@ -119,7 +119,7 @@ class Prover:
         adopt(multipliers, held, np.arange(len(rows)))
         return around.lower(c, self.flow.output, multipliers)
 
-    def radius(self, x, rows, need, start=0.0, deadline=np.inf):
+    def radius(self, x, rows, need, start=0.0, deadline=np.inf, traced=None):
         """`Answer` with the largest radius found at which every row exceeds its need.
 
         Args:
@@ -128,8 +128,9 @@ class Prover:
             need: function of a radius, float: what every row must exceed there.
             start: a radius that is known already; nothing below it is looked for.
             deadline: `time.monotonic()` at which the search stops.
+            traced: `Trace` at x, made here by default.
         """
-        traced = trace(self.flow, x)
+        traced = trace(self.flow, x) if traced is None else traced
         pair = traced, self.search.trace(traced)
         large = sum(v.size for v in traced.values) > _ENTRIES
         efforts = self.efforts or (_LARGE if large else _SMALL)
