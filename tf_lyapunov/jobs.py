@@ -15,8 +15,8 @@ import numpy as np
 
 from tf_lyapunov.errors import DistributionError
 
-# Calls of joblib in a row that may fail before anything is finished.
-_FAILURES = 3
+# Calls of joblib in a row that may fail before anything more is finished.
+_FAILURES = 4
 # Bytes of the work up to which it travels with every task. Beyond, joblib keeps one copy for all
 # (in shared memory, or on one machine of a cluster, with which it may be lost).
 _SMALL = 2**20
@@ -77,14 +77,17 @@ def each(work, task, items, jobs=1):
             yield item, work(given)
         return
     joblib = _joblib()
-    waiting, failures = list(items), 0
+    # Suspects were begun when something was lost. They come last, one by one, so that whoever ends
+    # its worker ends no other's work.
+    waiting, suspects, failures = list(items), set(), 0
     _check_backend()
     packed = pickle.dumps(work, protocol=5)
     key = hashlib.sha256(packed).hexdigest()
     while waiting:
         # A copy anew for every call: the last one may be lost with its machine.
         whole = packed if len(packed) <= _SMALL else np.frombuffer(packed, np.uint8).copy()
-        before, tasks = len(waiting), _Tasks(task, list(waiting))
+        some = [i for i in waiting if i not in suspects] or waiting[:1]
+        before, tasks = len(waiting), _Tasks(task, some)
         try:
             for item, result, error in _call(joblib, whole, key, tasks, jobs):
                 if error is not None:
@@ -92,8 +95,13 @@ def each(work, task, items, jobs=1):
                     break
                 waiting.remove(item)
                 yield item, result
+            if len(waiting) == before and not tasks.over and tasks.error is None:
+                raise RuntimeError("joblib gave no result")
+            failures = 0
         except Exception as lost:
             failures = failures + 1 if len(waiting) == before else 1
+            suspects |= tasks.begun
+            waiting.sort(key=tasks.begun.__contains__)
             if tasks.error is None and failures >= _FAILURES:
                 raise DistributionError(_words(waiting, lost)) from lost
         if tasks.error is not None:
@@ -110,7 +118,7 @@ class _Tasks:
 
     def __init__(self, task, items):
         self.task, self.items = task, items
-        self.over, self.error = False, None
+        self.over, self.error, self.begun = False, None, set()
 
     def __iter__(self):
         for item in self.items:
@@ -124,6 +132,7 @@ class _Tasks:
             if given is None:
                 self.over = True
                 return
+            self.begun.add(item)
             yield item, given
 
 
@@ -168,7 +177,7 @@ def _call(joblib, whole, key, tasks, jobs):
     """`(item, result, error)` of one call of joblib."""
     backend = _backend()
     if jobs is not None and jobs > 0:
-        jobs = min(jobs, len(tasks.items))
+        jobs = min(jobs, max(len(tasks.items), 2))  # what may end its worker is not done here
     calls = (joblib.delayed(_run)(whole, key, item, given) for item, given in tasks)
     common = dict(n_jobs=jobs, backend=backend, batch_size=1)
     with _reporting(backend), _limited(backend):
