@@ -6,13 +6,15 @@ Workers use another backend of Keras than the model: what they do is NumPy's.
 import contextlib
 import os
 import signal
-import threading
 
 import joblib
+import keras
 import numpy as np
 import pytest
-from small_networks import network_of
+from keras import layers
+from small_proofs import filled
 
+from tf_lyapunov import jobs
 from tf_lyapunov.certification import certify
 from tf_lyapunov.certification.state import Kept
 
@@ -21,12 +23,13 @@ BACKEND = "numpy"
 
 @pytest.fixture(scope="module")
 def model():
-    return network_of("dense")
+    hidden = layers.Dense(6, activation="relu")
+    return filled(keras.Sequential([keras.Input((5,)), hidden, layers.Dense(3)]), seed=1)
 
 
 @pytest.fixture(scope="module")
 def x():
-    return np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
+    return np.random.default_rng(0).normal(size=(10, 5)).astype("float32")
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,6 @@ def test_processes_prove_what_one_proves_bit_for_bit(model, x, alone, monkeypatc
     finally:
         get_reusable_executor().shutdown(wait=True)
     assert found.to_json() == alone.to_json() and np.all(alone.radius > 0)
-
-
-def threads_of(number):
-    import threadpoolctl
-
-    import tf_lyapunov.program.rounding  # noqa: F401
-
-    return {p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"}
 
 
 @contextlib.contextmanager
@@ -76,17 +71,23 @@ def cluster():
 def test_a_cluster_proves_the_same_while_one_of_its_workers_is_killed(
     model, x, alone, tmp_path, monkeypatch
 ):
+    killed, calls = [], []
+    add, call = Kept.add, jobs._call
+
+    def adding(self, number, finding):
+        add(self, number, finding)
+        busy = [place for place, tasks in client.processing().items() if tasks]
+        if not killed and busy:
+            killed.append(client.run(os.getpid, workers=busy[:1])[busy[0]])
+            os.kill(killed[0], signal.SIGKILL)
+
+    def calling(*arguments):
+        calls.append(arguments)
+        return call(*arguments)
+
+    monkeypatch.setattr(Kept, "add", adding)
+    monkeypatch.setattr(jobs, "_call", calling)
     with cluster() as client, joblib.parallel_config(backend="dask"):
-        victims = sorted(client.run(os.getpid).values())[:1]
-        before, added = Kept.add, threading.Event()
-
-        def add(self, number, finding):
-            before(self, number, finding)
-            if not added.is_set():
-                added.set()
-                os.kill(victims[0], signal.SIGKILL)
-
-        monkeypatch.setattr(Kept, "add", add)
         found = certify(model, x, method="linear", jobs=2, state=tmp_path / "state")
-        assert victims[0] not in client.run(os.getpid).values()
+    assert len(killed) == 1 and len(calls) >= 2
     assert found.to_json() == alone.to_json()
