@@ -21,6 +21,8 @@ _LARGEST = 1e9
 _MANY, _ENOUGH = 20, 4
 # First growth of a radius that splits are tried for, units split, and ascent steps on a branch.
 _GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
+# Share of the largest margin that splits found in single precision leave for the proof.
+_SPARE = 1e-4
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
@@ -174,11 +176,12 @@ class Prover:
                 break
         answer = self._proved(traced, rows, need, best, start, count)
         if answer.radius > 0 and not large:
-            self._branched(traced, rows, need, answer, deadline)
+            self._branched(pair, rows, need, answer, deadline)
         return answer
 
-    def _branched(self, traced, rows, need, answer, deadline):
+    def _branched(self, pair, rows, need, answer, deadline):
         """Enlarges a proved radius by splits of units, while time lasts."""
+        traced = pair[0]
         growth, width = _GROWTH, sum(v.size for v in traced.values[1:-1])
         for _ in range(_MANY if width < 1.2 * traced.values[0].size else _ENOUGH):
             if growth <= 1 + _TOLERANCE / 2 or time.monotonic() > deadline:
@@ -187,20 +190,24 @@ class Prover:
             region = self.region(traced.values[0][0], radius)
             try:
                 around = surround(self.flow, traced, region, FULL, dict(answer.boxes), proof=True)
-                around.deadline = deadline
+                finder = surround(self.search.flow, pair[1], self.search.region(region), FULL,
+                                  dict(answer.boxes), dtype=np.float32, proof=True)  # fmt: skip
+                around.deadline = finder.deadline = deadline
                 c = rows.reshape(len(rows), *traced.shape(self.flow.output))
                 multipliers = {}
                 around.backward(c, self.flow.output, multipliers)
                 adopt(multipliers, answer.multipliers, np.arange(len(rows)))
                 found = around.lower(c, self.flow.output, multipliers)
                 splits = {}
+                # Beyond what single precision may have lost.
+                stop = need(radius) + _SPARE * float(np.max(np.abs(found)))
                 # The worst first: if it stays open, the others need no splits.
                 for i in np.argsort(found):
                     if found[i] <= need(radius):
                         held = {k: m.of_rows([i]) for k, m in multipliers.items()}
                         row = rows[i : i + 1]
                         bound, splits[int(i)] = split_lower(
-                            around, row, held, _SPLITS, _SPLIT_STEPS
+                            around, row, held, _SPLITS, _SPLIT_STEPS, finder, stop
                         )
                         found[i] = bound[0]
                     if found[i] <= need(radius):
