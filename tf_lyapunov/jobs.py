@@ -138,10 +138,10 @@ class _Tasks:
 
 def _words(waiting, lost):
     shown = ", ".join(map(str, sorted(waiting)[:5])) + (", …" if len(waiting) > 5 else "")
-    reason = " ".join(str(lost).split())
+    reason = " ".join(str(lost).split()).rstrip(".")
     return (
         f"Workers were lost {_FAILURES} times without finishing anything more, or the cluster is "
-        f"gone. Received: {type(lost).__name__}: {reason[:300]} Not done: {len(waiting)} inputs, "
+        f"gone. Received: {type(lost).__name__}: {reason[:300]}. Not done: {len(waiting)} inputs, "
         f"numbers {shown}. Check that the workers run, have this package and memory enough, or "
         "pass jobs=1."
     )
