@@ -1,5 +1,7 @@
 """`certify`: radii, labels, data sources and refusals."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from keras import layers
 
 from tf_lyapunov.certification import certify
 from tf_lyapunov.certification.margins import certified_radii, checked_labels
+from tf_lyapunov.errors import UnsupportedLayerError
 
 
 def linear_model(kernel, bias=None, activation=None):
@@ -318,3 +321,30 @@ def test_an_input_without_a_radius_has_none_in_other_norms_either():
     for norm, exact in (("l2", 2**0.5), ("linf", 1.0), ("l1", 2**0.5)):
         radius = certify(model, x, np.array([0, 0]), norm=norm).radius
         assert radius[1] == 0 and exact * 0.999 < radius[0] <= exact
+
+
+@pytest.mark.parametrize("method", ["composition", "linear"])
+def test_a_sigmoid_whose_settings_are_fixed_by_partial_decides_at_one_half(method):
+    fixed = functools.partial(keras.activations.sigmoid)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, activation=fixed)])
+    model.set_weights([np.ones((1, 1)), np.zeros(1)])
+    certificate = certify(model, np.array([[-1.0], [2.0]], "float32"), method=method)
+    assert certificate.predictions.tolist() == [0, 1]
+    assert np.all(certificate.radius <= [1.0, 2.0]) and np.all(certificate.radius > [0.99, 1.99])
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda z: keras.layers.Flatten()(keras.ops.sigmoid(z)),
+        lambda z: keras.layers.Average()([keras.ops.sigmoid(z), keras.ops.sigmoid(2.0 * z)]),
+        lambda z: 1 - keras.ops.sigmoid(z),
+        keras.layers.Activation("hard_sigmoid"),
+    ],
+)
+def test_probabilities_that_do_not_end_with_their_sigmoid_are_refused(end):
+    """By their sign they would be of class 1 wherever, whatever the model says."""
+    x = keras.Input((1,))
+    model = keras.Model(x, end(keras.layers.Dense(1, kernel_initializer="ones")(x)))
+    with pytest.raises(UnsupportedLayerError, match="as a probability is"):
+        certify(model, np.array([[-1.0], [2.0]], "float32"))

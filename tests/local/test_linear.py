@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from tf_lyapunov.certification import Certificate, certify, read_network
+from tf_lyapunov.certification import (
+    Certificate,
+    certify,
+    lipschitz_upper_bound,
+    read_network,
+)
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import CROWN, Effort, surround
 from tf_lyapunov.local.flow import flow_of, trace
+from tf_lyapunov.local.outputs import gain_on, output_bounds
 from tf_lyapunov.local.regions import Region
+from tf_lyapunov.verification import verify
 
 EFFORT = Effort(box_steps=2, margin_steps=6)
 
@@ -191,6 +198,15 @@ def test_bounds_of_valid_inputs_enlarge_radii():
     assert np.all(cut >= free * 0.98) and np.any(cut > free * 1.05)
 
 
+def test_the_search_starts_within_the_bounds():
+    """At an input where nothing moves the linearisation knows no radius."""
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, "relu"), layers.Dense(1)])
+    model.set_weights([np.ones((1, 1)), np.array([-0.5]), np.full((1, 1), -4.0), np.ones(1)])
+    x = np.zeros((1, 1), "float32")
+    found = certify(model, x, method="linear", bounds=(-1, 1)).radius[0]
+    assert 0.7 < found <= 0.75  # 1 - 4·relu(x - 1/2) is zero at 3/4
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -199,11 +215,50 @@ def test_bounds_of_valid_inputs_enlarge_radii():
         ({"bounds": (0, np.nan)}, "low ≤ high"),
         ({"bounds": 3}, "pair"),
         ({"bounds": (5, 6)}, "within `bounds`"),
+        ({"bounds": (np.zeros((4, 4)), 1)}, "shape of one input"),
+        ({"bounds": (0, np.ones(3))}, "shape of one input"),
     ],
 )
 def test_wrong_settings_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
         certify(scrambled(dense()), np.zeros((1, 4)), method="linear", **settings)
+
+
+def test_bounds_of_one_sample_fit_the_inputs_and_the_file(tmp_path):
+    model, x = scrambled(dense()), np.full((1, 4), 0.5, "float32")
+    proof = certify(model, x, method="linear", bounds=(np.zeros((1, 4)), 1))
+    assert proof.radius == certify(model, x, method="linear", bounds=(0, 1)).radius
+    proof.save(tmp_path / "proof.npz")
+    assert verify(tmp_path / "proof.npz", model)
+    with pytest.raises(ValueError, match="shape of its centre"):
+        Region(np.zeros(2), np.zeros((2, 2)), np.ones(2))
+
+
+def steps(inner):
+    x = keras.Input((2, 3))
+    h = layers.Flatten()(layers.TimeDistributed(inner)(x))
+    return scrambled(keras.Model(x, layers.Dense(2)(layers.Dense(4, "relu")(h))), seed=1)
+
+
+def shortcut():
+    x = keras.Input((3,))
+    return keras.Model(x, layers.Add()([x, layers.Dense(3, activation="tanh")(x)]))
+
+
+@pytest.mark.parametrize("inner", [lambda: layers.Dense(2, activation="relu"), shortcut])
+def test_time_steps_pass_their_ball_together(inner):
+    model = steps(inner())
+    x = np.random.default_rng(0).normal(size=(2, 3))
+    region = Region.ball(x, 0.3)
+    found = output_bounds(model, region)
+    values = ops.convert_to_numpy(
+        model(samples(region, np.random.default_rng(1)).astype("float32"))
+    )
+    assert np.all(values >= found.lower - 1e-6) and np.all(values <= found.upper + 1e-6)
+    plain = certify(model, x[None], method="composition").radius[0]
+    assert certify(model, x[None], method="auto", time_budget=5).radius[0] >= plain > 0
+    gain = float(np.max(lipschitz_upper_bound(model).gain_upper_bound))
+    assert 0 < gain_on(model, x[None], 0.3)[0] <= gain * (1 + 1e-6)
 
 
 def test_a_chain_that_stays_linear_is_bounded_exactly():

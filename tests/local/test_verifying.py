@@ -10,6 +10,7 @@ from keras import layers
 from scipy.optimize import linprog
 
 import tf_lyapunov as tfl
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local import verifying
 from tf_lyapunov.local.boxes import CROWN, surround
 from tf_lyapunov.local.flow import flow_of, trace
@@ -390,3 +391,10 @@ def test_the_result_prints_as_one_table():
     assert lines[0].split() == ["property", "1", "linear", "inequality"]
     assert "REFUTED" in lines[1] and lines[-1].startswith("counterexample")
     assert len({re.match(r"\S.*?  +", line).end() for line in lines}) == 1
+
+
+def test_the_class_of_a_probability_that_does_not_end_with_a_sigmoid_is_refused():
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, activation="hard_sigmoid")])
+    model.set_weights([np.ones((1, 1)), np.zeros(1)])
+    with pytest.raises(UnsupportedLayerError, match="as a probability is"):
+        tfl.verify_property(model, Region.ball(np.array([-1.0]), 0.5), Property.classified_as(1))

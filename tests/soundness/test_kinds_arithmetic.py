@@ -5,6 +5,8 @@ radius changes its decision nor does a secant exceed its proven gain, or it is r
 that names what could not be read. `xfail` marks faults that are known and not yet removed.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from soundness.expectations import (
 )
 
 import tf_lyapunov as tfl
+from tf_lyapunov.bounds.composition import underflow_errors
+from tf_lyapunov.program.network import read_network
 
 # Arithmetic --------------------------------------------------------------------------------------
 
@@ -83,6 +87,39 @@ def test_no_radius_ends_beyond_what_flushed_numbers_decide(scales, seed):
     for method in ("composition", "linear"):
         certificate = tfl.certify(model, x, method=method, precision="float64")
         assert oracles.false_radii(own, x, certificate) == []
+
+
+def test_settings_fixed_by_partial_hide_no_square_that_overflows():
+    fixed = functools.partial(keras.activations.squareplus, b=4)
+    last = dense([[-1.0, 0.0], [0.0, 0.0]], [300.0, 0.0], dtype="float16")
+    model = keras.Sequential(
+        [keras.Input((2,), dtype="float16"), L.Activation(fixed, dtype="float16"), last]
+    )
+    # 260² is beyond float16: the model gives -inf and NaN from there on.
+    certificate = tfl.certify(model, np.array([[200.0, 0.0]], "float16"))
+    assert certificate.radius[0] <= 56.0
+
+
+def flushed(array):
+    """As a device that sets subnormal results to zero."""
+    return np.where(np.abs(array) < 2.0**-126, 0.0, array)
+
+
+@pytest.mark.parametrize("kind", ["layer norm", "squareplus"])
+def test_squares_that_a_device_sets_to_zero_are_counted(kind):
+    """Under a root or in a divisor they lose far more than their own size."""
+    if kind == "layer norm":
+        layer = L.LayerNormalization(epsilon=1e-36, center=False, scale=False)
+        x = np.array([[1.08e-19, -1.08e-19]])
+        exact, found = (x / np.sqrt(s + 1e-36) for s in (x**2, flushed(x**2)))
+    else:
+        layer = L.Activation(functools.partial(keras.activations.squareplus, b=0))
+        x = np.array([[-1.08e-19, 0.0]])
+        exact, found = ((x + np.sqrt(s)) / 2 for s in (x**2, flushed(x**2)))
+    model = keras.Sequential([keras.Input((2,)), layer])
+    network = read_network(model)
+    lost = underflow_errors(network, np.linalg.norm(x, axis=1), network.output)
+    assert np.linalg.norm(found - exact) <= lost[0] < 1e3 * np.linalg.norm(found - exact)
 
 
 def test_allowances_count_what_large_signals_lose_to_flushed_weights():

@@ -374,7 +374,8 @@ def _lost(network, node, formats, reading, size, underflow):
 
     Every product loses at most `underflow`·(1 + |w| + |x|), as a device may flush each operand: no
     entry of a map exceeds its gain, none of the signal its norm `reading`; no partial sum of a row
-    exceeds the gain times that norm, which is within `size`.
+    exceeds the gain times that norm, which is within `size`. Squares under a root or in a divisor
+    lose what `Gain.flushed` says.
     """
     dtype = formats.get(node.call)
     if dtype not in rounding.UNIT_ROUNDOFF:
@@ -388,6 +389,7 @@ def _lost(network, node, formats, reading, size, underflow):
         lost = each * writes * (1 + node.gain_upper_bound + reading + size)
         if node.gain_upper_bound == 0:
             lost = each * writes * (1 + size)  # products with zeros lose nothing
+        lost = lost + _times(node.flushed[0], reading) + node.flushed[1]
         lost = np.where(np.isnan(lost), np.inf, lost)
     return np.where(size <= rounding.LARGEST[dtype], lost, np.inf)
 

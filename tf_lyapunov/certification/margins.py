@@ -16,7 +16,10 @@ from tf_lyapunov.bounds.composition import (
 from tf_lyapunov.certification.balls import check_balls, without_flushing, without_overflow
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.heads import heads, pair_distances
-from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
+from tf_lyapunov.certification.inputs import (
+    checked_inputs,
+    input_shapes,
+)
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
 from tf_lyapunov.certification.widening import Widening, checked
 from tf_lyapunov.errors import UnsupportedLayerError
@@ -28,6 +31,7 @@ from tf_lyapunov.program.logits import (
     Float64Logits,
     LogitsModel,
     batches,
+    check_single_output,
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network
@@ -198,6 +202,7 @@ def certify(
     if any(g is None for g in known) and not all(g is None for g in known):
         raise ValueError("Some batches have labels and some have none.")
     predictions = np.concatenate(own_parts)
+    check_single_output(network, own_logits, cast, logits)
     labels = predictions
     if known[0] is not None:
         labels = checked_labels(np.concatenate(known), *logits.shape)

@@ -10,7 +10,7 @@ import numpy as np
 from tf_lyapunov.bounds.composition import Allowance
 from tf_lyapunov.certification.state import Kept, digest_of
 from tf_lyapunov.local.linear import check_applies, linear_radii
-from tf_lyapunov.local.regions import check_norm, checked_bounds
+from tf_lyapunov.local.regions import check_norm, checked_bounds, fitted
 from tf_lyapunov.local.slopes import LocalGains, local_radii
 from tf_lyapunov.program import rounding
 
@@ -76,7 +76,9 @@ class Widening:
     def check(self, arrays):
         """Refuses inputs outside the bounds."""
         for x in arrays if self.bounds is not None else ():
-            low, high = self.bounds
+            low, high = found = tuple(fitted(v, x.shape[1:]) for v in self.bounds)
+            if len(arrays) == 1:
+                self.bounds = found
             if np.any(x < low) or np.any(x > high):
                 raise ValueError(
                     f"Inputs must lie within `bounds`. Received: values from {np.min(x)} to "

@@ -180,13 +180,13 @@ class Around:
             `(bound, size, memory)`: float64 (rows,) lower bounds of cᵀz before rounding, the
             sizes that were summed up (with `measure`), and the memory for `derivatives`.
         """
-        if time.monotonic() > self.deadline:
-            raise OutOfTime
         rows = len(c)
         held = {target: c}
         constant, size = np.zeros(rows, self.dtype), np.zeros(rows, self.dtype)
         memory = []
         for k in range(target, 0, -1):
+            if time.monotonic() > self.deadline:
+                raise OutOfTime
             if k not in held:
                 continue
             c = held.pop(k)
@@ -213,8 +213,7 @@ class Around:
             else:
                 # The ball's gain: nothing flows on.
                 value = self.values[k]
-                flat = c.reshape(rows, -1)
-                norm = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+                norm = rounding.euclidean_norms(c)
                 constant = constant + _dot(c, value) - norm * self.radii[k]
                 if measure:
                     size = size + 2 * _dot(np.abs(c), np.abs(value)) + 4 * norm * self.radii[k]

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.program import rounding
+
 # λ that are tried first, relative to ‖c‖/ρ of each row and step; 0 is CROWN's.
 TRIALS = (0.0, 0.01, 0.05, 0.2, 0.6, 2.0)
 RATE = 0.25
@@ -112,9 +114,8 @@ def _scales(around, memory, multipliers, split):
             continue
         step = (split or around.steps).get(k) or around.steps[k]
         if np.isfinite(step.radius):
-            units = own[0]
-            size = np.sqrt(np.einsum("ij,ij->i", units, units))
-            found[k] = np.maximum(size, 1e-30) / max(step.radius, 1e-30)
+            size = rounding.euclidean_norms(own[0])
+            found[k] = np.maximum(size, np.finfo(size.dtype).tiny) / max(step.radius, 1e-30)
     return found
 
 

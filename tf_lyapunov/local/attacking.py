@@ -112,7 +112,7 @@ class Attacker:
             share = 0.5 * 0.02 ** (i / max(steps - 1, 1))
             flat = gradient.reshape(len(x), -1)
             if is_ball:
-                norm = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+                norm = rounding.euclidean_norms(flat)
                 step = flat / np.maximum(norm, 1e-300)[:, None] * self.region.radius
             else:
                 step = np.sign(flat) * size.ravel()

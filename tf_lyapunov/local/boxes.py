@@ -118,10 +118,10 @@ def _tighten(around, k, effort, memory, proof):
     windows = Windows(around.flow, around.trace, source)
     shape = around.trace.shape(source)
     size = int(np.prod(shape))
-    widest = max(v.size for v in around.values[: source + 1])
+    widest = max(v.size * _pieces(around, i) for i, v in enumerate(around.values[: source + 1]))
     if windows.applies:
         widest = max(math.prod(n for n, _, _ in windows.plans[i]) * around.trace.shape(i)[-1]
-                     for i in range(source))  # fmt: skip
+                     * _pieces(around, i) for i in range(source))  # fmt: skip
     block = max(_BLOCK // widest // 2, 8)
     low, high = (v.copy().reshape(-1) for v in around.box(source))
     known, renewed = memory.get(source, []), []
@@ -142,6 +142,12 @@ def _tighten(around, k, effort, memory, proof):
         high[some] = np.minimum(high[some], -found[count:])
     memory[source] = renewed
     around.tighten(source, low.reshape(1, *shape), high.reshape(1, *shape))
+
+
+def _pieces(around, k):
+    """How often a pass goes over the signal at a position: once per piece of what made it."""
+    pieces = getattr(around.steps.get(k), "pieces", None)
+    return 1 if pieces is None else len(pieces.slope)
 
 
 def _bounds(around, c, source, effort, known, units, proof):

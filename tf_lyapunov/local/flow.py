@@ -12,6 +12,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import EXACT, Signal
 from tf_lyapunov.program.tensors import as_array, as_tensor
+from tf_lyapunov.program.wrapping import Folded, Unfolded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,10 +32,10 @@ class Link:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Whole:
-    """A step that only the model itself evaluates; known by its nodes' gains alone.
+    """Steps known by their nodes' gains alone: one, or all that a layer does to time steps.
 
     Attributes:
-        nodes: tuple of `network.Node` of the step, one after the other.
+        nodes: tuple of `network.Node` in topological order, the first of which takes all inputs.
         evaluate: function of float64 inputs (1, …) that gives `(value, l2 error)`.
     """
 
@@ -111,7 +112,17 @@ def flow_of(network, *, decision=False):
             needed.update(step.inputs)
             steps.append(step)
     places, links = {program.inputs[0]: 0}, []
+    copies = {call.name: call.outputs[0].copies for call in network.graph.calls}
+    inner = []
     for step in reversed(steps):
+        if inner or copies[step.name] > 1 or isinstance(_layer(network, step), Folded):
+            # Samples of time steps lie along the batch axis: together they are one link.
+            inner.append(step)
+            if copies[step.name] == 1 and isinstance(_layer(network, step), Unfolded):
+                inputs = tuple(places[name] for name in inner[0].inputs)
+                links.append(Link(step.name, _together(network, program, inner), inputs))
+                places[step.name], inner = len(links), []
+            continue
         inputs = tuple(places[name] for name in step.inputs)
         operations = step.operations
         if operations is not None and step.name == program.decision and not decision:
@@ -161,6 +172,49 @@ def _by_model(whole):
     return not isinstance(whole.evaluate, functools.partial)
 
 
+def _layer(network, step):
+    return next(c.operation for c in network.graph.calls if c.name == step.name)
+
+
+def _together(network, program, steps):
+    """`Whole` of steps that follow one another, from one signal to another."""
+    names = [step.name for step in steps]
+    if program.decision in names:
+        raise UnsupportedLayerError(
+            "Bounds around an input need logits of whole samples. Received: a model that ends with "
+            f"{program.decision!r} on every time step."
+        )
+    nodes = {name: tuple(n for n in network.nodes if n.call == name) for name in names}
+    alone = {
+        step.name: _evaluation(network, step, nodes[step.name])
+        for step in steps
+        if step.operations is None or step.is_declared
+    }
+
+    def evaluate(values):
+        signals = {
+            name: Signal(v, np.zeros_like(v))
+            for name, v in zip(steps[0].inputs, values, strict=True)
+        }
+        for step in steps:
+            read = [signals[name] for name in step.inputs]
+            if step.name in alone:
+                value, own = alone[step.name]([s.value for s in read])
+                moved = gain_of(nodes[step.name], [_norm(s.error) for s in read])
+                error = np.full(value.shape, rounding.sum_up(moved, own))
+                signals[step.name] = Signal(np.asarray(value, np.float64), error)
+                continue
+            for operation in step.operations:
+                found = operation.forward(read, EXACT)
+                error = np.inf if found.error is None else found.error
+                read = [Signal(found.value, np.broadcast_to(error, found.value.shape))]
+            (signals[step.name],) = read
+        last = signals[steps[-1].name]
+        return last.value, _norm(last.error)
+
+    return Whole(tuple(n for name in names for n in nodes[name]), evaluate)
+
+
 def _evaluation(network, step, nodes):
     """Evaluates one step by the model's own layer, with a bound on its rounding and its cast."""
     call = next(c for c in network.graph.calls if c.name == step.name)
@@ -206,14 +260,16 @@ def _norm(array):
 
 
 def gain_of(nodes, radii):
-    """How far a step of several nodes, one after the other, moves if its inputs move by `radii`."""
+    """How far the last of some nodes moves if the inputs of the first move by `radii`."""
+    moved = dict(zip(nodes[0].inputs, radii, strict=True))
     for node in nodes:
-        weighted = [rounding.product_up(w, r) for w, r in zip(node.weights, radii, strict=True)]
+        read = radii if node is nodes[0] else [moved[name] for name in node.inputs]
+        weighted = [rounding.product_up(w, r) for w, r in zip(node.weights, read, strict=True)]
         combine = (
             rounding.root_sum_squares_up if node.rule == "root_sum_squares" else rounding.sum_up
         )
-        radii = [rounding.product_up(node.gain_upper_bound, combine(*weighted))]
-    return radii[0]
+        moved[node.name] = rounding.product_up(node.gain_upper_bound, combine(*weighted))
+    return moved[nodes[-1].name]
 
 
 def trace(flow, x):

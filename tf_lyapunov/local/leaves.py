@@ -11,10 +11,13 @@ that pass, not the solver, is the proof. Where the branch is empty the units' bo
 by a penalty, so that duals exist.
 """
 
+import time
+
 import numpy as np
 from scipy.optimize import linprog
 
 from tf_lyapunov.local import maps
+from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.lines import breaks_of, lines_of
 from tf_lyapunov.local.pieces import has_pieces
@@ -59,6 +62,7 @@ class Leaves:
         Yields:
             `(weights, multipliers, x)`: (m,), dict by position of one row, and (inputs,).
         """
+        around = self.around
         outputs, units = self._affine(low, high, split)
         matrix, shift = outputs[1] @ rows.T, outputs[0] @ rows.T - bounds
         size = float(np.abs(matrix).max(initial=0.0)) + float(np.abs(shift).max()) + 1e-30
@@ -73,9 +77,13 @@ class Leaves:
             upper[m:, :n] = left
             upper[m + np.arange(k), n + 1 + np.arange(k)] = -1.0
             limits = [(0.0, float(w)) for w in high - low] + [(None, None)] + [(0.0, None)] * k
+            seconds = around.deadline - time.monotonic()
+            if seconds <= 0:
+                raise OutOfTime
             answer = linprog(
-                cost, upper, np.concatenate([-shift, right]), bounds=limits, method="highs"
-            )
+                cost, upper, np.concatenate([-shift, right]), bounds=limits, method="highs",
+                options={"time_limit": seconds},
+            )  # fmt: skip
             if answer.status != 0:
                 return
             dual = np.maximum(-answer.ineqlin.marginals, 0.0)

@@ -12,6 +12,7 @@ of one backward pass without a relaxation.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -43,17 +44,19 @@ def chords(step):
             start, stop, slope = p.start[k].min(0), p.stop[k].max(0), p.slope[k][0]
             for t in (start, stop):
                 away = t - z
-                far = np.abs(away) > 1e-6 * (1 + np.abs(z))
+                far = np.abs(away) > 1e-6 * (1 + np.abs(z) + np.abs(t))
                 chord = (slope * t + p.intercept[k][0] - value) / np.where(far, away, 1.0)
                 least = np.where(far, np.minimum(least, chord), least)
                 most = np.where(far, np.maximum(most, chord), most)
-            near = (start - 1e-6 * (1 + np.abs(z)) <= z) & (z <= stop + 1e-6 * (1 + np.abs(z)))
+            close = 3e-6 * (1 + np.abs(z))  # all that is not far
+            near = (start - close <= z) & (z <= stop + close)
             near &= stop > start
             least = np.where(near, np.minimum(least, slope), least)
             most = np.where(near, np.maximum(most, slope), most)
-        # Chords start at z⁰ as computed; differences cancel to 10⁻¹⁰ of their size at most.
-        low[index] = np.maximum(low[index], least - 1e-8)
-        high[index] = np.minimum(high[index], most + 1e-8)
+        # Chords start at z⁰ as computed; differences cancel to 10⁻⁶ of their numbers at most.
+        room = 1e-8 * (np.abs(p.slope).max(axis=(0, 1)) + np.abs(p.intercept).max(axis=(0, 1)))
+        low[index] = np.maximum(low[index], least - room)
+        high[index] = np.minimum(high[index], most + room)
     return low, np.maximum(high, low)
 
 
@@ -121,7 +124,7 @@ class LocalGains:
 
     def _noise_at(self, k):
         noise = self.around.trace.noise[k]
-        return noise if np.ndim(noise) == 0 else float(np.linalg.norm(noise))
+        return noise if np.ndim(noise) == 0 else float(rounding.euclidean_norms_up(noise)[0])
 
     def _through(self, source, used, roots):
         around = self.around
@@ -182,14 +185,18 @@ def _estimate(matrix, steps=40):
 
 def spectral_norm(matrix):
     """Upper bound on ‖A‖₂ by the eigenvalues of its smaller Gram matrix."""
+    largest = float(np.max(np.abs(matrix), initial=0.0))
+    if not 0 < largest < np.inf:
+        return largest
+    # Squares neither over- nor underflow; a power of two is exact, but for what counts for nothing.
+    scale = 2.0 ** math.floor(math.log2(largest))
+    matrix = matrix / scale
     gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
     trace = float(np.trace(gram))
-    if trace == 0:
-        return 0.0
     largest = float(np.linalg.eigvalsh(gram)[-1])
     # Products and a backward stable eigensolver err by a small multiple of n·u·trace.
     room = 20 * (max(matrix.shape) + 10) * UNIT * trace
-    return float(np.sqrt(max(largest, 0.0) + room)) * (1 + 4 * UNIT)
+    return float(np.sqrt(max(largest, 0.0) + room)) * (1 + 8 * UNIT) * scale
 
 
 def absolute_norms(operation, shapes):

@@ -1,6 +1,8 @@
 """The largest radius at which linear functions of the output stay positive, by repeated bounds."""
 
 import dataclasses
+import itertools
+import math
 import time
 
 import numpy as np
@@ -53,6 +55,13 @@ class Answer:
     trace: object = None
     unsplit: float = 0.0
     splits: dict = dataclasses.field(default_factory=dict)
+
+    def rescaled(self, power):
+        """The same of rows that are 2^power times smaller: λ is in proportion to them."""
+        held = [self.multipliers or {}, *(b.multipliers for b in self.splits.values())]
+        for m in itertools.chain(*(h.values() for h in held)):
+            m.log_lam = m.log_lam - m.log_lam.dtype.type(power * math.log(2.0))
+        return self
 
 
 class Prover:
@@ -133,6 +142,14 @@ class Prover:
             traced: `Trace` at x, made here by default.
         """
         traced = trace(self.flow, x) if traced is None else traced
+        # Margins of the size of one: searches in float32 know neither 1e-40 nor 1e40.
+        power = _power(rows @ traced.values[-1].reshape(-1))
+        answer = self._radius(
+            x, traced, np.ldexp(rows, power), lambda r: math.ldexp(need(r), power), start, deadline
+        )
+        return answer.rescaled(power)
+
+    def _radius(self, x, traced, rows, need, start, deadline):
         pair = traced, self.search.trace(traced)
         large = sum(v.size for v in traced.values) > _ENTRIES
         efforts = self.efforts or (_LARGE if large else _SMALL)
@@ -141,7 +158,7 @@ class Prover:
         most = _LARGEST * (1.0 + float(np.max(np.abs(x), initial=0.0)))
         if not np.all(center > 0) or not start < most:
             return Answer(0.0)
-        guess = min(self._guess(traced, rows, center), most)
+        guess = min(self._guess(traced, rows, center), most, 2 * self._extent(x))
         height = float(center.min())
         low, high = 0.0, np.inf
         radius = max(0.6 * guess, start * 1.02)
@@ -150,7 +167,9 @@ class Prover:
         while count < _EVALUATIONS and time.monotonic() < deadline:
             effort = efforts[0 if count == 0 else 1]
             try:
-                found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
+                # What single precision does not hold is no bound.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
             except OutOfTime:
                 break
             value = float(np.min(found)) - need(radius)
@@ -190,8 +209,7 @@ class Prover:
             region = self.region(traced.values[0][0], radius)
             try:
                 around = surround(self.flow, traced, region, FULL, dict(answer.boxes), proof=True)
-                finder = surround(self.search.flow, pair[1], self.search.region(region), FULL,
-                                  dict(answer.boxes), dtype=np.float32, proof=True)  # fmt: skip
+                finder = self._finder(pair[1], region, dict(answer.boxes))
                 around.deadline = finder.deadline = deadline
                 c = rows.reshape(len(rows), *traced.shape(self.flow.output))
                 multipliers = {}
@@ -219,6 +237,23 @@ class Prover:
             else:
                 growth = 1 + (growth - 1) / 3
 
+    def _finder(self, traced, region, memory):
+        """`Around` of the search flow, whose boxes are those remembered."""
+        region = self.search.region(region)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return surround(
+                self.search.flow, traced, region, FULL, memory, dtype=np.float32, proof=True
+            )
+
+    def _extent(self, x):
+        """Distance beyond which the bounds leave no valid input; infinite without bounds."""
+        if self.bounds is None:
+            return np.inf
+        low, high = self.bounds
+        away = np.maximum(np.abs(high - x), np.abs(x - low)).ravel()
+        order = {"l2": 2, "linf": np.inf, "l1": 1}[self.norm]
+        return max(float(np.linalg.norm(away, order)), np.finfo(np.float32).tiny)
+
     def _guess(self, traced, rows, center):
         """Where the linearisation at the input reaches zero."""
         scale = max(float(np.max(np.abs(traced.values[0]))), 1.0) * 1e-6
@@ -239,6 +274,12 @@ class Prover:
             if np.all(self.prove(traced, smaller, rows, memory, held) > need(smaller)):
                 return Answer(smaller, held, memory, count, traced, smaller)
         return Answer(0.0, evaluations=count)
+
+
+def _power(margins):
+    """Exponent of the power of two by which the least of them is of the size of one."""
+    least = float(np.min(margins))
+    return -math.frexp(least)[1] if least > 0 and math.isfinite(least) else 0
 
 
 def _root(height, slope, curvature):

@@ -54,6 +54,12 @@ class Region:
                 "The centre of a region must lie within its bounds. Received: a centre outside. "
                 "Clip the input, or widen `bounds`."
             )
+        shapes = [np.shape(v) for v in (self.low, self.center, self.high)]
+        if not shapes[0] == shapes[1] == shapes[2]:
+            raise ValueError(
+                "The bounds of a region must have the shape of its centre. Received: shapes "
+                f"{shapes[0]} and {shapes[2]} around {shapes[1]}."
+            )
         if not np.all(np.isfinite(self.reach())):
             raise ValueError(
                 "A region must be bounded. Received: neither a finite radius nor a finite box."
@@ -75,7 +81,7 @@ class Region:
         if norm == "linf":
             low, high = rounding.down(center - radius), rounding.up(center + radius)
         if bounds is not None:
-            floor, ceiling = checked_bounds(bounds)
+            floor, ceiling = (fitted(v, center.shape) for v in checked_bounds(bounds))
             low, high = np.maximum(low, floor), np.minimum(high, ceiling)
         return cls(
             center,
@@ -88,7 +94,7 @@ class Region:
     @classmethod
     def box(cls, low, high):
         """All x between two arrays, entry by entry."""
-        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        low, high = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (low, high)))
         with np.errstate(invalid="ignore"):
             center = np.clip(low / 2 + high / 2, low, high)
         return cls(center, low, high)
@@ -130,9 +136,8 @@ class Region:
         """
         if np.isfinite(self.radius) and not self.is_cut:
             flat = c.reshape(len(c), -1)
-            size = np.sqrt(np.einsum("ij,ij->i", flat, flat))
-            tiny = np.finfo(size.dtype).tiny
-            step = flat * (-self.radius / np.maximum(size, tiny))[:, None]
+            size = rounding.euclidean_norms(flat)
+            step = flat / np.where(size > 0, size, 1)[:, None] * -self.radius
             return -self.radius * size, step.reshape(c.shape)
         low, high = self.low - self.center, self.high - self.center
         return self.minimum_between(c, low[None], high[None])
@@ -161,14 +166,14 @@ class Region:
 def _ball_and_box(c, low, high, radius):
     """Value at a λ found by fixing the entries that the box stops."""
     stopped = np.zeros(c.shape, bool)
-    lam = np.sqrt(np.einsum("ij,ij->i", c, c)) / radius
+    lam = rounding.euclidean_norms(c) / radius
     for _ in range(_ROUNDS):
         lam = np.maximum(lam, 1e-30)
         step = np.clip(-c / lam[:, None], low, high)
         stopped = (step == low) | (step == high)
         free = np.where(stopped, 0.0, c)
         used = np.einsum("ij,ij->i", np.where(stopped, step, 0.0), np.where(stopped, step, 0.0))
-        rest = radius**2 - used
+        rest = radius * radius - used
         size = np.einsum("ij,ij->i", free, free)
         # Too much is stopped: a larger λ lets go of some.
         lam = np.where(rest > 0, np.sqrt(size / np.maximum(rest, 1e-300)), 2 * lam)
@@ -176,7 +181,7 @@ def _ball_and_box(c, low, high, radius):
     step = np.clip(-c / lam[:, None], low, high)
     value = np.einsum("ij,ij->i", c, step)
     square = np.einsum("ij,ij->i", step, step)
-    return value + lam / 2 * (square - radius**2), step
+    return value + lam / 2 * (square - radius * radius), step
 
 
 def _cross_and_box(c, low, high, radius):
@@ -202,6 +207,23 @@ def check_norm(norm):
     """Refuses names of norms that are not in `NORMS`."""
     if norm not in NORMS:
         raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}.")
+
+
+def fitted(bound, shape):
+    """A bound of valid inputs as an array that broadcasts against one input of this shape."""
+    extra = bound.ndim - len(shape)
+    if extra > 0 and bound.shape[:extra] == (1,) * extra:
+        bound = bound.reshape(bound.shape[extra:])
+    try:
+        fits = np.broadcast_shapes(bound.shape, shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            "`bounds` must be numbers, or arrays of the shape of one input, the same for all. "
+            f"Received: a bound of shape {bound.shape} for inputs of shape {tuple(shape)}."
+        )
+    return bound
 
 
 def checked_bounds(bounds):

@@ -207,8 +207,8 @@ class Elementwise:
         lam = np.zeros(len(c), c.dtype)
         if np.isfinite(self.radius):
             lam = np.exp(multipliers.log_lam)
-        curve = lam[:, None] * self.weights
-        half, curve = 0.5 * curve, np.maximum(curve, _TINY)
+        curve, inverse, far = _reciprocals(lam[:, None] * self.weights)
+        half = 0.5 * curve
         best = None
         p = self.pieces
         for k in range(len(p.slope)):
@@ -216,7 +216,10 @@ class Elementwise:
                 slope = -own
             else:
                 slope = units - own if self.kinds[k] == 1 else units * p.slope[k] - own
-            t = slope / curve
+            with np.errstate(over="ignore"):  # beyond every box is far enough
+                t = slope * inverse
+                if far is not None:
+                    t *= far
             np.subtract(self.z, t, out=t)
             np.maximum(t, p.start[k], out=t)
             np.minimum(t, p.stop[k], out=t)
@@ -246,7 +249,7 @@ class Elementwise:
             return g.reshape(c.shape), h, None
         h = h + best.sum(axis=1)
         if np.isfinite(self.radius):
-            h = h - lam * (self.radius**2 / 2)
+            h = h - lam * (self.radius * self.radius / 2)
         if not record:
             return g.reshape(c.shape), h, None
         memory = units, point, read, lam, multipliers.share, multipliers.shift is not None
@@ -271,7 +274,7 @@ class Elementwise:
         found = 4 * (flat @ self.largest_value) + 4 * (own @ self.largest_z)
         if np.isfinite(self.radius):
             lam = np.exp(multipliers.log_lam)
-            found = found + lam * 4 * (self.square + self.radius**2)
+            found = found + lam * 4 * (self.square + self.radius * self.radius)
         return found
 
     def forward(self, y, memory):
@@ -291,13 +294,28 @@ class Elementwise:
         square = np.sum(self.weights * away * away, axis=1)
         by_lam = np.zeros(len(y))
         if np.isfinite(self.radius):
-            by_lam = lam * (square - self.radius**2) / 2
+            by_lam = lam * (square - self.radius * self.radius) / 2
         by_share = units * through
         if self.free is not None:
             by_share = np.where(self.free, by_share, 0.0)
         if shifted:
             return found.reshape(y.shape), by_share, by_lam, through
         return found.reshape(y.shape), by_share, by_lam
+
+
+def _reciprocals(curve):
+    """`(curve, inverse, far)`: slope·inverse·far is how far a minimiser lies from z⁰.
+
+    Where λw is 0, or too small for a reciprocal, that must be beyond every box, whatever the slope:
+    no single number is large enough for the smallest of them, the square of one is.
+    """
+    smallest = 1e-200 if curve.dtype == np.float64 else 1e-30
+    flat = curve < smallest
+    if not np.any(flat):
+        return curve, 1 / curve, None
+    endless = 1e300 if curve.dtype == np.float64 else 1e30
+    inverse = np.where(flat, endless, 1 / np.where(flat, 1.0, curve))
+    return np.where(flat, 0.0, curve), inverse, np.where(flat, endless, 1.0)
 
 
 def _kind(slope):

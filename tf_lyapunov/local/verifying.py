@@ -17,6 +17,7 @@ from tf_lyapunov.local.property import Property
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.local.unittree import RATE, UnitTree
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.logits import LogitsModel, check_single_output
 from tf_lyapunov.progress import reports_progress, stage
 
 BRANCHING = ("inputs", "units")
@@ -148,6 +149,10 @@ def verify_property(model, region, property, *, timeout=60.0, outputs="logits", 
         unsafe = property.resolved(size)
     rng = np.random.default_rng(seed)
     attacker = Attacker(network, flow, region, unsafe, outputs, rng)
+    if property.has_labels and size == 1 and network.decision is None:
+        kind = "float32" if attacker.dtype == "bfloat16" else attacker.dtype
+        own, x = LogitsModel(network), region.center[None].astype(kind)
+        check_single_output(network, own, [x], own.predict([x], 1))
     search = _Search(flow, traced, region, unsafe, attacker, clock)
     with stage("attacking"):
         found = attacker.search(stop=clock.is_up)

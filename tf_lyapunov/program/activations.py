@@ -1,5 +1,7 @@
 """How Keras holds activations: as functions, as layers, under which names."""
 
+import functools
+
 import keras
 
 _layers = keras.layers
@@ -25,7 +27,9 @@ def current_config(layer):
 
 
 def activation_name(activation):
-    """Short lower-case name of an activation function or layer."""
+    """Short lower-case name of an activation function or layer, whatever settings are fixed."""
+    while isinstance(activation, functools.partial):
+        activation = activation.func
     if activation is None:
         return "linear"
     if isinstance(activation, keras.Layer):

@@ -81,6 +81,8 @@ class Gain:
             which the largest output stays the largest, else None.
         affine64: error model of an evaluation in float64, or None if the rule is to be asked again.
         peak: `Peak` of what is larger than the inputs and the result.
+        flushed: `(slope, constant)`: what the result may lose where squares on the way are so small
+            that a device sets them to zero, in l2 at most slope·‖u‖ + constant.
     """
 
     kind: str
@@ -94,6 +96,7 @@ class Gain:
     decision: str | None = None
     affine64: Affine | None = None
     peak: Peak = dataclasses.field(default_factory=Peak)
+    flushed: tuple = (0.0, 0.0)
 
 
 def with_cast(affine, tensor, dtype, unit):

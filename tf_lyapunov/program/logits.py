@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program.activations import innermost
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.graph import is_graph
@@ -233,3 +234,36 @@ def _iterate(x):
             f"Received: an object of type {type(x).__name__}."
         )
     return iter(x)
+
+
+def check_single_output(network, own, x, logits):
+    """Refuses single outputs that are probabilities, but for a final sigmoid, which is known.
+
+    Their sign is that of one class wherever they are evaluated: here at `x` and at random inputs of
+    several sizes.
+
+    Args:
+        network: `Network`.
+        own: `LogitsModel` of it.
+        x: list of arrays as the model receives them.
+        logits: float64 (n, K), at more inputs.
+
+    Raises:
+        UnsupportedLayerError: if all outputs lie between 0 and 1, and are not all the same.
+    """
+    if logits.shape[1] != 1 or network.decision is not None:
+        return
+    values, rng = [logits.ravel()], np.random.default_rng(0)
+    for scale in (1e-2, 1.0, 1e2, 1e4) if all(a.dtype.kind == "f" for a in x) else ():
+        with np.errstate(over="ignore"):
+            probes = [(scale * rng.normal(size=(16, *a.shape[1:]))).astype(a.dtype) for a in x]
+        values.append(own.predict(probes, 16).ravel())
+    values = np.concatenate(values)
+    values = values[np.isfinite(values)]
+    if len(values) and 0 <= values.min() < values.max() <= 1:
+        raise UnsupportedLayerError(
+            "A single output decides by its sign, or behind a final sigmoid by 1/2. Received: "
+            f"model {network.model.name!r}, whose output is between 0 and 1 wherever it was "
+            "evaluated, as a probability is. Let the model end with the sigmoid itself, or with "
+            "the logit."
+        )

@@ -55,6 +55,7 @@ class Node:
         batch_norms: Keras layers folded into this node.
         output_shape: with the batch axis.
         peak: `Peak` of what it computes on its way to a smaller result.
+        flushed: see `Gain`.
         copies: items of a sample that lie along the batch axis (see `graph.Tensor`).
     """
 
@@ -77,6 +78,7 @@ class Node:
     output_shape: tuple = ()
     copies: int = 1
     peak: Peak = dataclasses.field(default_factory=Peak)
+    flushed: tuple = (0.0, 0.0)
 
     def bare(self):
         """The node's numbers without what belongs to Keras, and without its matrix."""
@@ -299,6 +301,7 @@ def _node(call, inputs, gain, gain64, name=None, layer=None):
         gain.sector,
         gain.decision,
         peak=gain.peak,
+        flushed=gain.flushed,
         output_shape=call.outputs[0].shape,
         copies=call.outputs[0].copies,
     )

@@ -124,6 +124,32 @@ def euclidean_norms_up(rows):
     return norms * (1 + (rows.shape[1] + 4) * 1.01 * UNIT_ROUNDOFF["float64"]) * scale
 
 
+def euclidean_norms(rows):
+    """Euclidean norms of the rows of a float array in its format, whatever the size of its numbers.
+
+    Squares of small numbers underflow, so that the root of their sum may be far below the norm.
+
+    Example:
+
+    >>> bool(euclidean_norms(np.array([[3e-170, 4e-170]]))[0] > 4.9e-170)
+    True
+    """
+    rows = rows.reshape(len(rows), -1)
+    info = np.finfo(rows.dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.einsum("ij,ij->i", rows, rows)
+    # What underflowed of a sum that is this large is below its rounding.
+    odd = np.flatnonzero(~((squares > info.tiny / info.eps**2) & (squares < info.max)))
+    norms = np.sqrt(squares)
+    if len(odd):
+        part = rows[odd]
+        largest = np.abs(part).max(axis=1, initial=0.0)
+        scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+        part = part / scale[:, None]
+        norms[odd] = np.sqrt(np.einsum("ij,ij->i", part, part)) * scale
+    return norms
+
+
 def gamma(terms, unit_roundoff):
     """γ_n = n·u / (1 - n·u): relative error of n rounded operations in any order, inf if n·u ≥ 1.
 

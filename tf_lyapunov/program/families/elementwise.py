@@ -231,6 +231,9 @@ def elementwise_gain(name, sector, tensor, dtype, value_at_zero):
     return Gain(
         "activation", magnitude, f"{name}, slopes in {slopes}", affine, sector=sector,
         decision=decision, peak=Peak(1.0, 2) if name == "squareplus" else Peak(),
+        # √(x² + b) without its square, for whatever b ≥ 0: |√(t + δ) - √t| ≤ √δ.
+        flushed=(0.0, root * math.sqrt(2 * rounding.flushed(dtype))) if name == "squareplus"
+        else (0.0, 0.0),
     )  # fmt: skip
 
 

@@ -273,7 +273,21 @@ def _gain(call, operation):
         affine = dataclasses.replace(affine, slope=math.inf)
     affine = with_cast(affine, tensor, output.dtype, rounding.unit_roundoff(output.dtype))
     # The sum of squares; Keras computes it in float32 or better.
-    return Gain("normalization", value, f"{name}/√ε", affine, peak=Peak(1.0, 2, wide=True))
+    return Gain(
+        "normalization", value, f"{name}/√ε", affine, peak=Peak(1.0, 2, wide=True),
+        flushed=(0.0, _flushed(operation, count, largest * math.sqrt(size), output.dtype)),
+    )  # fmt: skip
+
+
+def _flushed(operation, count, whole, dtype):
+    """What the result loses at most where squares are set to zero.
+
+    The variance is off by δ with |δ| ≤ (n + 4)τ, τ the smallest normal number, hence 1/s by at
+    most |δ|/ε of itself where that is below 1/2; and ‖N(z)‖ ≤ √n, whatever z.
+    """
+    ratio = (count + 4) * rounding.flushed("float64" if dtype == "float64" else "float32")
+    ratio = ratio / operation.epsilon
+    return ratio * whole * SLACK if ratio < 0.5 else math.inf
 
 
 def _affine(value, steepest, largest, offset, size, count, dtype):

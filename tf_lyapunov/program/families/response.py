@@ -143,7 +143,12 @@ def _response_rule(call):
     base, lost = layer.bias**-layer.beta * SLACK, overflow_loss(layer.bias, layer.alpha, layer.beta)
     gain = layer_gain(call, "scaling", value, "local response normalization, Schur's test", 0.0)
     slope = gain.affine.slope + error * base + lost
-    return dataclasses.replace(gain, affine=dataclasses.replace(gain.affine, slope=slope))
+    affine = dataclasses.replace(gain.affine, slope=slope)
+    # Squares that are set to zero change D by this share, and D^-β accordingly.
+    small = rounding.flushed("float64" if dtype == "float64" else "float32")
+    share = 4 * layer.alpha * width * small / layer.bias
+    flushed = math.expm1(-layer.beta * math.log1p(-share)) * base if share < 0.5 else math.inf
+    return dataclasses.replace(gain, affine=affine, flushed=(flushed * SLACK, 0.0))
 
 
 READERS = {LocalResponseNormalization: _read}

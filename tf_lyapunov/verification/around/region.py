@@ -68,7 +68,8 @@ class Region:
         if self.norm == "linf":
             return np.minimum(flat * left, flat * right).sum(axis=1), size
         if self.norm == "l2":
-            norm = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+            # Squares of tiny numbers underflow, and a large radius makes up for them.
+            norm = row_norms_up(flat)
             if not self.is_cut:
                 return -self.radius * norm, size + 8 * self.radius * norm
             lam = _curve(flat, left, right, self.radius, norm)

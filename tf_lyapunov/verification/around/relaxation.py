@@ -184,13 +184,16 @@ def _minima(p, center, left, right, c, g, lam):
     """Σ_i min over the pieces, (rows,)."""
     weight = lam[:, None]
     inverse = np.where(weight > 0, 1 / np.where(weight > 0, weight, 1.0), _ENDLESS)
+    # Without λ the minimum is at an end, however small the tilt: twice is far enough for all.
+    beyond = None if np.all(weight > 0) else np.where(weight > 0, 1.0, _ENDLESS)
     best = None
     for k in range(len(p.slope)):
         tilt = c * p.slope[k] - g
         # The ends of pieces within the box, outwards too: a piece is a line everywhere.
         start = np.maximum(down(p.start[k] - center), left)
         stop = np.minimum(up(p.stop[k] - center), right)
-        away = np.clip(-tilt * inverse, start, stop)
+        away = -tilt * inverse
+        away = np.clip(away if beyond is None else away * beyond, start, stop)
         value = tilt * (away + center) + (weight / 2) * away * away
         if np.any(p.shift[k]):
             value += c * p.shift[k]
