@@ -50,10 +50,12 @@ class Flow:
     Attributes:
         links: tuple of `Link`.
         name: of the model, for messages.
+        rank: axes of one input, None where that does not matter.
     """
 
     links: tuple
     name: str
+    rank: int | None = None
 
     @property
     def output(self):
@@ -145,7 +147,7 @@ def flow_of(network, *, decision=False):
     if places[end] != len(links):
         # The output is an earlier position: everything after it is no part of it.
         links = links[: places[end]]
-    return Flow(tuple(links), network.model.name)
+    return Flow(tuple(links), network.model.name, len(network.graph.inputs[0].shape) - 1)
 
 
 def portable(flow):
@@ -160,7 +162,7 @@ def portable(flow):
             evaluate = None if _by_model(operation) else operation.evaluate
             operation = Whole(tuple(node.bare() for node in operation.nodes), evaluate)
         links.append(dataclasses.replace(link, operation=operation))
-    return Flow(tuple(links), flow.name)
+    return dataclasses.replace(flow, links=tuple(links))
 
 
 def needs_model(flow):
