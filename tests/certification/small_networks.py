@@ -63,11 +63,26 @@ def _pooled():
     )
 
 
+def _overlapping():
+    return keras.Sequential(
+        [
+            keras.Input((11, 10, 1)),
+            layers.Conv2D(2, 3, padding="same"),
+            layers.MaxPooling2D(3, 2, padding="same"),
+            layers.Conv2D(2, 2, activation="relu"),
+            layers.MaxPooling2D((3, 1), 1),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
 KINDS = {
     "dense": _dense,
     "convolutional": _convolutional,
     "residual": _residual,
     "pooled": _pooled,
+    "overlapping": _overlapping,
 }
 
 

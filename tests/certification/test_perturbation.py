@@ -71,7 +71,7 @@ def test_no_attack_inside_the_sound_bound_succeeds(name):
     keras.utils.set_random_seed(0)
     model = MODELS[name]()
     x = inputs_of(model, 300)
-    lower = minimal_perturbation_lower_bound(model, x)
+    lower = minimal_perturbation_lower_bound(model, x, time_budget=0.0)
     assert lower.is_sound and not lower.warnings and len(lower) == 300
     assert np.array_equal(np.asarray(lower), lower.bound) and np.all(lower.bound > 0)
     attack = tfl.attacks.PGD(
@@ -88,7 +88,8 @@ def test_no_attack_inside_the_sound_bound_succeeds(name):
 def test_smooth_stacks_do_better_than_the_product_of_norms(name):
     model = MODELS[name]()
     x = inputs_of(model, 100)
-    lower, proof = minimal_perturbation_lower_bound(model, x), tfl.certify(model, x)
+    lower = minimal_perturbation_lower_bound(model, x, time_budget=0.0)
+    proof = tfl.certify(model, x)
     assert np.median(lower.bound) > 1.2 * np.median(proof.radius)
 
 
@@ -112,13 +113,47 @@ def test_a_linear_classifier_has_its_exact_minimal_perturbation():
 def test_every_layer_shows_its_bound():
     keras.utils.set_random_seed(0)
     model = cnn()
-    lower = minimal_perturbation_lower_bound(model, inputs_of(model, 5))
+    lower = minimal_perturbation_lower_bound(model, inputs_of(model, 5), time_budget=0.0)
     names = [step.name for step in lower.per_layer]
     assert names[-1].startswith("dense") and names[0].startswith("conv2d")
     # The convolution with its normalization, both poolings, the tanh stack, the output layer.
     assert len(names) == 5
     assert all(step.bound.shape == (5,) for step in lower.per_layer)
-    assert np.array_equal(lower.per_layer[0].bound, lower.bound)
+    assert np.array_equal(lower.per_layer[0].bound, lower.bound) and lower.around is None
+
+
+@pytest.mark.parametrize("name", ["relu", "residual", "cnn", "one logit"])
+def test_relaxations_raise_the_bound_and_no_attack_gets_below_it(name):
+    keras.utils.set_random_seed(0)
+    model = MODELS[name]()
+    x = inputs_of(model, 1 if name == "cnn" else 2)
+    gains = minimal_perturbation_lower_bound(model, x, time_budget=0.0)
+    lower = minimal_perturbation_lower_bound(model, x, time_budget=60.0)
+    assert np.all(lower.bound >= gains.bound)
+    assert np.all(lower.bound == np.maximum(gains.bound, lower.around))
+    assert np.median(lower.bound / gains.bound) > {"cnn": 3, "relu": 1.5}.get(name, 1.02)
+    inside = tfl.attacks.PGD(
+        radius=tfl.L2(lower.bound * (1 - 1e-6)), steps=25, loss="margin", restarts=2,
+        random_start=True,
+    )  # fmt: skip
+    assert not inside(model, x).success.any()
+    if name == "one logit":  # the quickest
+        found = tfl.bracket(model, x, attacks=tfl.attacks.DDN(steps=50), time_budget=60.0)
+        assert np.array_equal(found.bound, lower.bound)
+        assert np.all(found.lower <= found.upper)
+    wrong = minimal_perturbation_lower_bound(model, x, 1 - np.minimum(lower.labels, 1))
+    assert np.all(wrong.bound[wrong.labels != wrong.predictions] == 0)
+
+
+def test_relaxations_may_be_left_out_and_end_in_time():
+    model = MODELS["relu"]()
+    x = inputs_of(model, 4)
+    late = minimal_perturbation_lower_bound(model, x, time_budget=1e-9)
+    assert np.all(late.around == 0) and np.all(late.bound > 0)
+    with pytest.raises(ValueError, match="time_budget"):
+        minimal_perturbation_lower_bound(model, x, time_budget=-1.0)
+    published = minimal_perturbation_lower_bound(model, x, rules="published")
+    assert published.around is None  # nothing proved is mixed with what is not
 
 
 def test_wrong_labels_have_the_bound_zero():
@@ -132,8 +167,10 @@ def test_wrong_labels_have_the_bound_zero():
 def test_batches_of_any_size_give_the_same_bounds():
     model = MODELS["tanh"]()
     x = inputs_of(model, 17)
-    whole = minimal_perturbation_lower_bound(model, x).bound
-    parts = minimal_perturbation_lower_bound(model, x, batch_size=5).bound
+    whole, parts = (
+        minimal_perturbation_lower_bound(model, x, batch_size=size, time_budget=0.0).bound
+        for size in (256, 5)
+    )
     assert np.allclose(whole, parts, rtol=1e-9)
 
 

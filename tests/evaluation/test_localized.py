@@ -39,8 +39,8 @@ def test_the_sigmoid_of_figure_2_has_its_closed_form():
     assert np.all(curve.gradient <= curve.certified)
     # One dimension: every direction is one of the two.
     assert np.allclose(curve.monte_carlo, exact, rtol=1e-9)
-    assert curve.certified[-1] == pytest.approx(0.25, rel=1e-6)
-    assert curve.certified[0] < 2 * exact[0]
+    assert np.all(curve.certified < 2.5 * exact)
+    assert np.all(curve.certified[2:] < 1.1 * exact[2:])
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tf_lyapunov.local.boxes import CROWN, surround
+from tf_lyapunov.local.boxes import CROWN, Memory, surround
 from tf_lyapunov.local.domains import Domains
 from tf_lyapunov.local.evaluating import Evaluation
 from tf_lyapunov.local.flow import flow_of, trace
@@ -90,7 +90,7 @@ def setting(name, kind, seed=0):
     flow = flow_of(read_network(model), decision=True)
     center = np.clip(rng.normal(size=model.input_shape[1:]) * 0.5, -1.2, 0.6)
     region = REGIONS[kind](center)
-    memory, traced = {}, trace(flow, center)
+    memory, traced = Memory(), trace(flow, center)
     surround(flow, traced, region, CROWN, memory)
     around = surround(flow, traced, region, CROWN, memory, proof=True)
     return flow, region, Domains(around), rng

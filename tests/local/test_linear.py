@@ -1,5 +1,7 @@
 """Bounds around inputs: no sample, vertex or attack lies below one, on graphs of every kind."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from tf_lyapunov.certification import (
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import CROWN, Effort, surround
 from tf_lyapunov.local.flow import flow_of, trace
+from tf_lyapunov.local.linear import linear_radii
 from tf_lyapunov.local.outputs import gain_on, output_bounds
+from tf_lyapunov.local.radii import Answer, Prover
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.verification import verify
 
@@ -277,3 +281,18 @@ def test_a_chain_that_stays_linear_is_bounded_exactly():
         found = around.lower(np.eye(3), flow.output, {})
         exact = around.trace.values[-1][0] - 0.5 * np.linalg.norm(matrix, dual, axis=0)
         assert np.allclose(found, exact, rtol=1e-9) and np.all(found <= exact)
+
+
+def test_splits_of_units_take_no_time_of_later_inputs(monkeypatch):
+    seen = []
+
+    def noted(self, *_, deadline, split_deadline, **__):
+        seen.append((split_deadline, deadline))
+        return Answer(0.0)
+
+    monkeypatch.setattr(Prover, "radius", noted)
+    network, end = read_network(dense()), time.monotonic() + 1000
+    x, labels, none = np.ones((4, 4)), np.zeros(4, int), np.zeros(4)
+    linear_radii(network, x, labels, 3, none, lambda i, r: 0.0, deadline=end)
+    shares = np.array([end - share for share, _ in seen])
+    assert np.allclose(shares, [750, 500, 250, 0], atol=50) and all(d == end for _, d in seen)

@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 import tf_lyapunov as tfl
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local import verifying
-from tf_lyapunov.local.boxes import CROWN, surround
+from tf_lyapunov.local.boxes import CROWN, Memory, surround
 from tf_lyapunov.local.flow import flow_of, trace
 from tf_lyapunov.local.leaves import Leaves
 from tf_lyapunov.local.property import Property
@@ -143,7 +143,7 @@ def branch_setting():
     model, rng = perceptron(4, (8, 6), seed=2), np.random.default_rng(2)
     flow, center = flow_of(read_network(model)), rng.normal(size=4)
     region = Region.ball(center, 1.6, "linf")
-    memory, traced = {}, trace(flow, center)
+    memory, traced = Memory(), trace(flow, center)
     surround(flow, traced, region, CROWN, memory)
     around = surround(flow, traced, region, CROWN, memory, proof=True)
     points = rng.uniform(region.low, region.high, (30000, 4))

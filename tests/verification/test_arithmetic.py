@@ -15,6 +15,7 @@ from tf_lyapunov.verification.arithmetic import (
     hypot_up,
     is_semidefinite,
     largest_eigenvalue_up,
+    norm_near,
     norm_up,
     product_up,
     row_norms_up,
@@ -89,6 +90,28 @@ def test_norms_are_bounds_and_tight(shape):
     assert true * (1 - 1e-14) <= bound <= true * (1 + 1e-10)
     assert norm_up(matrix, np.full(shape, 1e-160)) > bound
     assert norm_up(np.zeros(shape)) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (260, 300), (320, 230)])
+def test_norms_near_a_guess_are_bounds_and_nearly_tight(shape):
+    rng = np.random.default_rng(3)
+    equal = np.zeros(shape)
+    np.fill_diagonal(equal, 3.0)
+    for matrix in (rng.normal(size=shape), equal, np.outer(rng.normal(size=shape[0]), equal[0])):
+        true = np.linalg.svd(matrix, compute_uv=False)[0]
+        assert true * (1 - 1e-14) <= norm_near(matrix) <= true * 1.01
+        assert norm_near(matrix * 2.0**-600) == norm_near(matrix) * 2.0**-600
+    assert norm_near(np.zeros(shape)) == 0.0
+
+
+def test_a_guess_that_is_too_small_is_not_believed(monkeypatch):
+    # The power method begins at the first direction, to which the largest is orthogonal.
+    matrix = np.full((250, 250), 0.1)
+    matrix[0, :] = matrix[:, 0] = 0.0
+    matrix[0, 0] = 5.0
+    assert 24.9 * (1 - 1e-14) <= norm_near(matrix) <= 24.9 * 1.01
+    monkeypatch.setattr(np.linalg, "cholesky", lambda a: np.eye(250))
+    assert norm_near(np.eye(250)) == np.inf
 
 
 GEOMETRIES = [

@@ -1,5 +1,6 @@
 """Proof files of radii by bounds around inputs: written, verified, and of a bounded size."""
 
+import dataclasses
 import functools
 
 import keras
@@ -14,11 +15,14 @@ from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.local import recording
 from tf_lyapunov.verification import archive, verify
 from tf_lyapunov.verification.around.balls import Gains
-from tf_lyapunov.verification.around.evidence import Part, Piece, read
+from tf_lyapunov.verification.around.evidence import WEIGHTS, Part, Piece, read
 from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.around.pairs import expanded
 from tf_lyapunov.verification.around.region import Region
+from tf_lyapunov.verification.around.relaxation import Relaxation
 from tf_lyapunov.verification.around.surroundings import Surroundings
 from tf_lyapunov.verification.contents import unpack
+from tf_lyapunov.verification.operations import Activation
 from tf_lyapunov.verification.reading import read as network_read
 
 CASES = [
@@ -32,6 +36,7 @@ CASES = [
     ("residual", "l1", (-3.0, 3.0)),
     ("pooled", "l2", None),
     ("pooled", "l1", (-3.0, 3.0)),
+    ("overlapping", "l2", None),
 ]
 
 
@@ -175,13 +180,18 @@ def test_multipliers_that_are_too_large_are_refused_by_their_size(tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "pooled in pairs"])
 def test_bounds_hold_whatever_multipliers_a_file_holds(kind):
     """Boxes, balls and margins against points, with multipliers drawn at random."""
     rng = np.random.default_rng(0)
-    network = network_read(network_of(kind))
-    gains = Gains(network.gains()[1])
-    (center,) = np.clip(inputs_of(network_of(kind), 1), -3, 3).astype(np.float64)
+    model = network_of(kind.split()[0])
+    network = network_read(model)
+    own = network.gains()[1]
+    if kind.endswith("pairs"):
+        network, own = expanded(network, own)
+        assert own["max_pooling2d"] > 1.4 and len(own) == len(network.steps)
+    gains = Gains(own)
+    (center,) = np.clip(inputs_of(model, 1), -3, 3).astype(np.float64)
     numbers = {step.name: number for number, step in enumerate(network.steps)}
     first = Surroundings(network, gains, Region(center, 0.5, "l2"))
     for norm, bounds, radius in (("l2", None, 0.6), ("linf", (-3, 3), 0.2), ("l1", None, 1.0)):
@@ -194,9 +204,12 @@ def test_bounds_hold_whatever_multipliers_a_file_holds(kind):
         logits = network[network.logits].shape[-1]
         none = np.zeros(0, np.int32)
         pieces.append(drawn(network, first, numbers[network.logits], none, logits, rng))
-        groups, last, _ = read(network, pieces, logits)
+        weights = drawn(network, first, numbers[network.logits], none, 1, rng, Activation)
+        pieces.append(dataclasses.replace(weights, margin=WEIGHTS))
+        groups, last, _, roots = read(network, pieces, logits)
         region = Region(center, radius, norm, bounds or (-np.inf, np.inf))
         around = Surroundings(network, gains, region, groups)
+        around.weigh(roots)
         plain = Surroundings(network, gains, region)
         values = signals(network, points(center, radius, norm, bounds, rng))
         for known in (around, plain):
@@ -209,9 +222,13 @@ def test_bounds_hold_whatever_multipliers_a_file_holds(kind):
             for name, relaxed in known.relaxed.items():
                 (source,) = network[name].inputs
                 away = (values[source] - known.values[source]).reshape(len(value), -1)
-                if hasattr(relaxed, "bent"):
-                    moved = np.linalg.norm(away[:, relaxed.bent], axis=1)
-                    assert np.all(moved <= relaxed.radius + 1e-9)
+                weights = relaxed.units.astype(float)
+                if isinstance(relaxed, Relaxation):
+                    weights = weights * relaxed.weights
+                    weighed = known is around and bool(np.any(relaxed.units))
+                    assert np.any(weights[relaxed.units] != 1) == weighed
+                moved = np.sqrt(away**2 @ weights)
+                assert np.all(moved <= relaxed.radius + 1e-9)
             rows = Functionals(np.eye(logits))
             for multipliers in (last, None):
                 found = known.lower(network.logits, rows, multipliers)
@@ -220,14 +237,16 @@ def test_bounds_hold_whatever_multipliers_a_file_holds(kind):
         assert np.all(np.isfinite(plain.lower(network.logits, rows)))
 
 
-def drawn(network, around, target, units, rows, rng):
-    """A `Piece` with multipliers at random for every step before `target`."""
+def drawn(network, around, target, units, rows, rng, kinds=object):
+    """A `Piece` with multipliers at random for every step of some kinds before `target`."""
     parts = []
-    for name in around.relaxed:
+    for name, relaxed in around.relaxed.items():
+        if not isinstance(network[name].operation, kinds):
+            continue
         number = [s.name for s in network.steps].index(name)
         if number > target:
             continue
-        width = int(np.prod(network[name].shape))
+        width = len(relaxed.bent)
         shares = rng.normal(size=(rows, width)).astype(np.float16)
         logs = np.where(rng.random(rows) < 0.5, -np.inf, rng.normal(size=rows) * 3)
         columns = rng.permutation(width).astype(np.int32)

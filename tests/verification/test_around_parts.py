@@ -9,9 +9,10 @@ from tf_lyapunov.verification import activations
 from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.balls import chords
 from tf_lyapunov.verification.around.functionals import Functionals, of_units
+from tf_lyapunov.verification.around.maxima import Maximum
 from tf_lyapunov.verification.around.pieces import _CURVATURES, pieces
 from tf_lyapunov.verification.around.region import Region
-from tf_lyapunov.verification.around.relaxation import Maximum, Multipliers, Relaxation
+from tf_lyapunov.verification.around.relaxation import Multipliers, Relaxation
 from tf_lyapunov.verification.network import forward
 from tf_lyapunov.verification.operations import Activation, Axis, GlobalPooling, MaxPooling
 from tf_lyapunov.verification.reading import read
@@ -245,13 +246,15 @@ def test_maxima_between_boxes_with_ties_and_numbers():
             z = low + (high - low) * rng.choice([0, 0.3, 1], size=(300, *low.shape))
             value = operation.forward(z, np.zeros_like(z))[0]
             c = rng.normal(size=(10, *value.shape[1:]))
-            size = value[0].size
-            held = Multipliers(np.arange(size), rng.normal(size=(10, size)) * 2, np.zeros(10))
-            for multipliers in (None, held):
-                g, h, _ = relaxed.back(Functionals(c), multipliers, np.inf)
+            size = relaxed.bent.size
+            lam = np.exp(rng.normal(size=10) * 3)
+            held = Multipliers(np.arange(size), rng.normal(size=(10, size)) * 2, lam)
+            radius = np.linalg.norm((z - (low + high) / 2).reshape(300, -1), axis=1)
+            for multipliers, reach in ((None, np.inf), (held, np.inf), (held, np.median(radius))):
+                g, h, _ = relaxed.back(Functionals(c), multipliers, reach)
                 exact = c.reshape(10, -1) @ value.reshape(300, -1).T
                 bound = g.rows.reshape(10, -1) @ z.reshape(300, -1).T + h[:, None]
-                assert np.all(bound <= exact + 1e-12)
+                assert np.all((bound <= exact + 1e-12)[:, radius <= reach])
             least, largest = relaxed.range()
             assert np.all(value >= least) and np.all(value <= largest)
             assert np.any(np.isclose(value.max(axis=0), largest))

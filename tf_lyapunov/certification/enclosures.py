@@ -11,7 +11,7 @@ from tf_lyapunov.progress import steps
 from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.balls import Gains
 from tf_lyapunov.verification.around.claims import attempt, margin_rows, region_around
-from tf_lyapunov.verification.around.relaxation import Relaxation
+from tf_lyapunov.verification.around.pairs import expanded
 from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling
 
 # Radii tried for an input until the verifier proves one, and the least step between two.
@@ -48,7 +48,8 @@ def enclosed(certificate, proof, network, derived, logits, errors, inputs, cast)
         inputs, cast: the inputs as given and as the model casts them, float64.
     """
     records = proof.records or {}
-    gains, labels = Gains(network.gains()[1]), certificate.labels
+    network, own = expanded(network, network.gains()[1])
+    gains, labels = Gains(own), certificate.labels
     bounds = (-np.inf, np.inf) if proof.bounds is None else proof.bounds
     places = _places(network, flow_of(proof.network)) if records else None
     radius, pieces = np.array(derived), {}
@@ -96,12 +97,10 @@ def _pruned(network, around, pieces):
         parts = []
         for part in piece.parts:
             relaxed = around.relaxed[network.steps[part.step].name]
-            if isinstance(relaxed, Relaxation):
-                kept = relaxed.bent[part.columns]
-                part = dataclasses.replace(
-                    part, columns=part.columns[kept], shares=part.shares[:, kept]
-                )
-            parts.append(part)
+            kept = relaxed.bent[part.columns]
+            parts.append(
+                dataclasses.replace(part, columns=part.columns[kept], shares=part.shares[:, kept])
+            )
         found.append(dataclasses.replace(piece, parts=tuple(parts)))
     return found
 

@@ -1,6 +1,8 @@
 """(5) Lower bounds on the minimal adversarial perturbation of every input, from back to front."""
 
 import dataclasses
+import math
+import time
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from tf_lyapunov.certification.margins import (
 )
 from tf_lyapunov.certification.stacks import SLACK, Signals, dense_stacks
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.local.linear import linear_radii
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import batches, with_rounded_settings
@@ -68,11 +71,13 @@ class PerturbationBound:
 
     Attributes:
         bound: float64 (n,), in units of the model's input; 0 where the model does not choose the
-            label.
+            label. The larger of the input layer's in `per_layer` and of `around`.
         per_layer: tuple of `LayerBound`, from the input to the output layer.
         warnings: tuple of `RuleWarning`; empty for sound rules.
         rules: `"sound"` or `"published"`. Published rules are no certificate.
         labels, predictions: int64 (n,).
+        around: float64 (n,), by relaxations on the ball around each input, as far as time allowed;
+            None where they do not apply.
     """
 
     bound: np.ndarray
@@ -81,6 +86,7 @@ class PerturbationBound:
     rules: str
     labels: np.ndarray
     predictions: np.ndarray
+    around: np.ndarray | None = None
 
     @property
     def is_sound(self):
@@ -96,7 +102,15 @@ class PerturbationBound:
 @reports_progress
 @leaves_unchanged
 def minimal_perturbation_lower_bound(
-    model, x, y=None, *, rules="sound", perturbed=None, batch_size=256, progress=None
+    model,
+    x,
+    y=None,
+    *,
+    rules="sound",
+    perturbed=None,
+    batch_size=256,
+    time_budget=10.0,
+    progress=None,
 ):
     """No perturbation r of x_i with ‖r‖ < bound_i changes the decision (sound rules).
 
@@ -110,7 +124,9 @@ def minimal_perturbation_lower_bound(
 
         2κ / (‖J(x)‖ + √(‖J(x)‖² + 2Mκ)),                                              (5.1)
 
-    J its Jacobian at x and M a bound on its Hessians. Published rules are computed to be compared:
+    J its Jacobian at x and M a bound on its Hessians. For models with one input the radius by
+    relaxations on the ball around it (`certify(method="linear")`) replaces it where it is larger,
+    as far as `time_budget` allows. Published rules are computed to be compared:
     they are false, say so in `warnings`, and no certificate accepts them.
 
     Args:
@@ -122,6 +138,7 @@ def minimal_perturbation_lower_bound(
             and local response normalization).
         perturbed: which input of several may change, as for `certify`.
         batch_size: inputs evaluated at once.
+        time_budget: seconds for the relaxations, 0 for none.
         progress: as for `certify`.
 
     Returns:
@@ -145,26 +162,62 @@ def minimal_perturbation_lower_bound(
     """
     if rules not in RULES:
         raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
+    if not time_budget >= 0:
+        raise ValueError(
+            f"`time_budget` must be a number of seconds, at least 0. Received: {time_budget!r}."
+        )
     batch_size = count("batch_size", batch_size)
+    deadline = time.monotonic() + time_budget
     taken = Inputs.of(model)
     chosen = taken.chosen(perturbed)
-    network, parts = None, []
+    network, parts, around = None, [], []
     for inputs, labels in batches(x, y, taken):
         if network is None:
             shapes = input_shapes(taken, inputs)
             network = with_rounded_settings(read_network(model, shapes))
             walk = (_Sound if rules == "sound" else _Published)(network, taken, chosen)
+            balls = None
+            if rules == "sound" and time_budget and not taken.several:
+                balls = _Balls(network, taken, chosen, deadline)
         for start in steps(range(0, len(inputs[0]), batch_size), "batches"):
             here = slice(start, start + batch_size)
             given = None if labels is None else labels[here]
-            parts.append(walk.bounds([a[here] for a in inputs], given))
+            some = [a[here] for a in inputs]
+            parts.append(walk.bounds(some, given))
+            around.append(None if balls is None else balls.radii(some, *parts[-1][1:3]))
     layers = [[part[0][i] for part in parts] for i in range(len(parts[0][0]))]
     per_layer = tuple(
         LayerBound(layer[0].name, layer[0].rule, np.concatenate([s.bound for s in layer]))
         for layer in reversed(layers)
     )
     bound, labels, predictions = (np.concatenate([p[k] for p in parts]) for k in (1, 2, 3))
-    return PerturbationBound(bound, per_layer, walk.warnings, rules, labels, predictions)
+    around = None if any(a is None for a in around) else np.concatenate(around)
+    if around is not None:
+        bound = np.maximum(bound, around)
+    return PerturbationBound(bound, per_layer, walk.warnings, rules, labels, predictions, around)
+
+
+class _Balls:
+    """Radii by relaxations on balls around inputs, while time lasts."""
+
+    def __init__(self, network, inputs, chosen, deadline):
+        self.network, self.inputs, self.chosen = network, inputs, chosen
+        self.deadline = deadline
+        self.classes = math.prod(network[network.logits].output_shape[1:])
+
+    def radii(self, x, known, labels):
+        """Float64 (n,), 0 where they are not larger than what is known, or None."""
+        cast, _, moved = checked_inputs(x, self.network, self.inputs, self.chosen)
+        found = cast[0].astype(np.float64) if cast[0].dtype.kind in "iub" else cast[0]
+        try:
+            radius, *_ = linear_radii(
+                self.network, found, labels, self.classes, known, lambda i, r: 0.0,
+                deadline=self.deadline, keep=False,
+            )  # fmt: skip
+        except UnsupportedLayerError:  # a step that only the whole model evaluates
+            return None
+        wider = np.maximum(rounding.down(radius - moved), 0.0)
+        return np.where(radius > known, np.where(moved > 0, wider, radius), 0.0)
 
 
 class _Walk:

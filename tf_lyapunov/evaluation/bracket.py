@@ -229,6 +229,7 @@ def bracket(
     perturbed=None,
     bounds=None,
     batch_size=256,
+    time_budget=10.0,
     state=None,
     progress=None,
 ):
@@ -236,7 +237,8 @@ def bracket(
 
         max(κ, radius) ≤ min{‖r‖ : the decision at x + r is not y} ≤ min over attacks of ‖r‖  (5.2)
 
-    κ is the sound bound of `minimal_perturbation_lower_bound`, the radius that of `certify`. Both
+    κ is the sound bound of `minimal_perturbation_lower_bound`, which relaxations on the ball around
+    each input raise as far as `time_budget` allows; the radius is that of `certify`. Both
     are about exact arithmetic; attacks ask the model itself. Where it changes its decision below a
     bound, exact arithmetic is asked at that point: if it agrees, the bound is wrong, which is an
     error; if not, the perturbation is enlarged until it agrees.
@@ -254,6 +256,8 @@ def bracket(
         bounds: None, or `(low, high)`: a box that the default attacks stay in. Lower bounds hold
             with and without it.
         batch_size: inputs evaluated at once.
+        time_budget: seconds for relaxations on the balls around inputs, in κ, or in the radius if
+            `method` has them; 0 for none.
         state: file in which finished attacks are kept, see `Ensemble`.
         progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
             notebook; or a function that is called with a line of text.
@@ -288,18 +292,25 @@ def bracket(
     say = progress if callable(progress) else None
     with shown(False if say else progress, "bracket"):
         taken = inputs, chosen, arrays
-        return _bracket(model, x, y, taken, common, ensemble, rules, method, state, say)
+        way = method, time_budget
+        return _bracket(model, x, y, taken, common, ensemble, rules, way, state, say)
 
 
-def _bracket(model, x, y, taken, common, ensemble, rules, method, state, say):
+def _bracket(model, x, y, taken, common, ensemble, rules, way, state, say):
     (inputs, chosen, arrays), batch_size = taken, common["batch_size"]
-    sound = minimal_perturbation_lower_bound(model, x, y, **common)
+    method, seconds = way
+    searches = method in ("linear", "auto")
+    sound = minimal_perturbation_lower_bound(
+        model, x, y, time_budget=0.0 if searches else seconds, **common
+    )
     labels = sound.labels
     claimed, notes = None, ()
     if rules == "published":
         published = minimal_perturbation_lower_bound(model, x, labels, rules=rules, **common)
         claimed, notes = published.bound, tuple(str(warning) for warning in published.warnings)
-    certified = certify(model, x, labels, method=method, **common).radius
+    # Multipliers of global gains have `certify`'s own time where no relaxations take it.
+    options = {"time_budget": max(seconds, 1e-3)} if searches else {}
+    certified = certify(model, x, labels, method=method, **options, **common).radius
     result = ensemble(model, x, labels, perturbed=common["perturbed"], state=state, progress=say)
     predictions = decisions(executed_logits(model, x, batch_size=batch_size))
     wrong = (predictions != labels) | (result.success & (result.distance == 0))

@@ -11,11 +11,8 @@ from keras import ops
 
 from tf_lyapunov.attacks.backend import compiled, sum_gradient
 from tf_lyapunov.attacks.logits import probabilities
-from tf_lyapunov.bounds.choice import network_gain
-from tf_lyapunov.bounds.composition import lipschitz_constants, rounding_errors
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.local.slopes import LocalGains
-from tf_lyapunov.program import rounding
+from tf_lyapunov.evaluation.amplification import UpperBounds
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import Float64Logits, LogitsModel
 from tf_lyapunov.program.network import read_network
@@ -100,9 +97,10 @@ def localized_robustness(
         α_lim(F, r) = sup_{x ∈ R, 0 < ‖e‖ ≤ r} ‖F(x+e) - F(x)‖ / ‖e‖                        (3.2)
 
     is bracketed for every radius: from below by Gaussian directions rescaled to length r (as
-    published) and by ascent from the best of them, from above by a proof: slopes on the ball around
-    x for dense chains with ReLU, the network's gain otherwise, times the largest slope that softmax
-    has on the ball. The estimates never prove anything; the bound never estimates.
+    published) and by ascent from the best of them, from above by a proof: slopes on balls around x,
+    times the largest slope that softmax has there, and proved ranges of F on the shells between
+    them (`local.shells`), or the network's gain. The estimates never prove anything; the bound
+    never estimates.
 
     Args:
         model: a built Keras model; softmax and sigmoid heads are looked through.
@@ -116,7 +114,8 @@ def localized_robustness(
         steps: ascent steps per radius.
         bounds: box of the released protocol, (0, 1) by default.
         method: of the network's gain, as for `certify`; "composition" is quick for large networks.
-        time_budget: seconds for the network's gain.
+        time_budget: seconds for the proofs, at most half of them for the network's gain; the points
+            share the rest, and keep what gains prove where it is too short.
         batch_size: points evaluated at once.
         seed: of the directions.
         progress: called with the share done.
@@ -134,8 +133,8 @@ def localized_robustness(
     >>> unit = keras.layers.Dense(1, kernel_initializer="ones")
     >>> model = keras.Sequential([keras.Input((1,)), unit])
     >>> curve = localized_robustness(model, [[-10.0], [10.0]], [1.0, 10.0], directions=4)
-    >>> [round(float(v), 5) for v in (curve.gradient[1], curve.certified[1])]
-    [0.05, 0.25]
+    >>> [round(float(v), 2) for v in (curve.gradient[1], curve.certified[1])]
+    [0.05, 0.05]
 
     Reference: Bontonou et al., Definition 1 and Figure 5 (Monte-Carlo as published; ascent and
     bound of this library).
@@ -152,7 +151,7 @@ def localized_robustness(
     view = _Outputs(model, outputs, x, norm)
     bounds = (bounds or (0.0, 1.0)) if protocol == "released" else None
     found = [np.empty((len(x), len(radii))) for _ in range(3)]
-    certify = _Upper(view, norm, outputs, method, time_budget)
+    certify = UpperBounds(view, norm, outputs, method, time_budget, len(x))
     batches = range(0, len(x), batch_size)
     for done, start in enumerate(batches):
         here = slice(start, start + batch_size)
@@ -161,7 +160,7 @@ def localized_robustness(
         sampled, best = _sampled(view, x[here], radii, norm, settings[0], bounds, rng)
         found[0][here] = np.maximum.accumulate(sampled, axis=1) if bounds else sampled
         found[1][here] = _ascended(view, x[here], radii, norm, steps, sampled, best, bounds)
-        found[2][here] = certify(x[here], radii)
+        found[2][here] = certify(x[here], radii, found[1][here])
         if progress is not None:
             progress((done + 1) / len(batches))
     # A bound below an estimate can only be rounding noise of the estimate.
@@ -353,93 +352,6 @@ def _ascended(view, x, radii, norm, steps, sampled, starts, bounds):
         if k:
             result[:, k] = np.maximum(result[:, k], result[:, k - 1])
     return result
-
-
-# --------------------------------------------------------------------------------- upper bounds
-
-
-class _Upper:
-    """Proven gains of F on balls, (n, k)."""
-
-    def __init__(self, view, norm, outputs, method, time_budget):
-        self.norm, self.outputs, self.network = norm, outputs, view.network
-        if self.network is None:
-            return
-        constants = lipschitz_constants(self.network)
-        bound = network_gain(self.network, constants, method, time_budget=time_budget)
-        self.gain, self.pairs = bound.gain_upper_bound, bound.pairs
-        self.logits = LogitsModel(self.network)
-        self.rows = _row_sum_gain(self.network) if norm != 2 else math.inf
-        try:
-            self.local = LocalGains(self.network) if norm == 2 else None
-        except UnsupportedLayerError:
-            self.local = None
-
-    def __call__(self, x, radii):
-        result = np.full((len(x), len(radii)), np.inf)
-        if self.network is None:
-            return result
-        cast = x.astype(np.float32)
-        logits = self.logits.predict(cast, len(x))
-        # Of the computed logits, and of the cast of x to float32.
-        moved = norms((x - cast).reshape(len(x), -1), 2) * (1 + 1e-9)
-        errors = self.gain * moved + rounding_errors(
-            self.network, rounding.euclidean_norms_up(cast), self.network.logits
-        )
-        features, classes = x[0].size, logits.shape[1]
-        for i in range(len(x)):
-            centers = self.local.centers(x[i].astype(np.float32)) if self.local else None
-            for k, radius in enumerate(radii):
-                # An l∞ ball lies in the l2 ball that is √d larger.
-                wide = radius * (1.0 if self.norm == 2 else math.sqrt(features)) + moved[i]
-                gain, pairs = self.gain, self._pairs(classes)
-                if centers is not None:
-                    own = self.local.pair_gains(centers, wide, np.eye(classes))
-                    gain = min(gain, float(np.linalg.norm(own)) * (1 + 1e-9))
-                slope = 1.0
-                if self.outputs == "softmax":
-                    slope = self._softmax_slope(logits[i], errors[i], pairs, wide)
-                bound = gain * slope
-                if self.norm != 2:
-                    # ‖J softmax‖_∞ = max 2p(1-p) is the same bound.
-                    bound = min(bound * math.sqrt(features), self.rows * slope)
-                result[i, k] = float(rounding.up(bound * (1 + 1e-12)))
-        return result
-
-    def _pairs(self, classes):
-        if self.pairs is not None:
-            return self.pairs
-        return np.full((classes, classes), self.gain * math.sqrt(2) * (1 + 1e-12))
-
-    @staticmethod
-    def _softmax_slope(logits, error, pairs, radius):
-        """Largest 2p(1-p) (softmax) or p(1-p) (sigmoid) on the ball."""
-        if len(logits) == 1:
-            margin = abs(float(logits[0])) - error - radius * float(pairs[0, 0])
-            top = 1 / (1 + math.exp(-max(margin, 0.0)))
-            return top * (1 - top) * (1 + 1e-9)
-        c = int(np.argmax(logits))
-        gaps = logits[c] - np.delete(logits, c) - 2 * error
-        gaps = gaps - radius * np.delete(pairs[c], c)
-        top = 1 / (1 + float(np.sum(np.exp(-np.clip(gaps, -50, 500)))))
-        return 0.5 if top <= 0.5 else min(0.5, 2 * top * (1 - top) * (1 + 1e-9) + 1e-15)
-
-
-def _row_sum_gain(network):
-    """l∞ gain: product of the largest absolute row sums of a dense chain, infinite otherwise."""
-    total = 1.0
-    if not network.is_chain:
-        return math.inf
-    for node in network.nodes:
-        if node.matrix is not None and len(node.output_shape) == 2:
-            total *= float(np.abs(node.matrix).sum(axis=0).max()) * (1 + 1e-9)
-        elif node.kind == "activation" and node.sector is not None:
-            total *= node.sector.magnitude
-        elif node.kind not in ("input", "identity", "reshape") or "linear" in node.kind:
-            return math.inf
-        if node.name == network.logits:
-            break
-    return total
 
 
 # ----------------------------------------------------------------------------------------- input

@@ -21,7 +21,7 @@ import numpy as np
 
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.flow import Whole, gain_of
-from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum
+from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum, windows_of
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.program import rounding
@@ -65,6 +65,12 @@ class Around:
             default=0,
         )
         widths = [math.prod(v.shape[1:]) for v in traced.values]
+        # Maxima are summed over the cells of all their windows.
+        widths += [
+            windows_of(k.operation, traced.shape(k.inputs[0]))[0].size
+            for k in flow.links
+            if is_window_maximum(k.operation)
+        ]
         self.sum_length = longest + max(widths) + 200 * (len(flow.links) + 10)
 
     def _shapes(self, link):
@@ -121,6 +127,13 @@ class Around:
         reach = np.minimum(reach * _MARGIN, radius)
         self._place(k, reach, radius, size)
 
+    def loss(self, first, last):
+        """Bound on the rounding of z⁰ that links first to last add, each of gain one or less after
+        the first: the l2 norms of their noise."""
+        noises = (self.trace.noise[k] for k in range(first, last + 1))
+        sizes = [n if np.ndim(n) == 0 else rounding.euclidean_norms_up(n)[0] for n in noises]
+        return float(rounding.sum_up(*sizes))
+
     def _place(self, k, reach, radius, size):
         for held, value in ((self.reach, reach), (self.radii, radius), (self.sizes, size)):
             if len(held) == k:
@@ -157,7 +170,7 @@ class Around:
         source = link.inputs[0]
         low, high = self.box(source)
         if is_window_maximum(link.operation):
-            self.steps[k] = WindowMaximum(link.operation, self.values[source], low, high)
+            self.steps[k] = WindowMaximum(link.operation, self.values[source], low, high, radius)
             return self.steps[k]
         self.steps[k] = Elementwise(link.operation, self.values[source], low, high, radius, weights)
         return self.steps[k]

@@ -11,8 +11,12 @@ from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.maxima import is_window_maximum
 from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.local.windows import Windows, window_around
+from tf_lyapunov.program import rounding
 
+# Weights of balls: a power of coefficients relative to their mean, within limits.
+_POWER, _WEIGHTS = 0.4, (0.1, 10.0)
 # Entries of one block of rows, at the widest step.
 _BLOCK = 2**21
 
@@ -57,6 +61,25 @@ class Found:
     multipliers: dict
 
 
+@dataclasses.dataclass
+class Memory:
+    """What a search found; all of it is arbitrary to a proof.
+
+    Attributes:
+        boxes: dict from positions to lists of `Found`.
+        weights: dict from positions of elementwise outputs to `(columns, weights)`.
+        vectors: singular vectors of linearised maps, see `LocalGains`.
+    """
+
+    boxes: dict = dataclasses.field(default_factory=dict)
+    weights: dict = dataclasses.field(default_factory=dict)
+    vectors: dict = dataclasses.field(default_factory=dict)
+
+    def copy(self):
+        """The same, to be renewed apart."""
+        return Memory(dict(self.boxes), dict(self.weights), self.vectors)
+
+
 def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64, proof=False,
              target=None, deadline=np.inf):  # fmt: skip
     """`Around` with every step up to `target` relaxed.
@@ -65,27 +88,29 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
         flow, traced: `Flow` and its `Trace` at the region's centre.
         region: `Region`.
         effort: `Effort`.
-        memory: dict from positions to lists of `Found`, read and renewed.
+        memory: `Memory`, whose boxes are read and renewed.
         dtype: of the search; proofs are float64.
         proof: whether boxes are proved with the multipliers of `memory` instead of searched.
         target: position; by default the output.
         deadline: see `Around`.
     """
     effort = effort or Effort()
-    memory = {} if memory is None else memory
+    memory = Memory() if memory is None else memory
     around = Around(flow, traced, region, dtype, deadline)
-    gains = LocalGains(around) if effort.balls else None
+    around.gains = gains = None
+    if effort.balls:
+        around.gains = gains = LocalGains(around, memory.vectors)
     last = flow.output if target is None else target
     for k in range(1, last + 1):
         link = flow.links[k - 1]
         operation = link.operation
-        if not isinstance(operation, Whole) and has_pieces(operation):
+        if not isinstance(operation, Whole) and (
+            has_pieces(operation) or is_window_maximum(operation)
+        ):
             source = link.inputs[0]
             if source not in around.tightened and source > 0:
                 _tighten(around, k, effort, memory, proof)
             _relax(around, k, gains)
-        elif is_window_maximum(operation):
-            around.relax(k)
         around.advance(k)
     return around
 
@@ -95,7 +120,7 @@ def surround_proved(flow, traced, region, effort=None, *, deadline=np.inf):
 
     Bounds of a search are not rounded outwards: only what is bounded once more counts.
     """
-    memory = {}
+    memory = Memory()
     surround(flow, traced, region, effort, memory, deadline=deadline)
     return surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
 
@@ -104,17 +129,57 @@ def _relax(around, k, gains):
     step = around.relax(k)
     if gains is None:
         return
+    if len(step.units):
+        weights = np.zeros(math.prod(step.shape))
+        weights[step.units] = 1.0
+        source = around.flow.links[k - 1].inputs[0]
+        step.radius = float(gains.radius(source, weights))
     gains.add(k)
-    if len(step.columns):
-        weights = np.zeros(step.center.shape[1])
-        weights[step.columns] = 1.0
-        step.radius = float(gains.radius(around.flow.links[k - 1].inputs[0], weights))
+
+
+def weigh(around, c, target, multipliers, memory):
+    """Weighs the balls of elementwise steps for these rows of `target`, and remembers how.
+
+    Units that matter more may move less: weights grow with the mean size of their coefficients. Any
+    are valid, with the radius that `LocalGains` proves for them.
+    """
+    _, _, passed = around.backward(c, target, multipliers, record=True)
+    found = {}
+    for k, own in passed:
+        step = around.steps.get(k)
+        if own is None or not isinstance(step, Elementwise) or not np.isfinite(step.radius):
+            continue
+        size = np.abs(own[0]).mean(axis=0)
+        mean = max(float(size.mean()), 1e-30)
+        weights = np.clip((size / mean) ** _POWER, *_WEIGHTS).astype(np.float64)
+        found[k] = step.columns, weights
+    memory.weights = found
+    reweigh(around, memory)
+
+
+def reweigh(around, memory):
+    """Takes over remembered weights, unit by unit; others keep weight one."""
+    if around.gains is None:
+        return
+    for k, (columns, weights) in memory.weights.items():
+        step = around.steps.get(k)
+        if not isinstance(step, Elementwise) or not len(step.columns):
+            continue
+        everything = np.ones(math.prod(step.shape))
+        everything[columns] = weights
+        own = everything[step.columns]
+        full = np.zeros(len(everything))
+        full[step.columns] = own
+        source = around.flow.links[k - 1].inputs[0]
+        plain = step.radius if step.plain is None else step.plain
+        most = rounding.product_up(rounding.sqrt_up(float(own.max())), plain)
+        step.weigh(own, min(float(around.gains.radius(source, full)), float(most)))
 
 
 def _tighten(around, k, effort, memory, proof):
     """Improves the box of what link k reads, where it is not linear on the box at hand."""
     source = around.flow.links[k - 1].inputs[0]
-    units = around.relax(k).columns
+    units = around.relax(k).units
     windows = Windows(around.flow, around.trace, source)
     shape = around.trace.shape(source)
     size = int(np.prod(shape))
@@ -124,7 +189,7 @@ def _tighten(around, k, effort, memory, proof):
                      * _pieces(around, i) for i in range(source))  # fmt: skip
     block = max(_BLOCK // widest // 2, 8)
     low, high = (v.copy().reshape(-1) for v in around.box(source))
-    known, renewed = memory.get(source, []), []
+    known, renewed = memory.boxes.get(source, []), []
     for start in range(0, len(units), block):
         some = units[start : start + block]
         count = len(some)
@@ -140,7 +205,7 @@ def _tighten(around, k, effort, memory, proof):
         renewed.append(Found(some, multipliers))
         low[some] = np.maximum(low[some], found[:count])
         high[some] = np.minimum(high[some], -found[count:])
-    memory[source] = renewed
+    memory.boxes[source] = renewed
     around.tighten(source, low.reshape(1, *shape), high.reshape(1, *shape))
 
 

@@ -83,7 +83,7 @@ def _split(around, units, points, signs, rows):
             above = np.tile((signs >> bit) & 1, len(rows)).astype(bool)
             low[above, unit], high[~above, unit] = points[bit], points[bit]
         split[k] = Elementwise(step.operation, step.center.reshape(1, *step.shape),
-                               low, high, step.radius)  # fmt: skip
+                               low, high, step.radius, step.all_weights())  # fmt: skip
         # Of a unit that was split g is free: what it adds is the split's own multiplier.
         split[k].free = None
     return split

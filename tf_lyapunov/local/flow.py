@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.gains import is_known
+from tf_lyapunov.local.pairs import paired
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import EXACT, Signal
@@ -140,7 +141,7 @@ def flow_of(network, *, decision=False):
             links.append(Link(step.name, Whole(nodes, evaluate), inputs))
             places[step.name] = len(links)
             continue
-        for operation in operations:
+        for operation in _in_pairs(network, step, operations):
             links.append(Link(step.name, operation, inputs))
             inputs = (len(links),)
         places[step.name] = inputs[0]
@@ -215,6 +216,17 @@ def _together(network, program, steps):
         return last.value, _norm(last.error)
 
     return Whole(tuple(n for name in names for n in nodes[name]), evaluate)
+
+
+def _in_pairs(network, step, operations):
+    """Operations of a step, with a max pool as maxima of two at a time where it has that form."""
+    if not operations:
+        return operations
+    call = next((c for c in network.graph.calls if c.name == step.name), None)
+    if call is None or not call.inputs or None in call.inputs[0].shape[1:]:
+        return operations
+    chain = paired(operations[0], call.inputs[0].shape[1:])
+    return operations if chain is None else (*chain, *operations[1:])
 
 
 def _evaluation(network, step, nodes):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 
 import numpy as np
@@ -20,7 +21,7 @@ LARGEST_RECORDS = 2**29
 
 
 def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", bounds=None,
-                 deadline=np.inf, jobs=1, kept=None):  # fmt: skip
+                 deadline=np.inf, jobs=1, kept=None, keep=True):  # fmt: skip
     """Radii at which every margin stays above its allowance, by bounds around each input.
 
     Args:
@@ -34,28 +35,34 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
         norm, bounds: see `certify`.
         deadline: `time.monotonic()` at which the search stops.
         jobs, kept: see `findings.every`.
+        keep: whether multipliers are recorded.
 
     Returns:
         `(radius, sentences, records)`: radii at least those given, and a dict from numbers of
-        inputs that they enlarged to `recording.Record`, None if these are too large to keep.
+        inputs that they enlarged to `recording.Record`, None if these are too large, or unwanted.
 
     Raises:
         UnsupportedLayerError: if the model has several inputs.
     """
     flow, x = flow_of(network), np.asarray(x)
-    search = Search(Prover(portable(flow), norm, bounds), allowance, classes)
+    search = Search(Prover(portable(flow), norm, bounds), allowance, classes, keep)
     found = np.array(radius, dtype=np.float64)
     by_model = needs_model(flow)
 
+    begin, given = time.monotonic(), itertools.count(1)
+
     def task(i):
-        seconds = deadline - time.monotonic()
-        if seconds < 0:
+        now = time.monotonic()
+        if now > deadline:
             return None
+        # Splits of units must not take the time of inputs that have no bound yet.
+        share = begin + (deadline - begin) * next(given) / len(x)
+        seconds = deadline - now, share - now
         point = x[i].astype(np.float64)
         traced = trace(flow, point) if by_model else None
         return Task(i, point, int(labels[i]), float(radius[i]), seconds, traced)
 
-    begun, records, held = 0, {}, 0
+    begun, records, held = 0, {} if keep else None, 0
     for i, finding in every(search, task, radius, "inputs", jobs=jobs, kept=kept):
         begun += 1
         if not finding.radius > radius[i]:
@@ -95,7 +102,7 @@ class Task:
         point: float64, the input as the model receives it.
         label: int.
         start: float, radius that is proved already.
-        seconds: that the search may take, possibly infinite.
+        seconds: that the search may take, and until splits of units end, possibly infinite.
         traced: `Trace` at the input, None where the flow can be traced without the model.
     """
 
@@ -103,7 +110,7 @@ class Task:
     point: np.ndarray
     label: int
     start: float
-    seconds: float
+    seconds: tuple
     traced: object = None
 
 
@@ -115,27 +122,30 @@ class Search:
         prover: `Prover` of a portable flow.
         allowance: function of an input's number and a radius.
         classes: number of logits.
+        keep: whether multipliers are recorded.
     """
 
     prover: Prover
     allowance: object
     classes: int
+    keep: bool = True
 
     def __call__(self, task):
         """`Finding` of a `Task`."""
-        deadline = time.monotonic() + task.seconds
+        deadline, split_deadline = (time.monotonic() + seconds for seconds in task.seconds)
         answer = self.prover.radius(
             task.point,
             margin_rows(self.classes, task.label),
             functools.partial(self.allowance, task.number),
             start=task.start,
             deadline=deadline,
+            split_deadline=split_deadline,
             traced=task.traced,
         )
-        is_final = time.monotonic() <= deadline
+        is_final = time.monotonic() <= min(deadline, split_deadline)
         if not answer.radius > task.start:
             return Finding(task.start, task.start, is_final=is_final)
-        held = record(self.prover.flow, answer.trace, answer)
+        held = record(self.prover.flow, answer.trace, answer) if self.keep else None
         return Finding(task.start, answer.radius, held, is_final)
 
 

@@ -17,6 +17,8 @@ import math
 import numpy as np
 
 from tf_lyapunov.local import maps
+from tf_lyapunov.local.maxima import WindowMaximum
+from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Weighted
@@ -26,6 +28,10 @@ UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _TINY = 1e-12
 # Sides up to this have their eigenvalues computed in a search too.
 _EXACT = 160
+# Sides up to this in a proof; above, a Cholesky factor after so many steps of the power method.
+_SMALL, _POWERS = 200, 60
+# Linearised maps are formed up to this smaller side, and with this many entries at once.
+_SIDE, _ENTRIES = 2500, 2**24
 
 
 def chords(step):
@@ -74,17 +80,21 @@ class LocalGains:
 
     Args:
         around: `Around`; its `steps` are read as they become known.
-        largest: rows of a linearised map that are formed at most; wider ones use ρ.
+        estimates: dict of singular vectors of earlier searches, renewed.
     """
 
-    def __init__(self, around, largest=1200):
-        self.around, self.largest = around, largest
+    def __init__(self, around, estimates=None):
+        self.around = around
         self.middles, self.roots, self.signals = {}, {}, {}
+        self.linearised, self.estimates = {}, {} if estimates is None else estimates
 
     def add(self, k):
         """Takes in the elementwise step that makes position k, whose relaxation is known."""
         around = self.around
         step = around.steps[k]
+        if isinstance(step, WindowMaximum):
+            self._add_maximum(k, step)
+            return
         low, high = chords(step)
         self.middles[k] = (low + high) / 2
         spread = (high - low) / 2 * (1 + 8 * UNIT) + 4 * UNIT * np.maximum(
@@ -95,6 +105,13 @@ class LocalGains:
         source = around.flow.links[k - 1].inputs[0]
         self.signals[k] = self.radius(source, spread)
 
+    def _add_maximum(self, k, step):
+        """Takes in maxima: means over their candidates and what these leave, `spread`."""
+        spread = step.spread()
+        self.middles[k], self.roots[k] = step, np.sqrt(spread) * (1 + 4 * UNIT)
+        source = self.around.flow.links[k - 1].inputs[0]
+        self.signals[k] = self.radius(source, step.spread_back(spread))
+
     def radius(self, source, weights):
         """Bound on √(Σ w_i (z_i - z⁰_i)²) at a position, z⁰ as computed.
 
@@ -102,19 +119,38 @@ class LocalGains:
             source: position.
             weights: float64 (n,) ≥ 0 over the flat sample.
         """
-        around = self.around
         weights = np.asarray(weights).ravel()
         used = np.flatnonzero(weights)
         if not len(used):
             return 0.0
         roots = np.sqrt(weights[used])
-        largest = float(roots.max()) * self._radius_at(source)
+        largest = float(roots.max()) * min(self._radius_at(source), self._apart(source, used))
         entries = roots * np.broadcast_to(self._entries_at(source), weights.shape)[used]
         whole = min(largest, float(rounding.euclidean_norms_up(entries[None])[0]))
-        if len(used) > self.largest or around.trace.values[0].size > 4 * self.largest:
+        if not self._is_worth(source, len(used)):
             return whole * (1 + _TINY)
-        found = self._through(source, used, roots)
-        return min(whole, found) * (1 + _TINY)
+        return min(whole, self._through(source, used, roots)) * (1 + _TINY)
+
+    def _is_worth(self, source, rows):
+        """Whether a linearised map of so many rows may be formed."""
+        values = self.around.trace.values
+        side = min(rows, values[0].size)
+        return side <= _SIDE and rows * max(v.size for v in values[: source + 1]) <= _ENTRIES
+
+    def _apart(self, source, used):
+        """How far differences of neighbours move, infinite if any of the units used is none."""
+        part = difference_gain(self.around.flow, self.around.trace, source)
+        if part is None:
+            return np.inf
+        gain, before = part
+        width = self.around.trace.shape(source)[-1]
+        if np.any(used % width < width // 2):
+            return np.inf
+        moved = rounding.product_up(gain, self._radius_at(before))
+        return rounding.sum_up(moved, self._lost(before + 1, source))
+
+    def _lost(self, first, last):
+        return self.around.loss(first, last)
 
     def _radius_at(self, k):
         return self.around.radii[k]
@@ -127,51 +163,80 @@ class LocalGains:
         return noise if np.ndim(noise) == 0 else float(rounding.euclidean_norms_up(noise)[0])
 
     def _through(self, source, used, roots):
+        held, parts, lost = self.linearised.get(source, (np.zeros(0, int), (), 0.0))
+        at = np.minimum(np.searchsorted(held, used), max(len(held) - 1, 0))
+        if not len(held) or not np.array_equal(held[at], used):
+            held, at = used, np.arange(len(used))
+            parts, lost = self._linearise(source, used)
+            self.linearised[source] = held, parts, lost
+        largest = float(roots.max())
+        rows = roots[:, None].astype(self.around.dtype)
+        total = lost * largest
+        for k, matrix, size, signal in parts:
+            total += self._norm((source, k), rows * matrix[at], size * largest) * signal
+        return total * (1 + 1e-9)
+
+    def _linearise(self, source, used):
+        """`(parts, noise)`: for weights w of these units, t(w) is at most the sum of ‖w^½ A‖·t over
+        the parts (position, A, size of what A's rounding is relative to, t), and of what values
+        may err by, for w ≤ 1."""
         around = self.around
         shape = around.trace.shape(source)
-        rows = np.zeros((len(used), int(np.prod(shape))))
-        rows[np.arange(len(used)), used] = roots
-        held = {source: rows.reshape(len(used), *shape)}
+        rows = np.zeros((len(used), int(np.prod(shape))), around.dtype)
+        rows[np.arange(len(used)), used] = 1.0
+        held, parts, lost = {source: rows.reshape(len(used), *shape)}, [], 0.0
         # ‖|rows|‖ bounds, in size, what rounding is relative to.
-        sizes = {source: float(roots.max())}
-        total = 0.0
+        sizes = {source: 1.0}
         for k in range(source, 0, -1):
             if k not in held:
                 continue
             c, size = held.pop(k), sizes.pop(k)
             link = around.flow.links[k - 1]
-            total += size * self._noise_at(k)
+            lost += size * self._noise_at(k)
+            flat = c.reshape(len(c), -1)
             if k in self.middles:
-                flat = c.reshape(len(c), -1)
-                total += self._norm(flat * self.roots[k], size) * self.signals[k]
-                found = [(flat * self.middles[k]).reshape(c.shape)]
-                widest = float(np.max(np.abs(self.middles[k]), initial=0.0))
-                grown = [size * (widest + 1)]
+                own = np.flatnonzero(self.roots[k])
+                scaled = flat[:, own] * self.roots[k][own].astype(around.dtype)
+                parts.append((k, scaled, size, self.signals[k]))
+                middle = self.middles[k]
+                if isinstance(middle, WindowMaximum):
+                    shape = around.trace.shape(link.inputs[0])
+                    found = [middle.mean_back(flat).reshape(-1, *shape)]
+                    grown = [size * 2 * middle.cells.shape[1]]
+                else:
+                    found = [(flat * middle.astype(around.dtype)).reshape(c.shape)]
+                    grown = [size * (float(np.max(np.abs(middle), initial=0.0)) + 1)]
             elif around._linear(link):
                 shapes = around._shapes(link)
                 found = maps.adjoint(link.operation, c, shapes)
                 grown = [size * n for n in absolute_norms(link.operation, shapes)]
             else:
-                total += self._norm(c.reshape(len(c), -1), size) * self._radius_at(k)
+                parts.append((k, flat, size, self._radius_at(k)))
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):
                 held[i] = held[i] + part if i in held else part
                 sizes[i] = sizes.get(i, 0.0) + g
         if 0 in held:
-            total += self._norm(held[0].reshape(len(used), -1), sizes[0]) * self._radius_at(0)
-        return total * (1 + 1e-9)
+            parts.append((0, held[0].reshape(len(used), -1), sizes[0], self._radius_at(0)))
+        return parts, lost
 
-    def _norm(self, matrix, size):
+    def _norm(self, key, matrix, size):
         """Spectral norm from above: of what was computed, plus what rounding may have moved."""
+        if not matrix.size:
+            return 0.0
         if self.around.dtype != np.float64 and min(matrix.shape) > _EXACT:
-            return _estimate(matrix)  # of a search, which proves nothing
+            # Of a search, which proves nothing.
+            found, self.estimates[key] = _estimate(matrix, self.estimates.get(key))
+            return found
         found = spectral_norm(matrix)
         return found + rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(matrix))
 
 
-def _estimate(matrix, steps=40):
-    """Spectral norm by power iteration, a little enlarged."""
-    vector = matrix[np.argmax(np.einsum("ij,ij->i", matrix, matrix))]
+def _estimate(matrix, vector=None):
+    """`(spectral norm by power iteration, a little enlarged; vector)`, from an earlier vector."""
+    steps = 6
+    if vector is None or len(vector) != matrix.shape[1]:
+        vector, steps = matrix[np.argmax(np.einsum("ij,ij->i", matrix, matrix))], 24
     size = 0.0
     for _ in range(steps):
         norm = float(np.linalg.norm(vector))
@@ -180,11 +245,15 @@ def _estimate(matrix, steps=40):
         image = matrix @ (vector / norm)
         size = float(np.linalg.norm(image))
         vector = image @ matrix
-    return size * 1.005
+    return size * 1.008, vector
 
 
 def spectral_norm(matrix):
-    """Upper bound on ‖A‖₂ by the eigenvalues of its smaller Gram matrix."""
+    """Upper bound on ‖A‖₂ by a Cholesky factor of μI - G, G its smaller Gram matrix.
+
+    A factorisation in floating point that succeeds proves μI - G ⪰ -γ_{n+2}·nμ·I (Higham, Theorem
+    10.3, with the trace of μI - G, at most nμ); μ is a little above the power method's value.
+    """
     largest = float(np.max(np.abs(matrix), initial=0.0))
     if not 0 < largest < np.inf:
         return largest
@@ -192,10 +261,23 @@ def spectral_norm(matrix):
     scale = 2.0 ** math.floor(math.log2(largest))
     matrix = matrix / scale
     gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
-    trace = float(np.trace(gram))
-    largest = float(np.linalg.eigvalsh(gram)[-1])
-    # Products and a backward stable eigensolver err by a small multiple of n·u·trace.
+    trace, n = float(np.trace(gram)), len(gram)
+    # Products err by a small multiple of n·u·trace.
     room = 20 * (max(matrix.shape) + 10) * UNIT * trace
+    if n > _SMALL:
+        vector = gram[np.argmax(np.diag(gram))]
+        for _ in range(_POWERS):
+            vector = gram @ (vector / max(np.linalg.norm(vector), 1e-300))
+        mu = float(np.linalg.norm(vector))
+        for factor in (1.001, 1.005, 1.02):
+            try:
+                np.linalg.cholesky(mu * factor * np.eye(n) - gram)
+            except np.linalg.LinAlgError:
+                continue
+            mu = mu * factor
+            found = mu + room + 4 * (n + 2) * n * mu * UNIT
+            return float(np.sqrt(found)) * (1 + 8 * UNIT) * scale
+    largest = float(np.linalg.eigvalsh(gram)[-1])
     return float(np.sqrt(max(largest, 0.0) + room)) * (1 + 8 * UNIT) * scale
 
 

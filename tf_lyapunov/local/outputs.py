@@ -9,6 +9,7 @@ from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, surround_proved
 from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
 from tf_lyapunov.local.localgains import LocalGains
+from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program import rounding
@@ -139,16 +140,25 @@ def read_around(model, region, outputs):
 
 
 class SlopeGains(LocalGains):
-    """l2 gains between any two points of the region, from the slopes of a finished `Around`."""
+    """l2 gains between any two points of the region, from the slopes of a finished `Around`.
 
-    def __init__(self, around):
+    Args:
+        around: finished `Around`.
+        slopes: function of an `Elementwise` step: bounds on its slopes; `localgains.chords` gives
+            gains from the centre to the points of the region instead.
+    """
+
+    def __init__(self, around, slopes=None):
         super().__init__(around)
         self.bounds = [1.0]
         for k, link in enumerate(around.flow.links, 1):
             radii = [self.bounds[i] for i in link.inputs]
             shapes = around._shapes(link)
-            if k in around.steps and has_pieces(link.operation):
-                low, high = around.steps[k].slopes
+            if isinstance(around.steps.get(k), WindowMaximum):
+                self._add_maximum(k, around.steps[k])
+                self.bounds.append(gains.radius(link.operation, shapes, radii))
+            elif k in around.steps and has_pieces(link.operation):
+                low, high = slopes(around.steps[k]) if slopes else around.steps[k].slopes
                 steepest = float(np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0))
                 self.middles[k] = (low + high) / 2
                 spread = np.where(high > low, (high - low) / 2 * (1 + 1e-12), 0.0)
@@ -176,17 +186,21 @@ class SlopeGains(LocalGains):
     def _noise_at(self, k):
         return 0.0
 
+    def _lost(self, first, last):
+        return 0.0
+
 
 class EntryGains:
-    """l∞ gains of every entry, between any two points of the region."""
+    """l∞ gains of every entry, between any two points of the region; `slopes` as above."""
 
-    def __init__(self, around):
-        self.around = around
+    def __init__(self, around, slopes=None):
+        self.around, self.slopes = around, {}
         self.bounds = [np.ones_like(around.values[0])]
         for k, link in enumerate(around.flow.links, 1):
             reads = [self.bounds[i] for i in link.inputs]
             if k in around.steps and has_pieces(link.operation):
-                low, high = around.steps[k].slopes
+                low, high = slopes(around.steps[k]) if slopes else around.steps[k].slopes
+                self.slopes[k] = low, high
                 steepest = np.maximum(np.abs(low), np.abs(high)).reshape(around.values[k].shape)
                 found = steepest * reads[0]
             elif around._linear(link):
@@ -218,7 +232,7 @@ class EntryGains:
             link = around.flow.links[k - 1]
             flat = np.abs(c.reshape(size, -1))
             if k in around.steps and has_pieces(link.operation):
-                low, high = around.steps[k].slopes
+                low, high = self.slopes[k]
                 source = self.bounds[link.inputs[0]].ravel()
                 total += flat @ ((high - low) / 2 * source)
                 found = [c * ((low + high) / 2).reshape(c.shape[1:])]

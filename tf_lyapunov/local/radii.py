@@ -9,14 +9,16 @@ import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.boxes import CROWN, Effort, Memory, reweigh, surround, weigh
 from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import trace
 from tf_lyapunov.local.regions import Region, check_norm
 from tf_lyapunov.local.searching import SearchFlow
 
 # Relative distance between a proved radius and one that is not, at which the search ends.
-_TOLERANCE = 8e-3
+_TOLERANCE, _TOLERANCE_LARGE = 8e-3, 1.5e-2
+# Share of the centre's margin that searches in float32 leave for the proof, in large flows.
+_ROOM = 0.01
 _EVALUATIONS = 9
 _LARGEST = 1e9
 # Larger radii that splits are tried for, where hidden steps are narrow and where they are not.
@@ -26,6 +28,8 @@ _GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
 # Share of the largest margin that splits found in single precision leave for the proof.
 _SPARE = 1e-4
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
+# Share of the linearisation's radius at which the search of a large flow begins.
+_FIRST_LARGE = 0.4
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
 _SMALL = FULL, Effort(box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
@@ -41,7 +45,7 @@ class Answer:
     Attributes:
         radius: float, 0 where nothing is proved.
         multipliers: of the rows, by position, at that radius; None without a proof.
-        boxes: dict from positions to lists of `Found`.
+        memory: `Memory` of that search.
         evaluations: radii that were tried.
         trace: `Trace` at the input.
         unsplit: what the multipliers prove without splits of units, at most `radius`.
@@ -50,7 +54,7 @@ class Answer:
 
     radius: float
     multipliers: dict | None = None
-    boxes: dict | None = None
+    memory: Memory | None = None
     evaluations: int = 0
     trace: object = None
     unsplit: float = 0.0
@@ -91,7 +95,7 @@ class Prover:
             radius: float.
             rows: float64 (rows, outputs).
             effort: `Effort`.
-            memory: of boxes, renewed.
+            memory: `Memory`, renewed.
             held: multipliers of the rows at a similar radius, or None.
             deadline: see `Around`.
         """
@@ -107,6 +111,11 @@ class Prover:
         )
         c = rows.astype(np.float32).reshape(len(rows), *around.trace.shape(self.flow.output))
         target = self.flow.output
+        if effort.balls:
+            first = {}
+            around.backward(c, target, first)
+            adopt(first, held or {}, np.arange(len(rows)))
+            weigh(around, c, target, first, memory)
         multipliers, found = tried(around, c, target, trials=effort.margin_trials)
         if held is not None:
             units = np.arange(len(rows))
@@ -123,14 +132,16 @@ class Prover:
         """
         region = self.region(traced.values[0][0], radius)
         effort = dataclasses.replace(FULL, balls=balls)
-        around = surround(self.flow, traced, region, effort, dict(memory), proof=True)
+        around = surround(self.flow, traced, region, effort, memory.copy(), proof=True)
+        reweigh(around, memory)
         c = rows.reshape(len(rows), *traced.shape(self.flow.output))
         multipliers = {}
         around.backward(c, self.flow.output, multipliers)
         adopt(multipliers, held, np.arange(len(rows)))
         return around.lower(c, self.flow.output, multipliers)
 
-    def radius(self, x, rows, need, start=0.0, deadline=np.inf, traced=None):
+    def radius(self, x, rows, need, start=0.0, deadline=np.inf, split_deadline=np.inf,
+               traced=None):  # fmt: skip
         """`Answer` with the largest radius found at which every row exceeds its need.
 
         Args:
@@ -139,17 +150,19 @@ class Prover:
             need: function of a radius, float: what every row must exceed there.
             start: a radius that is known already; nothing below it is looked for.
             deadline: `time.monotonic()` at which the search stops.
+            split_deadline: the same for splits of units.
             traced: `Trace` at x, made here by default.
         """
         traced = trace(self.flow, x) if traced is None else traced
         # Margins of the size of one: searches in float32 know neither 1e-40 nor 1e40.
         power = _power(rows @ traced.values[-1].reshape(-1))
         answer = self._radius(
-            x, traced, np.ldexp(rows, power), lambda r: math.ldexp(need(r), power), start, deadline
-        )
+            x, traced, np.ldexp(rows, power), lambda r: math.ldexp(need(r), power), start,
+            deadline, split_deadline,
+        )  # fmt: skip
         return answer.rescaled(power)
 
-    def _radius(self, x, traced, rows, need, start, deadline):
+    def _radius(self, x, traced, rows, need, start, deadline, split_deadline):
         pair = traced, self.search.trace(traced)
         large = sum(v.size for v in traced.values) > _ENTRIES
         efforts = self.efforts or (_LARGE if large else _SMALL)
@@ -161,9 +174,9 @@ class Prover:
         guess = min(self._guess(traced, rows, center), most, 2 * self._extent(x))
         height = float(center.min())
         low, high = 0.0, np.inf
-        radius = max(0.6 * guess, start * 1.02)
-        memory, held, best = {}, None, None
-        count = 0
+        radius = max((_FIRST_LARGE if large else 0.6) * guess, start * 1.02)
+        memory, held, best = Memory(), None, None
+        count, tolerance = 0, _TOLERANCE_LARGE if large else _TOLERANCE
         while count < _EVALUATIONS and time.monotonic() < deadline:
             effort = efforts[0 if count == 0 else 1]
             try:
@@ -172,21 +185,21 @@ class Prover:
                     found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
             except OutOfTime:
                 break
-            value = float(np.min(found)) - need(radius)
+            value = float(np.min(found)) - need(radius) - (_ROOM * height if large else 0.0)
             count += 1
             if not np.isfinite(value):
                 value = -10 * height
             if value > 0:
-                best = radius, held, dict(memory)
+                best = radius, held, memory.copy()
                 low = radius
             else:
                 high = radius
-            if high <= max(low * (1 + _TOLERANCE), start):
+            if high <= max(low * (1 + tolerance), start):
                 break
             # Bounds fall like height·(1 - r/guess) - curvature·r², the curvature growing slowly.
             curvature = (height * (1 - radius / guess) - value) / radius**2
-            root = _root(height, height / guess, curvature) * (1 - _TOLERANCE / 2)
-            if value > 0 and root <= radius * (1 + _TOLERANCE):
+            root = _root(height, height / guess, curvature) * (1 - tolerance / 2)
+            if value > 0 and root <= radius * (1 + tolerance):
                 break
             if high < np.inf and not low < root < high:
                 root = (low + high) / 2
@@ -195,7 +208,7 @@ class Prover:
                 break
         answer = self._proved(traced, rows, need, best, start, count)
         if answer.radius > 0 and not large:
-            self._branched(pair, rows, need, answer, deadline)
+            self._branched(pair, rows, need, answer, min(deadline, split_deadline))
         return answer
 
     def _branched(self, pair, rows, need, answer, deadline):
@@ -208,8 +221,10 @@ class Prover:
             radius = answer.radius * growth
             region = self.region(traced.values[0][0], radius)
             try:
-                around = surround(self.flow, traced, region, FULL, dict(answer.boxes), proof=True)
-                finder = self._finder(pair[1], region, dict(answer.boxes))
+                memory = answer.memory.copy()
+                around = surround(self.flow, traced, region, FULL, memory, proof=True)
+                reweigh(around, memory)
+                finder = self._finder(pair[1], region, memory.copy())
                 around.deadline = finder.deadline = deadline
                 c = rows.reshape(len(rows), *traced.shape(self.flow.output))
                 multipliers = {}
@@ -238,12 +253,14 @@ class Prover:
                 growth = 1 + (growth - 1) / 3
 
     def _finder(self, traced, region, memory):
-        """`Around` of the search flow, whose boxes are those remembered."""
+        """`Around` of the search flow, whose boxes and weights are those remembered."""
         region = self.search.region(region)
         with np.errstate(over="ignore", invalid="ignore"):
-            return surround(
+            found = surround(
                 self.search.flow, traced, region, FULL, memory, dtype=np.float32, proof=True
             )
+            reweigh(found, memory)
+        return found
 
     def _extent(self, x):
         """Distance beyond which the bounds leave no valid input; infinite without bounds."""
@@ -267,12 +284,18 @@ class Prover:
         if best is None:
             return Answer(0.0, evaluations=count)
         radius, held, memory = best
+        height = float(np.min(rows @ traced.values[-1].reshape(-1)))
+        missed = 0.0
         for retreat in _RETREATS:
-            smaller = radius * (1 - retreat)
+            # Bounds fall by twice their height over the last radius, about.
+            smaller = radius * (1 - max(retreat, missed))
             if smaller <= start:
                 break
-            if np.all(self.prove(traced, smaller, rows, memory, held) > need(smaller)):
+            value = float(np.min(self.prove(traced, smaller, rows, memory, held))) - need(smaller)
+            if value > 0:
                 return Answer(smaller, held, memory, count, traced, smaller)
+            if height > 0 and np.isfinite(value):
+                missed = min(max(missed, retreat) - 0.7 * value / height, 0.5)
         return Answer(0.0, evaluations=count)
 
 

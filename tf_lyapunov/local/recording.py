@@ -8,12 +8,13 @@ block per place, as nothing but the place's own window takes part in its rows.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
 from tf_lyapunov.local.windows import Windows
 
-LEVELS = 255
+LEVELS, WEIGHTS = 255, -2
 # Bytes of a record beyond which shares of boxes are left out.
 LARGEST = 2**18
 _LARGEST, _FAR = 6e4, 2.0
@@ -47,7 +48,8 @@ class Block:
         steps: dict from positions of elementwise outputs to `Shares`.
         splits: tuple of `(position, unit, point)`; row b is the branch above the points of the
             splits whose bits are set in b.
-        margin: number of the margin that is split, or -1.
+        margin: number of the margin that is split, or -1; or `WEIGHTS`, where shares are halves of
+            the logarithms of the weights of balls.
     """
 
     source: int
@@ -90,7 +92,7 @@ def record(flow, traced, answer):
     if answer.multipliers is None:
         return None
     blocks = []
-    for source, parts in sorted(answer.boxes.items()):
+    for source, parts in sorted(answer.memory.boxes.items()):
         windows = Windows(flow, traced, source)
         for found in parts:
             if not any(m.share.size for m in found.multipliers.values()):
@@ -103,6 +105,13 @@ def record(flow, traced, answer):
     none = np.zeros(0, np.int32)
     steps = _steps(flow, answer.multipliers, slice(None), None, fine=True)
     blocks.append(Block(flow.output, none, steps))
+    weights = {
+        k: Shares(np.asarray(columns, np.int32), *_coded(np.log(w)[None] / 2), np.zeros(1, "f4"))
+        for k, (columns, w) in answer.memory.weights.items()
+        if len(columns)
+    }
+    if weights:
+        blocks.append(Block(flow.output, none, weights, (), WEIGHTS))
     for margin, branches in answer.splits.items():
         steps = _steps(flow, branches.multipliers, slice(None), None, fine=True)
         blocks.append(Block(flow.output, none, steps, branches.splits, margin))
@@ -147,14 +156,18 @@ def _steps(flow, multipliers, rows, places, fine=False):
         if fine:
             share = np.clip(share, -_LARGEST, _LARGEST).astype(np.float16)
         else:
-            share = np.clip(share, -_FAR, 1 + _FAR)
-            ends = np.array([share.min(), share.max()], np.float32)
-            low, width = float(ends[0]), float(ends[1]) - float(ends[0])
-            share = np.rint((share - low) * (LEVELS / max(width, 1e-30)))
-            share = np.clip(share, 0, LEVELS).astype(np.uint8)
+            share, ends = _coded(np.clip(share, -_FAR, 1 + _FAR))
         logs = np.nan_to_num(m.log_lam[rows].astype(np.float32), nan=-np.inf, posinf=0.0)
         found[k] = Shares(columns.astype(np.int32), share, ends, logs)
     return found
+
+
+def _coded(values):
+    """`(uint8, ends)`: equal steps between the least and the largest."""
+    ends = np.array([values.min(), values.max()], np.float32)
+    low, width = float(ends[0]), float(ends[1]) - float(ends[0])
+    codes = np.rint((values - low) * (LEVELS / max(width, 1e-30)))
+    return np.clip(codes, 0, LEVELS).astype(np.uint8), ends
 
 
 def _placed(flow, traced, windows, found):
@@ -167,12 +180,20 @@ def _placed(flow, traced, windows, found):
         rows = np.concatenate([mine, len(found.units) + mine])
         at = np.unravel_index(np.array([spot * shape[-1]]), shape)[:-1]
 
-        def places(k, columns, at=at):
-            whole = traced.shape(k - 1)
-            index, inside = windows.indices(k - 1, at, whole)
+        def units(k, columns, at=at):
+            whole = traced.shape(k)
+            index, inside = windows.indices(k, at, whole)
             flat, inside = index.reshape(-1), inside.reshape(-1)
             cell, channel = np.divmod(columns, whole[-1])
             return np.where(inside[cell], flat[cell] * whole[-1] + channel, -1)
+
+        def places(k, columns, units=units):
+            if k not in windows.pools:
+                return units(k - 1, columns)
+            count = math.prod(windows.pools[k].sizes)
+            window, cell = np.divmod(columns, count)
+            window = units(k, window)
+            return np.where(window >= 0, window * count + cell, -1)
 
         steps = _steps(flow, found.multipliers, rows, places)
         blocks.append(Block(windows.source, found.units[mine].astype(np.int32), steps))

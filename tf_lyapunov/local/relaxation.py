@@ -104,7 +104,8 @@ class Elementwise:
         self.operation, self.shape = operation, center.shape[1:]
         self.center = center.reshape(len(center), -1)
         self.low, self.high = (v.reshape(len(v), -1) for v in (low, high))
-        self.radius = radius
+        # The radius before other weights were chosen.
+        self.radius, self.plain = radius, None
         everything = Columns(np.arange(self.center.shape[1]), self.shape)
         whole = pieces(operation, self.low, self.high, everything)
         below, above = whole.slopes()
@@ -114,7 +115,7 @@ class Elementwise:
         linear &= np.ptp(whole.intercept, axis=(0, 1)) == 0
         if columns is not None:
             linear[columns] = False
-        self.columns = np.flatnonzero(~linear)
+        self.columns = self.units = np.flatnonzero(~linear)
         # Rows of boxes of their own may leave different units linear.
         self.free = None
         if len(below) > 1:
@@ -149,7 +150,24 @@ class Elementwise:
         )
         reach = np.maximum(np.abs(self.high - self.center), np.abs(self.low - self.center))
         squares = reach.max(axis=0)[index] ** 2
+        # The minimiser itself is rounded relative to z⁰, which may be far larger.
+        squares = squares + 2.0**-53 * np.abs(self.z).max(axis=0, initial=0.0) ** 2
+        self.squares = squares
         self.square = float(np.sum(self.weights * squares))
+
+    def weigh(self, weights, radius):
+        """Another ball: Σ w_i (z_i - z⁰_i)² ≤ radius² over the units that are not linear."""
+        if self.plain is None:
+            self.plain = self.radius
+        self.weights = np.asarray(weights, self.center.dtype)[None]
+        self.radius = float(radius)
+        self.square = float(np.sum(self.weights * self.squares))
+
+    def all_weights(self):
+        """w of every unit, 0 for those that are linear, of which the radius says nothing."""
+        found = np.zeros(self.center.shape[1])
+        found[self.columns] = self.weights if np.ndim(self.weights) == 0 else self.weights[0]
+        return found
 
     def range(self):
         """Bounds on φ over the box, (*shape) each, for the one box of all rows."""

@@ -166,7 +166,13 @@ class UnitTree(Tree):
             low, high = self._unit_boxes(branches, k)
             center = step.center.reshape(1, *step.shape)
             split[k] = Elementwise(
-                step.operation, center, low[owner], high[owner], step.radius, columns=columns
+                step.operation,
+                center,
+                low[owner],
+                high[owner],
+                step.radius,
+                step.all_weights(),
+                columns,
             )
             # Of a unit that was split g is free.
             split[k].free = None

@@ -12,14 +12,18 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.local import maps
+from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.around import Around
 from tf_lyapunov.local.flow import Flow, Link, Trace, Whole
+from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum
+from tf_lyapunov.local.pairs import Halves, Rejoined, difference_gain
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families import pooling as geometry
 from tf_lyapunov.program.families.elementwise import Kinked
 from tf_lyapunov.program.families.linear import Linear
+from tf_lyapunov.program.families.pooling import Pooled
 from tf_lyapunov.program.families.scaling import Scaled
 from tf_lyapunov.program.operation import Operation
 from tf_lyapunov.theory.operators import LinearMap, convolution_axes
@@ -73,6 +77,24 @@ def _(operation: Windowed, values):
     return maps.applied(operation.linear, [values[0] * operation.inside])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class WindowedPool(Operation):
+    """Maxima over windows of a window, some of whose cells lie outside and never count.
+
+    Attributes:
+        pooled: `Pooled` without padding, of maxima.
+        inside: (rows, *window, 1), as for `Windowed`.
+    """
+
+    pooled: Pooled
+    inside: np.ndarray
+
+    def step(self, center, low, high, radius):
+        """Its relaxation."""
+        exists = np.broadcast_to(self.inside > 0, center.shape)
+        return WindowMaximum(self.pooled, center, low, high, radius, exists)
+
+
 class Windows:
     """The windows behind the units of one position of a flow.
 
@@ -89,7 +111,7 @@ class Windows:
         self.flow, self.source = flow, source
         # Per position: per spatial axis (size, step of the window's start per unit, start).
         self.plans = [None] * (source + 1)
-        self.linears = {}
+        self.linears, self.pools = {}, {}
         self.applies = source > 0 and self._plan(traced)
 
     def _plan(self, traced):
@@ -110,6 +132,20 @@ class Windows:
                 if plan is None:
                     return False
                 self.linears[k] = operation
+            elif is_window_maximum(operation):
+                if operation.channels_first or operation.sizes is None:
+                    return False
+                plan = self._pooled(operation, plan, before)
+                self.pools[k] = operation
+            elif isinstance(operation, Halves):
+                if operation.channels_first:
+                    return False
+                plan = list(plan)
+                size, step, start = plan[operation.axis - 1]
+                plan[operation.axis - 1] = (2 * size, 2 * step, 2 * start)
+            elif isinstance(operation, Rejoined):
+                if operation.channels_first:
+                    return False
             elif isinstance(operation, Scaled):
                 if not (_per_channel(operation.scale) and _per_channel(operation.shift)):
                     return False
@@ -144,6 +180,15 @@ class Windows:
             )
             for (size, step, start), axis in zip(plan, axes, strict=True)
         ]
+
+    @staticmethod
+    def _pooled(operation, plan, before):
+        sizes, strides, padding = operation.sizes, operation.strides, operation.padding
+        found = []
+        for (size, step, start), n, q, s in zip(plan, before[:-1], sizes, strides, strict=True):
+            first = int(geometry.windows(n, q, s, padding)[0])
+            found.append(((size - 1) * s + q, step * s, start * s + first))
+        return found
 
     def indices(self, k, places, shape):
         """Flat spatial indices (rows, *window) of position k behind `places`, and which exist."""
@@ -199,6 +244,8 @@ def window_around(around, windows, units, balls):
             sizes.append(None if around.sizes[k] is None else gather(around.sizes[k]))
             if k in windows.linears:
                 operation = Windowed(_without_padding(operation, values[k - 1].shape[1:]), before)
+            elif k in windows.pools:
+                operation = WindowedPool(dataclasses.replace(operation, padding="valid"), before)
             links.append(Link(link.name, operation, (k - 1,)))
         before = mask
     region = _rows_region(around.region, windows, places, around)
@@ -207,19 +254,27 @@ def window_around(around, windows, units, balls):
     small.sizes = sizes
     small.boxes = dict(enumerate(boxes))
     radius = around.radii[0]
+    radii = [radius]
     for k in range(1, source + 1):
         operation = small.flow.links[k - 1].operation
         lost = around.trace.noise[k]
         lost = lost if np.ndim(lost) == 0 else float(rounding.euclidean_norms_up(lost)[0])
-        if k in around.steps and has_pieces(operation):
-            step = Elementwise(operation, values[k - 1], *boxes[k - 1])
-            step.radius = float(min(radius, around.radii[k - 1])) if balls else np.inf
-            small.steps[k] = step
+        known = float(min(radius, around.radii[k - 1])) if balls else np.inf
+        part = difference_gain(flow, around.trace, k - 1)
+        if part is not None and balls:
+            reached = rounding.product_up(part[0], radii[part[1]])
+            known = min(known, float(reached) + around.loss(part[1] + 1, k - 1))
+        if isinstance(operation, WindowedPool):
+            small.steps[k] = operation.step(values[k - 1], *boxes[k - 1], known)
+            radius = gains.radius(operation.pooled, [values[k - 1].shape[1:]], [radius])
+        elif k in around.steps and has_pieces(operation):
+            small.steps[k] = Elementwise(operation, values[k - 1], *boxes[k - 1], known)
             steepest = max(float(np.max(np.abs(s), initial=0.0)) for s in around.steps[k].slopes)
             radius = rounding.product_up(steepest, radius)
         else:
             radius = maps.radius(operation, [values[k - 1].shape[1:]], [radius])
         radius = min(rounding.sum_up(radius, lost), around.radii[k])
+        radii.append(radius)
     c = np.zeros((rows, *values[source].shape[1:]), around.dtype)
     flat = c.reshape(rows, -1)
     flat[np.arange(count), channel] = 1.0

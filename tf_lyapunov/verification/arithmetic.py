@@ -15,6 +15,9 @@ UNIT = 2.0**-53
 TINY = 2.0**-1000
 # Covers the rounding of a few operations on error bounds themselves.
 SLACK = 1 + 2.0**-30
+# Sides from which squared norms are guessed by so many powers, and what is tried above the guess,
+# with a shift for the rounding of a factor.
+_FEW, _POWERS, _ABOVE, _SHIFT = 200, 80, (1.0005, 1.002, 1.005, 1.01, 1.03), 1e-6
 
 
 def gamma(terms):
@@ -225,3 +228,31 @@ def norm_up(matrix, error=0.0):
     gram, rounding = times(tall.T, tall)
     eigenvalue = largest_eigenvalue_up((gram + gram.T) / 2, rounding * (1 + 4 * UNIT))
     return sum_up(math.ldexp(sqrt_up(eigenvalue), exponent), extra)
+
+
+def norm_near(matrix):
+    """Proven upper bound on ‖W‖ of a real matrix, a few thousandths above it as a rule.
+
+    For large matrices in a fraction of the time of `norm_up`: the guess is of the power method.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    side = min(matrix.shape, default=0)
+    size = frobenius_up(matrix)
+    if side <= _FEW or not TINY < size < 1 / TINY:
+        return norm_up(matrix)
+    scaled = np.ldexp(matrix, -math.frexp(size)[1])
+    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
+    gram = tall.T @ tall
+    vector = gram[np.argmax(np.diag(gram))]
+    for _ in range(_POWERS):
+        vector = gram @ (vector / max(float(np.linalg.norm(vector)), TINY))
+    # What the product may miss: ‖ |A|ᵀ|A| ‖ is at most the squared Frobenius norm, here 1.
+    error, index = 2 * gamma(len(tall) + 4), np.arange(side)
+    for factor in _ABOVE:
+        top = float(np.linalg.norm(vector)) * factor
+        shifted = -(gram + gram.T) / 2
+        shifted[index, index] += top
+        if has_square_root(shifted, _SHIFT * top):
+            # Twice the shift, for the rounding of the diagonal just formed.
+            return math.ldexp(sqrt_up(sum_up(top, 2 * _SHIFT * top, error)), math.frexp(size)[1])
+    return norm_up(matrix)

@@ -17,6 +17,7 @@ from tf_lyapunov.verification.arithmetic import (
 )
 from tf_lyapunov.verification.around.balls import Gains
 from tf_lyapunov.verification.around.claims import attempt, converted, region_around
+from tf_lyapunov.verification.around.pairs import expanded
 from tf_lyapunov.verification.contents import (
     Claim,
     Evidence,
@@ -265,7 +266,11 @@ def objections(network, derived, claim):
 def _around(network, derived, claim, errors, radius, found):
     """Radii by bounds around inputs where they are larger, which `found` says why they are not."""
     bounds = (-np.inf, np.inf) if claim.bounds is None else claim.bounds
-    radius, gains = np.array(radius), Gains(derived.own)
+    radius = np.array(radius)
+    if not derived.around:
+        return radius
+    within, own = expanded(network, derived.own)
+    gains = Gains(own)
     for i, pieces in derived.around.items():
         if not radius[i] < claim.radius[i] < np.inf:
             continue
@@ -273,7 +278,7 @@ def _around(network, derived, claim, errors, radius, found):
         center = cast(network, claim.inputs[i : i + 1])[0]
         try:
             region = region_around(center, given, claim.radius[i], claim.norm, bounds)
-            if attempt(network, gains, region, int(claim.labels[i]), errors[i], pieces).holds:
+            if attempt(within, gains, region, int(claim.labels[i]), errors[i], pieces).holds:
                 radius[i] = claim.radius[i]
         except (ValueError, OverflowError) as error:
             found.append(f"The multipliers around input {i} fail: {quoted(error)}.")

@@ -22,17 +22,25 @@ from tf_lyapunov.verification.arithmetic import (
     SLACK,
     UNIT,
     gamma,
-    norm_up,
+    norm_near,
     product_up,
     row_norms_up,
     sum_up,
 )
 from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.functionals import Functionals
-from tf_lyapunov.verification.operations import Activation, Axis, Convolution, Identity, Scale
+from tf_lyapunov.verification.around.pairs import difference
+from tf_lyapunov.verification.operations import (
+    Activation,
+    Axis,
+    Convolution,
+    Identity,
+    Linear,
+    Scale,
+)
 
-# Rows, columns, and entries of rows on a signal, up to which linearised maps are worth their time.
-_ROWS, _COLUMNS, _ENTRIES = 1200, 2**13, 2**24
+# Sides, and entries of rows on a signal, up to which linearised maps are worth their time.
+_SIDE, _ENTRIES = 2500, 2**24
 # Chords over less than this share of their numbers' size are not told from slopes.
 _NEAR = 1e-6
 
@@ -74,7 +82,8 @@ class Balls:
 
     def __init__(self, around):
         self.around = around
-        self.middles, self.roots, self.moves = {}, {}, {}
+        self.middles, self.roots, self.moves, self.maps = {}, {}, {}, {}
+        self.apart = {}
 
     def add(self, name, source, relaxed):
         """Takes in an activation, with the box of what it reads."""
@@ -99,15 +108,58 @@ class Balls:
         if not len(units):
             return 0.0
         roots = roots[units]
+        largest = float(roots.max())
         entries = roots * around.reach(source).reshape(-1)[units]
         whole = min(
-            product_up(float(roots.max()), around.radii[source]),
+            product_up(largest, around.radii[source]),
+            product_up(largest, self.differences(source, units)),
             float(row_norms_up(entries[None])[0]),
         )
-        entries = len(units) * max(v.size for v in around.values.values())
-        if len(units) > _ROWS or around.region.center.size > _COLUMNS or entries > _ENTRIES:
+        sizes = [around.values[name].size for name in self._before(source)]
+        entries = len(units) * max(sizes)
+        if min(len(units), around.region.center.size) > _SIDE or entries > _ENTRIES:
             return whole
         return min(whole, self._through(source, units, roots))
+
+    def differences(self, source, units, window=None):
+        """Bound on how far differences of neighbours move, within a window; infinite if any of the
+        units is none."""
+        around, step = self.around, self.around.steps[source]
+        half = around.steps[source].shape[-1] // 2
+        if step.operation is None or not np.all(units % (2 * half) >= half):
+            return np.inf
+        before = around.steps[step.inputs[0]]
+        if source not in self.apart:
+            found = difference(before.operation, step.operation)
+            if found is not None:
+                found = dataclasses.replace(
+                    step, name=f"{source}/v", inputs=before.inputs, operation=found
+                )
+                around.gains.own.setdefault(found.name, found.operation.gain())
+            self.apart[source] = found
+        apart = self.apart[source]
+        if apart is None:
+            return np.inf
+        read = apart.inputs[0]
+        if window is None:
+            moved = product_up(around.gains[apart.name], around.radii[read])
+        else:
+            gain, window = self._reads(apart, window)
+            moved = product_up(gain, self.within(read, window))
+        noise = (around.spreads[k][1].reshape(1, -1) for k in (before.name, source))
+        return sum_up(moved, *(float(row_norms_up(n)[0]) for n in noise))
+
+    def _reads(self, step, window):
+        """`(gain, window)` of a convolution to a window of its outputs: of the inputs there."""
+        extents, before = [], []
+        shape = self.around.steps[step.inputs[0]].shape
+        for (a, b), axis, size in zip(window, step.operation.axes, shape, strict=False):
+            extents.append(b - a)
+            left = a * axis.stride - axis.left
+            last = (b - 1) * axis.stride - axis.left + (axis.taps - 1) * axis.dilation
+            before.append((min(max(left, 0), size), max(min(last + 1, size), 0)))
+        gain = self.around.gains.on_window(step, tuple(extents))
+        return gain, tuple((min(a, b), b) for a, b in before)
 
     def within(self, name, window):
         """Bound on the l2 distance of a signal's part within a window from that at the centre."""
@@ -117,19 +169,12 @@ class Balls:
         found = min(around.radii[name], entries)
         operation = step.operation
         if isinstance(operation, Convolution):
-            extents, before = [], []
-            for (a, b), axis, size in zip(
-                window, operation.axes, around.steps[step.inputs[0]].shape, strict=False
-            ):
-                extents.append(b - a)
-                left = a * axis.stride - axis.left
-                last = (b - 1) * axis.stride - axis.left + (axis.taps - 1) * axis.dilation
-                before.append((min(max(left, 0), size), max(min(last + 1, size), 0)))
-            gain = around.gains.on_window(step, tuple(extents))
-            window = tuple((min(a, b), b) for a, b in before)
+            gain, window = self._reads(step, window)
         elif isinstance(operation, Activation):
             gain = around.relaxed[name].steepest()
-        elif isinstance(operation, (Scale, Identity)):
+        elif isinstance(operation, (Scale, Identity)) or (
+            isinstance(operation, Linear) and len(step.shape) > 1
+        ):
             gain = around.gains[name]
         else:
             return found
@@ -137,14 +182,30 @@ class Balls:
         noise = float(row_norms_up(around.spreads[name][1].reshape(1, -1))[0])
         return min(found, sum_up(moved, noise))
 
+    def _before(self, source):
+        order = self.around.order
+        return order[: order.index(source) + 1]
+
     def _through(self, source, units, roots):
+        held, parts, lost = self.maps.get(source, (units[:0], [], None))
+        if not np.array_equal(held, units):
+            parts, lost = self._linearised(source, units)
+            self.maps[source] = units, parts, lost
+        total = float(row_norms_up((roots * lost)[None])[0])
+        for rows, moved in parts:
+            total = sum_up(total, product_up(norm_near(roots[:, None] * rows), moved))
+        return total * SLACK
+
+    def _linearised(self, source, units):
+        """`(parts, lost)`: matrices with rows of `units`, each with how far what it reads moves,
+        and what rounding misses of every row."""
         around = self.around
         shape = around.values[source].shape
         rows = np.zeros((len(units), int(np.prod(shape))))
-        rows[np.arange(len(units)), units] = roots
+        rows[np.arange(len(units)), units] = 1.0
         held = {source: Functionals(rows.reshape(len(units), *shape))}
-        total, lost = 0.0, np.zeros(len(units))
-        for name in reversed(around.order[1 : around.order.index(source) + 1]):
+        parts, lost = [], np.zeros(len(units))
+        for name in reversed(self._before(source)[1:]):
             if name not in held:
                 continue
             c, step = held.pop(name), around.steps[name]
@@ -153,23 +214,22 @@ class Balls:
             lost += gamma(around.terms) * 4 * _dot(np.abs(c.rows), c.of(size))
             lost += _dot(np.abs(c.rows), c.of(noise))
             if name in self.middles:
-                spread = product_up(_norm(c.rows * c.of(self.roots[name])), self.moves[name])
-                total = sum_up(total, spread)
-                parts = [Functionals(c.rows * c.of(self.middles[name]), c.window)]
+                parts.append((_matrix(c.rows * c.of(self.roots[name])), self.moves[name]))
+                found = [Functionals(c.rows * c.of(self.middles[name]), c.window)]
             elif functionals.is_linear(step.operation):
                 shapes = [around.steps[i].shape for i in step.inputs]
-                parts = functionals.back(step.operation, c, shapes, step.shape)
+                found = functionals.back(step.operation, c, shapes, step.shape)
             else:
-                total = sum_up(total, product_up(_norm(c.rows), around.radii[name]))
+                parts.append((_matrix(c.rows), around.radii[name]))
                 continue
-            for before, part in zip(step.inputs, parts, strict=True):
+            for before, part in zip(step.inputs, found, strict=True):
                 held[before] = (
                     held[before].plus(part, around.steps[before].shape) if before in held else part
                 )
         first = held.pop(around.order[0], None)
         if first is not None:
-            total = sum_up(total, product_up(_norm(first.rows), around.region.l2_radius()))
-        return sum_up(total, float(row_norms_up(lost[None])[0])) * SLACK
+            parts.append((_matrix(first.rows), around.region.l2_radius()))
+        return parts, lost
 
 
 def chords(relaxed):
@@ -202,11 +262,10 @@ def chords(relaxed):
     return low, np.maximum(np.where(known, np.minimum(high, most + room), high), low)
 
 
-def _norm(rows):
-    """Bound on the spectral norm of rows on a signal."""
+def _matrix(rows):
+    """Rows on a signal as a matrix; columns without an entry change no norm."""
     flat = rows.reshape(len(rows), -1)
-    # Columns without an entry change nothing.
-    return norm_up(flat[:, np.any(flat != 0, axis=0)]) if np.any(flat) else 0.0
+    return flat[:, np.any(flat != 0, axis=0)]
 
 
 def _dot(rows, value):

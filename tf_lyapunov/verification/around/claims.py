@@ -50,7 +50,7 @@ def attempt(network, gains, region, label, errors, pieces=()):
     A margin that is split may have its least bound on the branches instead.
 
     Args:
-        network: `network.Network`.
+        network: `network.Network`, `pairs.expanded`.
         gains: `balls.Gains` of it.
         region: `Region`.
         label: int.
@@ -62,10 +62,11 @@ def attempt(network, gains, region, label, errors, pieces=()):
         OverflowError: if signals on the region have no bound.
     """
     rows = margin_rows(network[network.logits].shape[-1], label)
-    groups, last, branches = read(network, pieces, len(rows))
+    groups, last, branches, weights = read(network, pieces, len(rows))
     need = up(errors if len(errors) == 1 else errors[label] + np.delete(errors, label))
     with np.errstate(over="ignore", invalid="ignore"):
         around = Surroundings(network, gains, region, groups)
+        around.weigh(weights)
         found = down(around.lower(network.logits, Functionals(rows), last) - need)
         # The smallest first: if it is not proved, the others need no branches.
         for i in np.argsort(found):

@@ -7,22 +7,27 @@
 
 A group is about functionals of the signal of step `target`: of single units and their negatives
 (rows = 2·units), of all margins of the logits (units = 0, margin = -1), or of one margin on the
-branches of splits (rows = 2^splits). A split divides the region by whether a unit (in `units`) lies
-below or above a point (in `numbers`); row b is the branch that lies above in the splits whose bits
-are set in b. A part holds multipliers of one step: its units (`units`), then for each row and unit
-a share in `bytes` bytes (`shares`): float16, or 8 bits between two ends (in `numbers`); then log λ
-of each row (`numbers`). Every one of these numbers is arbitrary: others give other bounds.
+branches of splits (rows = 2^splits); or it holds the weights of the balls that the latter two use
+(margin = -2, one row of logarithms of their roots in place of shares). A split divides the region
+by whether a unit (in `units`) lies below or above a point (in `numbers`); row b is the branch that
+lies above in the splits whose bits are set in b. A part holds multipliers of one step: its units
+(of maxima, cells of windows, window by window; `units`), then for each row and unit a share in
+`bytes` bytes (`shares`): float16, or 8 bits between two ends (in `numbers`); then log λ of each row
+(`numbers`). Every one of these numbers is arbitrary: others give other bounds.
 """
 
 import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.verification.around.maxima import cells_of
 from tf_lyapunov.verification.around.relaxation import Multipliers
-from tf_lyapunov.verification.operations import Activation
+from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling
 
 ARRAYS = {"inputs": "i8", "layout": "i8", "units": "i4", "shares": "u1", "numbers": "f4"}
 LEVELS = 255
+# In place of a margin: weights of balls; and the largest logarithm of their roots.
+WEIGHTS, _LARGEST_ROOT = -2, 10.0
 _LARGEST_LOG, _LARGEST_SPLITS = 200.0, 10
 
 
@@ -64,7 +69,7 @@ class Piece:
         rows: int, of every part.
         parts: tuple of `Part`.
         splits: tuple of `(number of a step, unit, point)`.
-        margin: number of the margin that is split, or -1.
+        margin: number of the margin that is split, or -1, or `WEIGHTS`.
     """
 
     target: int
@@ -250,13 +255,14 @@ def read(network, pieces, margins):
         margins: number of margins.
 
     Returns:
-        `(groups, multipliers, branches)`: dict from names of steps to lists of `Group`, the
-        multipliers of all margins by name, and a dict from numbers of margins to `Branches`.
+        `(groups, multipliers, branches, weights)`: dict from names of steps to lists of `Group`,
+        the multipliers of all margins by name, a dict from numbers of margins to `Branches`, and
+        what `Surroundings.weigh` takes.
 
     Raises:
         ValueError: if a step or a unit is not the network's, or one is there twice.
     """
-    groups, last, branches = {}, None, {}
+    groups, last, branches, weights = {}, None, {}, None
     for piece in pieces:
         step = _step(network, piece.target)
         _check_units(piece.units, step.shape)
@@ -265,19 +271,28 @@ def read(network, pieces, margins):
             reads = _step(network, part.step)
             if reads.name in multipliers:
                 raise ValueError("the multipliers of a step are there twice")
-            _check_units(part.columns, reads.shape)
+            _check_units(part.columns, _shared(reads))
             multipliers[reads.name] = part.multipliers()
         if len(piece.units):
             groups.setdefault(step.name, []).append(Group(piece.units, multipliers))
             continue
         if step.name != network.logits:
             raise ValueError("the multipliers of the margins are not about the logits")
-        if piece.splits:
+        if piece.margin == WEIGHTS:
+            if weights is not None or piece.splits or piece.rows != 1:
+                raise ValueError("the weights of balls do not fit, or are there twice")
+            weights = {}
+            for part in piece.parts:
+                name = _activation(network, part.step).name
+                roots = multipliers[name].shares[0]
+                roots = np.exp(np.clip(roots, -_LARGEST_ROOT, _LARGEST_ROOT))
+                weights[name] = part.columns, roots
+        elif piece.splits:
             splits = []
             for number, unit, point in piece.splits:
                 if number >= piece.target:
                     raise ValueError("a step is split that lies behind the logits")
-                (source,) = _split_step(network, number).inputs
+                (source,) = _activation(network, number).inputs
                 _check_units(np.array([unit]), network[source].shape)
                 splits.append((network.steps[number].name, unit, point))
             if not 0 <= piece.margin < margins or piece.margin in branches:
@@ -287,7 +302,7 @@ def read(network, pieces, margins):
             raise ValueError("the multipliers of the margins do not fit, or are there twice")
         else:
             last = multipliers
-    return groups, last or {}, branches
+    return groups, last or {}, branches, weights or {}
 
 
 def _step(network, number):
@@ -296,11 +311,18 @@ def _step(network, number):
     return network.steps[number]
 
 
-def _split_step(network, number):
+def _activation(network, number):
     step = _step(network, number)
     if not isinstance(step.operation, Activation):
-        raise ValueError(f"step {number} is no activation, whose units could be split")
+        raise ValueError(f"step {number} is no activation, whose units could be split or weighed")
     return step
+
+
+def _shared(step):
+    """Shape of what shares are of: units of the signal, or cells of windows."""
+    if isinstance(step.operation, (MaxPooling, GlobalPooling)):
+        return (cells_of(step.operation, step.shape),)
+    return step.shape
 
 
 def _check_units(units, shape):

@@ -28,7 +28,8 @@ from tf_lyapunov.verification.arithmetic import (
 from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.balls import Balls
 from tf_lyapunov.verification.around.functionals import of_units
-from tf_lyapunov.verification.around.relaxation import Maximum, Relaxation
+from tf_lyapunov.verification.around.maxima import Maximum, cells_of
+from tf_lyapunov.verification.around.relaxation import Relaxation
 from tf_lyapunov.verification.network import forward
 from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling, Merge
 
@@ -63,7 +64,7 @@ class Surroundings:
         self.order = list(self.steps)
         linear = [s.operation for s in self.steps.values() if s.operation is not None]
         longest = max([functionals.terms(o) for o in linear], default=0)
-        widest = max(math.prod(s.shape) for s in self.steps.values())
+        widest = max(_width(s) for s in self.steps.values())
         self.terms = longest + widest + 16 * len(self.steps) + 64
         first = network.steps[0].name
         self.values = {first: region.center}
@@ -148,13 +149,31 @@ class Surroundings:
     def _relaxation(self, step, source):
         kind = Relaxation if isinstance(step.operation, Activation) else Maximum
         relaxed = kind(step.operation, self.values[source], *self.boxes[source])
-        if kind is Relaxation and source not in self.done:
-            self._tighten(source, np.flatnonzero(relaxed.bent))
+        if source not in self.done:
+            self._tighten(source, np.flatnonzero(relaxed.units))
             relaxed = kind(step.operation, self.values[source], *self.boxes[source])
         if kind is Relaxation:
             self.balls.add(step.name, source, relaxed)
-            relaxed.radius = self.balls.radius(source, relaxed.bent.astype(np.float64))
+        relaxed.radius = self.balls.radius(source, relaxed.units.astype(np.float64))
         return relaxed
+
+    def weigh(self, weights):
+        """Weighs the balls of activations anew, for the passes to come.
+
+        Args:
+            weights: dict from names of steps to `(columns, roots)`: flat units and w^½ of these;
+                the others have weight one.
+        """
+        for name, (columns, roots) in weights.items():
+            relaxed = self.relaxed.get(name)
+            if relaxed is None:
+                continue
+            full = np.ones(relaxed.units.shape)
+            full[columns] = roots
+            full = np.where(relaxed.units, full, 0.0)
+            radius = self.balls.radius(self.steps[name].inputs[0], full)
+            # At most the squares of the roots that the radius is about.
+            relaxed.weigh(np.where(full > 0, down(full * full), 0.0), radius)
 
     # Boxes by passes ----------------------------------------------------------------------------
 
@@ -220,7 +239,12 @@ class Surroundings:
                 own = relaxed[name]
                 radius = own.radius
                 if c.window is not None and isinstance(operation, Activation):
-                    radius = min(radius, self.balls.within(step.inputs[0], c.window))
+                    (source,) = step.inputs
+                    within = min(
+                        self.balls.within(source, c.window),
+                        self.balls.differences(source, np.flatnonzero(own.units), c.window),
+                    )
+                    radius = min(radius, product_up(own.steepest_weight, within))
                 g, least, more = own.back(c, multipliers.get(name), radius)
                 bound, size, parts = bound + least, size + more, [g]
             for source, part in zip(step.inputs, parts, strict=True):
@@ -234,6 +258,16 @@ class Surroundings:
         lost = (gamma(self.terms) * size + doubt) * SLACK * (1 + gamma(self.terms)) + _TINY
         fits = (size <= _LARGEST) & np.isfinite(bound)
         return np.where(fits, down(bound - lost), -np.inf)
+
+
+def _width(step):
+    """Entries of a step's signal, or cells of its windows, over which passes take sums."""
+    operation, size = step.operation, math.prod(step.shape)
+    if isinstance(operation, MaxPooling) or (
+        isinstance(operation, GlobalPooling) and not operation.mean
+    ):
+        return max(size, cells_of(operation, step.shape))
+    return size
 
 
 def _dot(rows, value):
