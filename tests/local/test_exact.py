@@ -12,7 +12,7 @@ from keras import layers
 import tf_lyapunov as tfl
 from tf_lyapunov.local import boxes
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.boxes import CROWN, Effort, Memory, surround
 from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import flow_of, trace
 from tf_lyapunov.local.radii import Prover
@@ -206,7 +206,7 @@ def test_splits_searched_on_the_reduced_flow_in_single_precision_are_as_good(see
     model = keras.Sequential([keras.Input((4, 5)), layers.Flatten(), *inner.layers])
     flow = flow_of(read_network(model))
     center, rows = rng.normal(size=(4, 5)), rng.normal(size=(1, 3))
-    prover, region, memory = Prover(flow), Region.ball(center, 1.0), {}
+    prover, region, memory = Prover(flow), Region.ball(center, 1.0), Memory()
     traced = trace(flow, center)
     surround(flow, traced, region, Effort(6), memory)
     around = surround(flow, traced, region, Effort(6), memory, proof=True)
