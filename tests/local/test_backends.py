@@ -55,7 +55,7 @@ def numbers(order):
     found["gain"] = np.asarray(tfl.gain_on(model, x, 0.2)).tolist()
     label = int(logits[0].argmax())
     # Beyond what relaxations prove by themselves, so that units are split behind the sum.
-    ball = tfl.Region.ball(x[0], 0.2, "linf", bounds=(0, 1))
+    ball = tfl.Region.ball(x[0], 1.1 * found["linf"][0], "linf", bounds=(0, 1))
     for shift in (0, 1):
         wanted = tfl.Property.classified_as((label + shift) % 3)
         found[f"property {shift}"] = tfl.verify_property(model, ball, wanted, timeout=60).status
@@ -101,12 +101,14 @@ def run(backend, *arguments):
 def check(found, expected, tolerance):
     for name in found.keys() - {"order"}:
         value = expected[name]
-        same = value if isinstance(value, str) else pytest.approx(value, rel=tolerance)
+        same = value
+        if not isinstance(value, str):  # to the size of all of them: some bounds lie near zero
+            same = pytest.approx(value, abs=tolerance * max(map(abs, value)))
         assert found[name] == same, (found["order"], name)
 
 
 def test_the_numbers_say_something(expected):
-    assert min(expected["l2"]) > 0 and 0 < min(expected["linf"]) and expected["linf"][0] < 0.2
+    assert min(expected["l2"] + expected["linf"]) > 0
     assert expected["property 0"] == "PROVED" and expected["property 1"] == "REFUTED"
 
 
