@@ -127,6 +127,20 @@ def test_certify_meets_or_fails_a_requirement(run, capsys):
     assert call(capsys, "certify", run, "--require-proof")[0] == DONE
 
 
+def test_certify_keeps_finished_inputs_and_refuses_another_state(run, tmp_path, capsys):
+    state = tmp_path / "state"
+    arguments = ("certify", run, "--samples", 2, "--state", state)
+    first = call_json(capsys, *arguments, "--method", "linear")
+    kept = state.read_bytes()
+    assert call_json(capsys, *arguments, "--method", "linear", "--jobs", 1) == first
+    assert first[0] == DONE and state.read_bytes() == kept
+    code, record = call_json(capsys, *arguments, "--method", "local")
+    assert code == BAD_INPUT and "other settings" in record["error"]["message"]
+    for wrong in (("--jobs", 0), ("--time-budget", -1)):
+        code, record = call_json(capsys, "certify", run, *wrong)
+        assert code == BAD_INPUT and "Received: " in record["error"]["message"]
+
+
 def test_a_published_claim_that_is_not_proved_fails_a_required_proof(tmp_path, capsys):
     path = tmp_path / "published.yaml"
     path.write_text(

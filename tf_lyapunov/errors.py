@@ -68,7 +68,7 @@ class RunDirectoryError(ValueError):
 
 
 class DistributionError(RuntimeError):
-    """A worker did not come, was lost in training, or holds other weights than the chief."""
+    """A worker did not come, was lost, or holds other weights than the chief."""
 
 
 class UnfaithfulReading(ValueError):

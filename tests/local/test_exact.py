@@ -12,9 +12,10 @@ from keras import layers
 import tf_lyapunov as tfl
 from tf_lyapunov.local import boxes
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import CROWN, Effort, surround
+from tf_lyapunov.local.boxes import CROWN, Effort, Memory, surround
 from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import flow_of, trace
+from tf_lyapunov.local.radii import Prover
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program.network import read_network
 
@@ -197,6 +198,28 @@ def test_splits_of_units_tighten_bounds_and_stay_below_samples(seed):
     assert np.all(values.min(axis=0) >= found)
     gaps = values.min(axis=0) - whole, values.min(axis=0) - found
     assert np.all(gaps[1] <= gaps[0] + 1e-9) and gaps[1].sum() < 0.95 * gaps[0].sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_splits_searched_on_the_reduced_flow_in_single_precision_are_as_good(seed):
+    inner, rng = perceptron(20, (8, 6), seed), np.random.default_rng(seed)
+    model = keras.Sequential([keras.Input((4, 5)), layers.Flatten(), *inner.layers])
+    flow = flow_of(read_network(model))
+    center, rows = rng.normal(size=(4, 5)), rng.normal(size=(1, 3))
+    prover, region, memory = Prover(flow), Region.ball(center, 1.0), Memory()
+    traced = trace(flow, center)
+    surround(flow, traced, region, Effort(6), memory)
+    around = surround(flow, traced, region, Effort(6), memory, proof=True)
+    finder = prover._finder(prover.search.trace(traced), region, memory)
+    assert finder.values[0].size < center.size and finder.dtype == np.float32
+    multipliers, _ = tried(around, rows, flow.output)
+    common = around, rows, multipliers, 5
+    best, none = (split_lower(*common, steps)[0][0] for steps in (60, 0))
+    (found,), _ = split_lower(*common, 60, finder)
+    assert none < best and abs(found - best) < 0.01 * (best - none)
+    # No step is made beyond a level that is enough.
+    (early,), _ = split_lower(*common, 60, finder, stop=(best + none) / 2)
+    assert (best + none) / 2 - 1e-5 < early < best
 
 
 @pytest.mark.parametrize("seed", range(3))

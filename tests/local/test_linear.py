@@ -295,4 +295,5 @@ def test_splits_of_units_take_no_time_of_later_inputs(monkeypatch):
     x, labels, none = np.ones((4, 4)), np.zeros(4, int), np.zeros(4)
     linear_radii(network, x, labels, 3, none, lambda i, r: 0.0, deadline=end)
     shares = np.array([end - share for share, _ in seen])
-    assert np.allclose(shares, [750, 500, 250, 0], atol=50) and all(d == end for _, d in seen)
+    assert np.allclose(shares, [750, 500, 250, 0], atol=50)
+    assert all(abs(d - end) < 50 for _, d in seen)

@@ -1,6 +1,7 @@
 """Dense chains: f(x) = W_n φ_{n-1}(… φ_1(W_1 x + b_1) …) + b_n."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -304,10 +305,11 @@ def interval_slopes(node):
 
 
 def _kinked(negative, positive):
-    def slopes(low, high):
-        alpha = np.where(low > 0, positive, min(negative, positive))
-        beta = np.where(high < 0, negative, max(negative, positive))
-        alpha = np.where(high < 0, negative, alpha)
-        return alpha, np.where(low > 0, positive, beta)
+    return functools.partial(_kinked_slopes, negative, positive)  # which can be pickled
 
-    return slopes
+
+def _kinked_slopes(negative, positive, low, high):
+    alpha = np.where(low > 0, positive, min(negative, positive))
+    beta = np.where(high < 0, negative, max(negative, positive))
+    alpha = np.where(high < 0, negative, alpha)
+    return alpha, np.where(low > 0, positive, beta)

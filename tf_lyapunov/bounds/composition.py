@@ -262,6 +262,37 @@ def underflow_errors(network, input_norms, name):
     return _errors(network, input_norms, name, None, rounding.flushed)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Allowance:
+    """Bounds on the error of the computed logits of everything near given inputs.
+
+    Attributes:
+        network: `Network`, or its `Bare`, which other processes can read.
+        logits: name of the node.
+        norms: dict from input nodes to float64 (n,), the inputs' own l2 norms.
+        sources: names of the input nodes that move.
+        precision: see `rounding_errors`.
+    """
+
+    network: object
+    logits: str
+    norms: dict
+    sources: tuple
+    precision: str
+
+    def __call__(self, i, extra):
+        """For input i and everything within the l2 distance `extra`, a float."""
+        return float(self.of(slice(i, i + 1), extra)[0])
+
+    def of(self, rows, extra):
+        """The same for several inputs, float64."""
+        reached = {
+            k: v[rows] + (extra if k in self.sources else 0.0) for k, v in self.norms.items()
+        }
+        own = rounding_errors(self.network, reached, self.logits, self.precision)
+        return own + underflow_errors(self.network, reached, self.logits)
+
+
 def _errors(network, input_norms, name, precision, underflow):
     """Errors of node `name`; `precision` is None for those of underflow alone."""
     norms, errors = {}, {}
@@ -334,12 +365,8 @@ def stays_finite(network, input_norms, name):
 
 def _formats(network, precision):
     """dtype that every node is computed in, by its call."""
-    if precision == "float64":
-        return {call.name: "float64" for call in network.graph.calls}
-    return {
-        call.name: getattr(call.operation, "compute_dtype", None) or call.outputs[0].dtype
-        for call in network.graph.calls
-    }
+    dtypes = network.dtypes
+    return dict.fromkeys(dtypes, "float64") if precision == "float64" else dtypes
 
 
 def _lost(network, node, formats, reading, size, underflow):

@@ -6,12 +6,12 @@ import numpy as np
 
 from tf_lyapunov.bounds.choice import METHODS, network_gain
 from tf_lyapunov.bounds.composition import (
+    Allowance,
     claim_digest,
     contributions,
     lipschitz_constants,
     model_assumptions,
     rounding_errors,
-    underflow_errors,
 )
 from tf_lyapunov.certification.balls import check_balls, without_flushing, without_overflow
 from tf_lyapunov.certification.certificate import Certificate
@@ -23,6 +23,7 @@ from tf_lyapunov.certification.inputs import (
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
 from tf_lyapunov.certification.widening import Widening, checked
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.jobs import checked_jobs
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
@@ -61,6 +62,8 @@ def certify(
     time_budget=60.0,
     norm="l2",
     bounds=None,
+    jobs=1,
+    state=None,
     progress=None,
 ):
     """Radii within which a classifier's decision provably stays, for every input.
@@ -106,6 +109,13 @@ def certify(
         norm: `"l2"`, `"linf"` or `"l1"`, in which radii are measured.
         bounds: `(low, high)` of valid inputs, numbers or arrays: radii by `"linear"` then concern
             changes that stay within them alone. None for all of real space.
+        jobs: processes that search around inputs (`"local"`, `"linear"`, `"auto"`; other methods
+            need none), by joblib: 1 for this one alone, -1 for one per core, None as
+            `joblib.parallel_config` says, whose backend is used (loky, dask, ray). Radii are the
+            same bit for bit on processors of one kind, as far as `time_budget` ends no search.
+        state: file in which finished searches around inputs are kept, replaced whole each time, so
+            that a call that was killed or ran out of time continues where it was. Keep it as safe
+            as the certificate: its radii are taken over.
         progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
             notebook. Ctrl-C leaves the model as it was.
 
@@ -115,7 +125,9 @@ def certify(
     Raises:
         UnsupportedLayerError: naming a layer without a proven gain.
         ValueError: for NaN or infinite inputs or weights, wrong shapes, another number or other
-            names of inputs, labels out of range.
+            names of inputs, labels out of range; if `state` is damaged, or belongs to another
+            model, other inputs or other settings.
+        DistributionError: if workers are lost again and again; `state` keeps what is finished.
 
     Example:
 
@@ -143,6 +155,7 @@ def certify(
         raise ValueError(
             f"`time_budget` must be a positive number of seconds. Received: {time_budget!r}."
         )
+    jobs = checked_jobs(jobs)
     given = Inputs.of(model)
     chosen = given.chosen(perturbed)
     bounds = checked(norm, bounds)
@@ -163,7 +176,7 @@ def certify(
             )
             constants = lipschitz_constants(network, sources)
             head = heads(network, constants, sources)
-            widening = Widening(network, method, norm, bounds, time_budget)
+            widening = Widening(network, method, norm, bounds, time_budget, jobs, state)
         cast, norms, moved = checked_inputs(inputs, network, given, chosen)
         widening.check(inputs)
         size = batch_size or int(np.clip(2**20 // max(entries(cast), 1), 32, 1024))
@@ -195,6 +208,9 @@ def certify(
     labels = predictions
     if known[0] is not None:
         labels = checked_labels(np.concatenate(known), *logits.shape)
+    allowance = Allowance(network.bare(), network.logits, norms, sources, logits_model.precision)
+    cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
+    widening.open(digest, cast, labels, allowance)
     seconds = widening.gain_seconds
     bound = network_gain(network, constants, method, time_budget=seconds, sources=sources)
     gain = bound.gain_upper_bound
@@ -210,13 +226,6 @@ def certify(
     )
     size = sum(math.prod(t.shape[1:]) for t in network.graph.inputs if t.producer in sources)
     overall = widening.converted(radius, size)
-
-    def allowance(i, extra):
-        reached = {k: v[i : i + 1] + (extra if k in sources else 0.0) for k, v in norms.items()}
-        own = rounding_errors(network, reached, network.logits, logits_model.precision)
-        return float((own + underflow_errors(network, reached, network.logits))[0])
-
-    cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
     with stage("bounds around every input"):
         radius, found = widening.radii(cast, logits, labels, errors, radius, size, allowance)
     sentences = [*bound.sentences, *found]

@@ -1,10 +1,14 @@
 """Radii in other norms, and what bounds around each input add to those of the global gains."""
 
+import contextlib
+import dataclasses
 import math
 import time
 
 import numpy as np
 
+from tf_lyapunov.bounds.composition import Allowance
+from tf_lyapunov.certification.state import Kept, digest_of
 from tf_lyapunov.local.linear import check_applies, linear_radii
 from tf_lyapunov.local.regions import check_norm, checked_bounds, fitted
 from tf_lyapunov.local.slopes import LocalGains, local_radii
@@ -24,17 +28,26 @@ class Widening:
         norm: `"l2"`, `"linf"` or `"l1"`.
         bounds: `(low, high)` of valid inputs, or None.
         time_budget: seconds for everything.
+        jobs, state: of `certify`.
 
     Raises:
         UnsupportedLayerError: if the method does not apply to the model.
+        ValueError: for a `state` where nothing is searched around inputs.
     """
 
-    def __init__(self, network, method, norm, bounds, time_budget):
+    def __init__(self, network, method, norm, bounds, time_budget, jobs=1, state=None):
         self.network, self.method, self.norm, self.bounds = network, method, norm, bounds
         self.local = LocalGains(network) if method == "local" else None
         self.linear = method in ("linear", "auto") and len(network.inputs) == 1
         if method == "linear":
             check_applies(network)
+        if state is not None and not self.reads_inputs:
+            raise ValueError(
+                "`state` keeps searches around inputs, which other methods than 'local', 'linear' "
+                "and, for models with one input, 'auto' do without. Received: "
+                f"method={method!r} and {len(network.inputs)} inputs. Leave it out."
+            )
+        self.jobs, self.state, self.kept = jobs, state, None
         # Multipliers of bounds around inputs, by number of the input; None if too large to keep.
         self.records = {}
         self.seconds = time_budget
@@ -95,19 +108,50 @@ class Widening:
         """How far a cast moved the inputs, in the norm asked for."""
         return rounding.up(moved * rounding.sqrt_up(float(size))) if self.norm == "l1" else moved
 
+    def open(self, digest, x, labels, allowance):
+        """Reads the state, before anything lasts long.
+
+        Args:
+            digest: of the claim.
+            x, labels, allowance: see `radii`.
+
+        Raises:
+            ValueError: if the state is damaged or belongs to something else.
+        """
+        if not self.reads_inputs:
+            return
+        shown = None if self.bounds is None else [
+            v.item() if v.ndim == 0 else digest_of(v) for v in self.bounds
+        ]  # fmt: skip
+        settings = {"method": self.method, "norm": self.norm, "bounds": shown}
+        # What they are measured against: it depends on precision, backend and device.
+        lost = [allowance.of(slice(None), extra) for extra in (0.0, 1.0)]
+        identity = {
+            "model": digest,
+            "inputs": digest_of(x),
+            "labels": digest_of(labels),
+            "settings": settings,
+            "rounding": digest_of(*lost),
+        }
+        self.kept = Kept(self.state, identity, len(x))
+
     def radii(self, x, logits, labels, errors, radius, size, allowance):
-        """`(radius in the norm, sentences)` of all inputs.
+        """`(radius in the norm, sentences)` of all inputs, after `open`.
 
         Args:
             x: inputs as the model receives them, or None where the method does not read them.
             logits, labels, errors: see `margins.certified_radii`.
             radius: float64 (n,), l2 radii by global gains.
             size: entries of one input.
-            allowance: function of l2 norms beyond the inputs' own to bounds on the logits' error.
+            allowance: `composition.Allowance`.
         """
-        sentences = []
+        with contextlib.nullcontext() if self.kept is None else self.kept.keeping():
+            return self._radii(x, logits, labels, errors, radius, size, allowance)
+
+    def _radii(self, x, logits, labels, errors, radius, size, allowance):
+        sentences, common = [], dict(jobs=self.jobs, kept=self.kept)
         if self.local is not None:
-            wider = local_radii(self.local, x, logits, labels, errors, radius)
+            wider = local_radii(self.local, x, logits, labels, errors, radius, **common)
             sentences.append(
                 "Slopes on the ball around each input enlarged the radius of "
                 f"{np.mean(wider > radius):.1%} of them."
@@ -117,10 +161,6 @@ class Widening:
         if self.linear:
             root = math.sqrt(size) if self.norm == "linf" else 1.0
             factor = 1.0 if logits.shape[1] == 1 else math.sqrt(2.0)
-
-            def needed(i, r):
-                return factor * allowance(i, r * root) * (1 + 1e-12)
-
             if x.dtype.kind in "iub":
                 x = x.astype(np.float64)
             radius, more, self.records = linear_radii(
@@ -129,10 +169,11 @@ class Widening:
                 labels,
                 logits.shape[1],
                 radius,
-                needed,
+                Needed(allowance, root, factor),
                 norm=self.norm,
                 bounds=self._bounds(x),
                 deadline=self.deadline,
+                **common,
             )
             sentences += more
         return radius, sentences
@@ -156,6 +197,18 @@ class Widening:
                     )
             found.append(text)
         return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Needed:
+    """What every margin of an input must exceed on a ball of a radius."""
+
+    allowance: Allowance
+    root: float
+    factor: float
+
+    def __call__(self, i, radius):
+        return self.factor * self.allowance(i, radius * self.root) * (1 + 1e-12)
 
 
 def checked(norm, bounds):

@@ -51,6 +51,16 @@ def certify(
             help="Valid inputs, which changes stay within (linear and auto). Default: all numbers.",
         ),
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Processes that search around inputs; -1: one per core.")
+    ] = 1,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep finished inputs there, and continue from it."),
+    ] = None,
+    time_budget: Annotated[
+        float, typer.Option(metavar="SECONDS", help="For the search for bounds, about.")
+    ] = 60.0,
     proof: Annotated[
         Path | None,
         typer.Option(metavar="PROOF.npz", help="Write a proof file, for `verify`."),
@@ -72,7 +82,16 @@ def certify(
 
         with runner.open_target(target, data, data_dir, download, say=say) as opened:
             certificate = runner.certify_target(
-                opened, split, samples, method=method, norm=norm, bounds=bounds, out=out
+                opened,
+                split,
+                samples,
+                method=method,
+                norm=norm,
+                bounds=bounds,
+                jobs=jobs,
+                state=state,
+                time_budget=time_budget,
+                out=out,
             )
             if proof is not None:
                 certificate.save(proof)

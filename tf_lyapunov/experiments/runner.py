@@ -90,6 +90,9 @@ def certify_target(
     method: str = "composition",
     norm: str = "l2",
     bounds: tuple | None = None,
+    jobs: int | None = 1,
+    state: str | os.PathLike | None = None,
+    time_budget: float = 60.0,
     out: str | os.PathLike | None = None,
 ):
     """Certify the model on a split; the certificate is written to the run and to `out`."""
@@ -97,7 +100,17 @@ def certify_target(
 
     x, y = opened.arrays(split, samples)
     started = time.perf_counter()
-    certificate = certify(opened.model, x, y, method=method, norm=norm, bounds=bounds)
+    certificate = certify(
+        opened.model,
+        x,
+        y,
+        method=method,
+        norm=norm,
+        bounds=bounds,
+        jobs=jobs,
+        state=state,
+        time_budget=time_budget,
+    )
     seconds = time.perf_counter() - started
     opened.certificate, opened.certified = certificate, (split, samples)
     reading = _reading(opened)

@@ -27,7 +27,7 @@ class Branches:
     multipliers: dict
 
 
-def split_lower(around, rows, multipliers, count, steps):
+def split_lower(around, rows, multipliers, count, steps, finder=None, stop=None):
     """Proved lower bounds of rows of the output, by splits of the units that cost them most.
 
     Args:
@@ -36,6 +36,8 @@ def split_lower(around, rows, multipliers, count, steps):
         multipliers: of the rows without splits, from which every branch begins.
         count: number of units to split, for 2^count branches of each row.
         steps: of ascent on every branch.
+        finder: an `Around` of a `SearchFlow` to ascend on, in place of `around` itself.
+        stop: level of the bounds that is enough, or None.
 
     Returns:
         `(bounds, branches)`: float64 (rows,), and the `Branches` of them all.
@@ -46,24 +48,9 @@ def split_lower(around, rows, multipliers, count, steps):
     bound, _, memory = around.backward(c, target, multipliers, record=True)
     units = _costly(around, memory, np.argmin(bound), count)
     branches = 2 ** len(units)
-    split, signs, points = {}, np.arange(branches), [None] * len(units)
-    many = np.repeat(c, branches, axis=0)
-    for k in {k for k, _ in units}:
-        step = around.steps[k]
-        low = np.repeat(step.low, len(many), axis=0)
-        high = np.repeat(step.high, len(many), axis=0)
-        for bit, (other, unit) in enumerate(units):
-            if other != k:
-                continue
-            above = np.tile((signs >> bit) & 1, len(rows)).astype(bool)
-            left, right = low[0, unit], high[0, unit]
-            point = 0.0 if left < 0 < right else (left + right) / 2
-            low[above, unit], high[~above, unit] = point, point
-            points[bit] = k, unit, float(point)
-        split[k] = Elementwise(step.operation, step.center.reshape(1, *step.shape),
-                               low, high, step.radius, step.all_weights())  # fmt: skip
-        # Of a unit that was split g is free: what it adds is the split's own multiplier.
-        split[k].free = None
+    signs, many = np.arange(branches), np.repeat(c, branches, axis=0)
+    points = [_point(around.steps[k], unit) for k, unit in units]
+    split = _split(around, units, points, signs, rows)
     found = {}
     for k, held in multipliers.items():
         step = split.get(k) or around.steps[k]
@@ -71,9 +58,46 @@ def split_lower(around, rows, multipliers, count, steps):
         parents = np.repeat(np.arange(len(rows)), branches)
         found[k].adopt(held, np.arange(len(many)), parents)
     if found and steps:
-        ascend(around, many, target, found, steps, split=split)
+        own = split if finder is None else _split(finder, units, points, signs, rows)
+        _improve(around if finder is None else finder, target, many, found, own, steps, stop)
     lower = around.lower(many, target, found, split=split)
-    return lower.reshape(len(rows), branches).min(axis=1), Branches(tuple(points), found)
+    places = tuple((k, unit, point) for (k, unit), point in zip(units, points, strict=True))
+    return lower.reshape(len(rows), branches).min(axis=1), Branches(places, found)
+
+
+def _point(step, unit):
+    left, right = float(step.low[0, unit]), float(step.high[0, unit])
+    return 0.0 if left < 0 < right else (left + right) / 2
+
+
+def _split(around, units, points, signs, rows):
+    """Dict of the `Elementwise` of steps whose units are split, a box per branch of every row."""
+    split, count = {}, len(signs) * len(rows)
+    for k in {k for k, _ in units}:
+        step = around.steps[k]
+        low = np.repeat(step.low, count, axis=0)
+        high = np.repeat(step.high, count, axis=0)
+        for bit, (other, unit) in enumerate(units):
+            if other != k:
+                continue
+            above = np.tile((signs >> bit) & 1, len(rows)).astype(bool)
+            low[above, unit], high[~above, unit] = points[bit], points[bit]
+        split[k] = Elementwise(step.operation, step.center.reshape(1, *step.shape),
+                               low, high, step.radius, step.all_weights())  # fmt: skip
+        # Of a unit that was split g is free: what it adds is the split's own multiplier.
+        split[k].free = None
+    return split
+
+
+def _improve(finder, target, many, found, split, steps, stop):
+    """Ascends from the multipliers `found` of all branches, on an `Around` of any precision."""
+    many, every = many.astype(finder.dtype), np.arange(len(many))
+    searched = {k: (split.get(k) or finder.steps[k]).blank(many) for k in found}
+    for k, held in searched.items():
+        held.adopt(found[k], every, every)
+    ascend(finder, many, target, searched, steps, split=split, stop=stop)
+    for k, held in searched.items():
+        found[k].adopt(held, every, every)
 
 
 def _costly(around, memory, row, count):

@@ -314,14 +314,21 @@ class Domains:
     def _interval(self, k, link, box):
         """Intervals of a position, (domains, entries), by those of what its link reads."""
         operation = link.operation
-        reads = [tuple(v.reshape(-1, *self.shapes[i]) for v in box[i]) for i in link.inputs]
+        # Units are split in domains that share their input: some boxes are of all, others of each.
+        count = max(len(box[i][0]) for i in (0, *link.inputs))
+        reads = [
+            tuple(
+                np.broadcast_to(v.reshape(-1, *self.shapes[i]), (count, *self.shapes[i]))
+                for v in box[i]
+            )
+            for i in link.inputs
+        ]
         if isinstance(operation, Whole):
             found = None
         elif self.around._linear(link):
             found = self._linear_interval(k, link, reads)
         else:
             found = interval_of(operation, reads, self.shapes[k])
-        count = len(box[0][0])
         low, high = (np.broadcast_to(v, (count, v.shape[-1])) for v in self.whole[k])
         if found is None:
             return low, high

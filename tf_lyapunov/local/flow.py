@@ -51,10 +51,12 @@ class Flow:
     Attributes:
         links: tuple of `Link`.
         name: of the model, for messages.
+        rank: axes of one input, None where that does not matter.
     """
 
     links: tuple
     name: str
+    rank: int | None = None
 
     @property
     def output(self):
@@ -146,7 +148,31 @@ def flow_of(network, *, decision=False):
     if places[end] != len(links):
         # The output is an earlier position: everything after it is no part of it.
         links = links[: places[end]]
-    return Flow(tuple(links), network.model.name)
+    return Flow(tuple(links), network.model.name, len(network.graph.inputs[0].shape) - 1)
+
+
+def portable(flow):
+    """The flow without what belongs to Keras, so that another process can work with it.
+
+    A step that the model evaluates is left without its evaluation: traces are then made here.
+    """
+    links = []
+    for link in flow.links:
+        operation = link.operation
+        if isinstance(operation, Whole):
+            evaluate = None if _by_model(operation) else operation.evaluate
+            operation = Whole(tuple(node.bare() for node in operation.nodes), evaluate)
+        links.append(dataclasses.replace(link, operation=operation))
+    return dataclasses.replace(flow, links=tuple(links))
+
+
+def needs_model(flow):
+    """Whether a trace of the flow takes the model itself."""
+    return any(isinstance(k.operation, Whole) and _by_model(k.operation) for k in flow.links)
+
+
+def _by_model(whole):
+    return not isinstance(whole.evaluate, functools.partial)
 
 
 def _in_pairs(network, step, operations):

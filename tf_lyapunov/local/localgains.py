@@ -290,7 +290,8 @@ _CACHE = {}
 
 def _absolute(kept, shapes):
     key = (id(kept.operation), shapes)
-    if key not in _CACHE or _CACHE[key][0] is not kept.operation:
+    held = _CACHE.get(key)  # threads of a worker share it
+    if held is None or held[0] is not kept.operation:
         found = []
         for i in range(len(shapes)):
             ones = [np.ones((1, *s)) if i == j else np.zeros((1, *s)) for j, s in enumerate(shapes)]
@@ -300,8 +301,8 @@ def _absolute(kept, shapes):
             found.append(float(np.sqrt(rows.max() * column)) * (1 + 1e-9))
         if len(_CACHE) > 512:
             _CACHE.clear()
-        _CACHE[key] = kept.operation, tuple(found)
-    return _CACHE[key][1]
+        held = _CACHE[key] = kept.operation, tuple(found)
+    return held[1]
 
 
 def column_sums(operation, shapes, i):

@@ -25,6 +25,8 @@ _LARGEST = 1e9
 _MANY, _ENOUGH = 20, 4
 # First growth of a radius that splits are tried for, units split, and ascent steps on a branch.
 _GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
+# Share of the largest margin that splits found in single precision leave for the proof.
+_SPARE = 1e-4
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
 # Share of the linearisation's radius at which the search of a large flow begins.
 _FIRST_LARGE = 0.4
@@ -138,7 +140,8 @@ class Prover:
         adopt(multipliers, held, np.arange(len(rows)))
         return around.lower(c, self.flow.output, multipliers)
 
-    def radius(self, x, rows, need, start=0.0, deadline=np.inf, split_deadline=np.inf):
+    def radius(self, x, rows, need, start=0.0, deadline=np.inf, split_deadline=np.inf,
+               traced=None):  # fmt: skip
         """`Answer` with the largest radius found at which every row exceeds its need.
 
         Args:
@@ -148,8 +151,9 @@ class Prover:
             start: a radius that is known already; nothing below it is looked for.
             deadline: `time.monotonic()` at which the search stops.
             split_deadline: the same for splits of units.
+            traced: `Trace` at x, made here by default.
         """
-        traced = trace(self.flow, x)
+        traced = trace(self.flow, x) if traced is None else traced
         # Margins of the size of one: searches in float32 know neither 1e-40 nor 1e40.
         power = _power(rows @ traced.values[-1].reshape(-1))
         scaled = np.ldexp(rows, power), lambda r: math.ldexp(need(r), power)
@@ -202,11 +206,12 @@ class Prover:
                 break
         answer = self._proved(traced, rows, need, best, start, count)
         if answer.radius > 0 and not large:
-            self._branched(traced, rows, need, answer, min(deadline, split_deadline))
+            self._branched(pair, rows, need, answer, min(deadline, split_deadline))
         return answer
 
-    def _branched(self, traced, rows, need, answer, deadline):
+    def _branched(self, pair, rows, need, answer, deadline):
         """Enlarges a proved radius by splits of units, while time lasts."""
+        traced = pair[0]
         growth, width = _GROWTH, sum(v.size for v in traced.values[1:-1])
         for _ in range(_MANY if width < 1.2 * traced.values[0].size else _ENOUGH):
             if growth <= 1 + _TOLERANCE / 2 or time.monotonic() > deadline:
@@ -217,20 +222,23 @@ class Prover:
                 memory = answer.memory.copy()
                 around = surround(self.flow, traced, region, FULL, memory, proof=True)
                 reweigh(around, memory)
-                around.deadline = deadline
+                finder = self._finder(pair[1], region, memory.copy())
+                around.deadline = finder.deadline = deadline
                 c = rows.reshape(len(rows), *traced.shape(self.flow.output))
                 multipliers = {}
                 around.backward(c, self.flow.output, multipliers)
                 adopt(multipliers, answer.multipliers, np.arange(len(rows)))
                 found = around.lower(c, self.flow.output, multipliers)
                 splits = {}
+                # Beyond what single precision may have lost.
+                stop = need(radius) + _SPARE * float(np.max(np.abs(found)))
                 # The worst first: if it stays open, the others need no splits.
                 for i in np.argsort(found):
                     if found[i] <= need(radius):
                         held = {k: m.of_rows([i]) for k, m in multipliers.items()}
                         row = rows[i : i + 1]
                         bound, splits[int(i)] = split_lower(
-                            around, row, held, _SPLITS, _SPLIT_STEPS
+                            around, row, held, _SPLITS, _SPLIT_STEPS, finder, stop
                         )
                         found[i] = bound[0]
                     if found[i] <= need(radius):
@@ -241,6 +249,16 @@ class Prover:
                 answer.radius, answer.splits = radius, splits
             else:
                 growth = 1 + (growth - 1) / 3
+
+    def _finder(self, traced, region, memory):
+        """`Around` of the search flow, whose boxes and weights are those remembered."""
+        region = self.search.region(region)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = surround(
+                self.search.flow, traced, region, FULL, memory, dtype=np.float32, proof=True
+            )
+            reweigh(found, memory)
+        return found
 
     def _extent(self, x):
         """Distance beyond which the bounds leave no valid input; infinite without bounds."""

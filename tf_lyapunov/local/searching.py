@@ -83,9 +83,9 @@ def _first_dense(flow):
 
 
 def _rank(flow, i):
-    """Rank of the samples that link i reads, or None where it is not known."""
+    """Rank of the samples that link i reads."""
     if i == 0:
-        return None
+        return flow.rank
     return flow.links[i - 1].operation.index.ndim
 
 

@@ -1,14 +1,15 @@
 """Radii from slopes on the ball around each input: units that cannot switch there are linear."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 
 from tf_lyapunov.bounds.chains import gram_factor
 from tf_lyapunov.bounds.dissipativity import chain_from_input
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.local.findings import Finding, every
 from tf_lyapunov.program import rounding
-from tf_lyapunov.progress import steps
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Relative to the product of Frobenius norms: covers γ of sums of up to 10⁴ terms in every layer.
@@ -145,7 +146,7 @@ def _norm(matrix):
     return float(np.linalg.norm(matrix, 2)) * (1 + 1e-9)
 
 
-def local_radii(gains, x, logits, labels, errors, radius):
+def local_radii(gains, x, logits, labels, errors, radius, *, jobs=1, kept=None):
     """Radii on which no class overtakes the label, by gains on the ball itself, rounded down.
 
     r is certified if (f_c - f_j)(x) > r·(gain of f_c - f_j on ‖u - x‖ ≤ r) for all j. The largest
@@ -158,35 +159,57 @@ def local_radii(gains, x, logits, labels, errors, radius):
         labels: int64 (n,).
         errors: float64 (n,), bounds on the l2 error of the computed logits.
         radius: float64 (n,), radii already proved.
+        jobs, kept: see `findings.every`.
 
     Returns:
         float64 (n,), at least `radius`.
     """
     proved = np.array(radius, dtype=np.float64)
-    classes = logits.shape[1]
-    for index in steps(range(len(x)), "slopes around inputs"):
-        if classes == 1:
-            sign = 1.0 if labels[index] == 1 else -1.0
-            differences, gaps = np.array([[sign]]), sign * logits[index]
-            wins = (logits[index, 0] > 0) == (labels[index] == 1)
-            lower = rounding.down(gaps - errors[index]) if wins else np.array([-1.0])
-        else:
-            others = np.delete(np.arange(classes), labels[index])
-            differences = -np.eye(classes)[others]
-            differences[:, labels[index]] = 1.0
-            gaps = rounding.down(logits[index, labels[index]] - logits[index, others])
-            lower = rounding.down(gaps - rounding.up(np.sqrt(2.0) * errors[index] * (1 + 1e-15)))
-        if np.min(lower) <= 0 or not np.isfinite(proved[index]):
-            continue
-        centers = gains.centers(x[index])
 
-        def reach(r, centers=centers, differences=differences, lower=lower):
+    def task(i):
+        return x[i], logits[i], int(labels[i]), float(errors[i]), float(radius[i])
+
+    found = every(Slopes(gains), task, radius, "slopes around inputs", jobs=jobs, kept=kept)
+    for i, finding in found:
+        proved[i] = max(proved[i], finding.radius)
+    return proved
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slopes:
+    """The search around one input.
+
+    Attributes:
+        gains: `LocalGains`.
+    """
+
+    gains: LocalGains
+
+    def __call__(self, task):
+        """`Finding` of `(x, logits, label, error, radius)`."""
+        x, logits, label, error, proved = task
+        if len(logits) == 1:
+            sign = 1.0 if label == 1 else -1.0
+            differences, gaps = np.array([[sign]]), sign * logits
+            wins = (logits[0] > 0) == (label == 1)
+            lower = rounding.down(gaps - error) if wins else np.array([-1.0])
+        else:
+            others = np.delete(np.arange(len(logits)), label)
+            differences = -np.eye(len(logits))[others]
+            differences[:, label] = 1.0
+            gaps = rounding.down(logits[label] - logits[others])
+            lower = rounding.down(gaps - rounding.up(np.sqrt(2.0) * error * (1 + 1e-15)))
+        if np.min(lower) <= 0 or not np.isfinite(proved):
+            return Finding(proved, proved)
+        centers = self.gains.centers(x)
+
+        def reach(r):
             """Largest radius that the gains on the ball of radius r allow."""
-            found = gains.pair_gains(centers, r, differences)
+            found = self.gains.pair_gains(centers, r, differences)
             with np.errstate(divide="ignore"):
                 return float(np.min(np.where(found > 0, lower / found, np.inf))) * (1 - 1e-12)
 
-        low, high = float(proved[index]), reach(0.0)
+        low, high = proved, reach(0.0)
         if not np.isfinite(high):
             high = max(2 * low, 1.0)
         for _ in range(_BISECTIONS):
@@ -198,5 +221,4 @@ def local_radii(gains, x, logits, labels, errors, radius):
                 low = middle
             else:
                 high = middle
-        proved[index] = max(proved[index], low)
-    return proved
+        return Finding(proved, max(proved, low))

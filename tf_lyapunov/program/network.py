@@ -80,6 +80,28 @@ class Node:
     peak: Peak = dataclasses.field(default_factory=Peak)
     flushed: tuple = (0.0, 0.0)
 
+    def bare(self):
+        """The node's numbers without what belongs to Keras, and without its matrix."""
+        return dataclasses.replace(self, layer=None, matrix=None, batch_norms=())
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    """A network's numbers alone, which another process can read.
+
+    Attributes:
+        nodes, inputs: as of `Network`.
+        dtypes: dict from calls to the dtypes that they compute in.
+    """
+
+    nodes: tuple
+    inputs: tuple
+    dtypes: dict
+
+    def __getitem__(self, name):
+        """The node of this name."""
+        return next(node for node in self.nodes if node.name == name)
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -114,6 +136,18 @@ class Network:
     def program(self):
         """The `Program` of this network, read once."""
         return read_program(self)
+
+    @property
+    def dtypes(self):
+        """dtype that every call computes in, by its name."""
+        return {
+            call.name: getattr(call.operation, "compute_dtype", None) or call.outputs[0].dtype
+            for call in self.graph.calls
+        }
+
+    def bare(self):
+        """`Bare`: what bounds on rounding read."""
+        return Bare(tuple(node.bare() for node in self.nodes), self.inputs, self.dtypes)
 
     @property
     def decision(self):
