@@ -4,13 +4,14 @@ The command line imports it with the first command that works, so that `--help` 
 need no Keras.
 """
 
+# ruff: noqa: F401
 import importlib.util
 
 from tf_lyapunov import startup
 
 try:
     with startup.quiet():
-        import keras  # noqa: F401
+        import keras
 except ImportError as error:
     missing = (error.name or "").split(".")[0]
     if missing not in ("tensorflow", "jax", "torch") or importlib.util.find_spec(missing):
@@ -41,30 +42,3 @@ from tf_lyapunov.growth import growth_upper_bounds
 from tf_lyapunov.projection import constrain, project
 from tf_lyapunov.theory.balls import L2, Linf
 from tf_lyapunov.theory.sectors import Indices, Sector
-
-__all__ = [
-    "L2",
-    "Design",
-    "Indices",
-    "Linf",
-    "Sector",
-    "attacks",
-    "callbacks",
-    "certify",
-    "condense",
-    "constrain",
-    "constraints",
-    "export_plain",
-    "growth_upper_bounds",
-    "layer_indices",
-    "layers",
-    "lipschitz_upper_bound",
-    "losses",
-    "metrics",
-    "minimal_perturbation_lower_bound",
-    "project",
-    "register_gain",
-    "regularizers",
-    "spectral_design",
-    "training",
-]

@@ -74,7 +74,7 @@ def test_the_order_of_the_matrices_changes_the_work_and_not_the_bound(side, orde
 
 def test_slack_is_room_that_the_bound_may_use_and_never_more():
     stack = np.random.default_rng(0).normal(size=(3, 50, 40))
-    t = largest_eigenvalue(Grams(3, stack.__getitem__, 50), slack=0.01)
+    t = largest_eigenvalue(Grams(3, stack.__getitem__, 50), tol=0.01)
     assert largest(stack) <= t <= largest(stack) * (1.01 + 1e-9)
 
 
@@ -174,7 +174,7 @@ def test_a_bound_is_remembered_by_the_bytes_of_its_kernel(monkeypatch):
     for other in (kernel * 2, kernel.reshape(4, 16)):
         norm_upper_bound(other, linear_map)
     norm_upper_bound(kernel, LinearMap("conv", (8,)), method="size_free")
-    norm_upper_bound(kernel, linear_map, slack=0.1)
+    norm_upper_bound(kernel, linear_map, tol=0.1)
     assert len(calls) == 4
 
 
@@ -204,5 +204,5 @@ def test_memory_is_bounded_and_shared_by_threads(monkeypatch):
 
 
 def test_a_negative_slack_is_refused():
-    with pytest.raises(ValueError, match="slack"):
-        norm_upper_bound(np.ones((2, 2)), LinearMap("dense", (2,)), slack=-0.1)
+    with pytest.raises(ValueError, match="tol"):
+        norm_upper_bound(np.ones((2, 2)), LinearMap("dense", (2,)), tol=-0.1)

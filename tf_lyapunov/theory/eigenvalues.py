@@ -51,8 +51,8 @@ class Grams:
         self.order = range(count) if order is None else order
 
 
-def largest_eigenvalue(grams, slack=0.0):
-    """Upper bound on max_i λ_max(A_i* A_i), above it by rounding and by `slack` relatively.
+def largest_eigenvalue(grams, tol=0.0):
+    """Upper bound on max_i λ_max(A_i* A_i), above it by rounding and by `tol` relatively.
 
     The first matrix gets an eigenvalue λ, and a factorisation of tI - G with t a little above it;
     every other one needs but the factorisation, and raises t by an eigenvalue of its own if that
@@ -60,7 +60,7 @@ def largest_eigenvalue(grams, slack=0.0):
 
     Args:
         grams: `Grams`.
-        slack: float ≥ 0, relative: what the bound may exceed the largest eigenvalue by, in exchange
+        tol: float ≥ 0, relative: what the bound may exceed the largest eigenvalue by, in exchange
             for fewer eigenvalues.
 
     Returns:
@@ -81,16 +81,16 @@ def largest_eigenvalue(grams, slack=0.0):
         forming = gamma((4 if np.iscomplexobj(a) else 1) * (grams.terms + 2)) * 1.01 * trace
         if trace * (1 + 1e-10) + forming <= t or is_below(triangle, t, forming):
             continue
-        t = max(t, _proved(triangle, a, trace, forming, slack))
+        t = max(t, _proved(triangle, a, trace, forming, tol))
     return t
 
 
-def _proved(triangle, a, trace, forming, slack):
+def _proved(triangle, a, trace, forming, tol):
     """A t that a factorisation proves, from an eigenvalue that is no proof."""
     side, is_complex = len(triangle), np.iscomplexobj(triangle)
     top = _top(triangle, a)
     for margin in _MARGINS:
-        t = top * (1 + max(margin, slack))
+        t = top * (1 + max(margin, tol))
         t += 1.1 * (forming + cholesky_error(side, t, is_complex))
         if is_below(triangle, t, forming):
             return t
@@ -143,13 +143,13 @@ def _top(triangle, a):
     return _lanczos(operator, start, lambda: apply(start))
 
 
-def largest_of_stack(stack, terms, slack=0.0):
+def largest_of_stack(stack, terms, tol=0.0):
     """`largest_eigenvalue` of the Gram matrices of a stack of small matrices, a few calls for all.
 
     Args:
         stack: `(count, terms, side)`, float64 or complex128.
         terms: products per entry of the Gram matrices.
-        slack: as for `largest_eigenvalue`.
+        tol: as for `largest_eigenvalue`.
 
     Example:
 
@@ -167,7 +167,7 @@ def largest_of_stack(stack, terms, slack=0.0):
     forming = gamma((4 if is_complex else 1) * (terms + 2)) * 1.01 * trace
     top = float(np.linalg.eigvalsh(gram)[:, -1].max())
     for margin in _MARGINS:
-        t = top * (1 + max(margin, slack))
+        t = top * (1 + max(margin, tol))
         t += 1.1 * (forming + cholesky_error(side, t, is_complex))
         shift = t * (1 - 8 * UNIT_ROUNDOFF) - forming
         shift -= cholesky_error(side, shift, is_complex)
@@ -180,13 +180,13 @@ def largest_of_stack(stack, terms, slack=0.0):
     return trace * (1 + gamma(side + 4)) + forming
 
 
-def largest_banded(gram, terms, slack=0.0):
+def largest_banded(gram, terms, tol=0.0):
     """`largest_eigenvalue` of one sparse, real Gram matrix, by factors of its band.
 
     Args:
         gram: sparse `(n, n)`.
         terms: products per entry, at most.
-        slack: as for `largest_eigenvalue`.
+        tol: as for `largest_eigenvalue`.
 
     Example:
 
@@ -213,7 +213,7 @@ def largest_banded(gram, terms, slack=0.0):
     forming = gamma(terms + 2) * 1.01 * trace
     top = _sparse_top(gram)
     for margin in _MARGINS:
-        t = top * (1 + max(margin, slack))
+        t = top * (1 + max(margin, tol))
         t += 1.1 * (forming + cholesky_error(side, t))
         if check(triangle, t, forming):
             return t

@@ -60,7 +60,7 @@ class NormBound:
     exact: bool
 
 
-def norm_upper_bound(kernel, linear_map, *, method="auto", slack=0.0):
+def norm_upper_bound(kernel, linear_map, *, method="auto", tol=0.0):
     """Upper bound, in float64, on the operator norm of a layer's linear map.
 
     Dense maps, and convolutions of which one tap is ever used: SVD, or the largest eigenvalue of
@@ -80,7 +80,7 @@ def norm_upper_bound(kernel, linear_map, *, method="auto", slack=0.0):
         kernel: array in Keras' layout, any real dtype; read as float64.
         linear_map: `LinearMap`.
         method: `"auto"`, `"materialised"`, `"frequency"` or `"size_free"`.
-        slack: float ≥ 0, relative: what the bound may exceed the norm (of the circulant, where it
+        tol: float ≥ 0, relative: what the bound may exceed the norm (of the circulant, where it
             is one) by, which saves eigenvalues. The bound holds for any.
 
     Returns:
@@ -112,12 +112,12 @@ def norm_upper_bound(kernel, linear_map, *, method="auto", slack=0.0):
             "`method` must be 'auto', 'materialised', 'frequency' or 'size_free'. "
             f"Received: method={method!r}."
         )
-    if slack < 0:
-        raise ValueError(f"`slack` must not be negative. Received: slack={slack}.")
-    key = (_digest(kernel), kernel.shape, linear_map, method, float(slack))
+    if tol < 0:
+        raise ValueError(f"`tol` must not be negative. Received: tol={tol}.")
+    key = (_digest(kernel), kernel.shape, linear_map, method, float(tol))
     found = _remembered(key)
     if found is None:
-        found = _norm_upper_bound(kernel, linear_map, method, slack)
+        found = _norm_upper_bound(kernel, linear_map, method, tol)
         _remember(key, found)
     return found
 
@@ -143,7 +143,7 @@ def _remember(key, bound):
             _memory.popitem(last=False)
 
 
-def _norm_upper_bound(kernel, linear_map, method, slack):
+def _norm_upper_bound(kernel, linear_map, method, tol):
     largest = np.max(np.abs(kernel), initial=0.0)
     if largest == 0.0:
         return NormBound(0.0, "zero", True)
@@ -152,13 +152,13 @@ def _norm_upper_bound(kernel, linear_map, method, slack):
     side = min(kernel.shape[-2:])
     small = side**2 * max(kernel.shape[-2:]) < _THREADED
     with one_thread() if small else contextlib.nullcontext():
-        bound = _scaled_norm_upper_bound(kernel / scale, linear_map, method, (1 + slack) ** 2 - 1)
+        bound = _scaled_norm_upper_bound(kernel / scale, linear_map, method, (1 + tol) ** 2 - 1)
     return dataclasses.replace(bound, value=float(np.nextafter(bound.value * scale, np.inf)))
 
 
-def _scaled_norm_upper_bound(kernel, linear_map, method, slack):
+def _scaled_norm_upper_bound(kernel, linear_map, method, tol):
     if linear_map.kind == "dense":
-        return _dense(kernel, slack)
+        return _dense(kernel, tol)
     known = linear_map.input_shape is not None
     if not known and method in ("materialised", "frequency"):
         raise ValueError(
@@ -168,25 +168,25 @@ def _scaled_norm_upper_bound(kernel, linear_map, method, slack):
     if method == "auto":
         tap = _only_tap(kernel, linear_map, known)
         if tap is not None:
-            return _pointwise(blocks[(slice(None), *tap)], slack)
+            return _pointwise(blocks[(slice(None), *tap)], tol)
     if known and method in ("auto", "materialised"):
-        bound = _exact(blocks, axes, slack, method == "materialised")
+        bound = _exact(blocks, axes, tol, method == "materialised")
         if bound is not None:
             return bound
     if known and method != "size_free":
         name, grid = "frequency", circulant(axes)
     else:
         name, grid = "size_free", sampled(axes)
-    return NormBound(float(_frequency_norms(blocks, grid, slack).max()), name, False)
+    return NormBound(float(_frequency_norms(blocks, grid, tol).max()), name, False)
 
 
-def _dense(kernel, slack):
+def _dense(kernel, tol):
     if kernel.size <= SVD_SIZE:
         sigma = np.linalg.svd(kernel, compute_uv=False)[0]
         return NormBound(sigma * (1 + 8 * max(kernel.shape) * UNIT_ROUNDOFF), "svd", True)
     tall = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
     return NormBound(
-        _root(largest_eigenvalue(Grams(1, lambda i: tall, len(tall)), slack)), "gram", True
+        _root(largest_eigenvalue(Grams(1, lambda i: tall, len(tall)), tol)), "gram", True
     )
 
 
@@ -205,25 +205,25 @@ def _only_tap(kernel, linear_map, known):
     return found[0][0] if len(found) == 1 else None
 
 
-def _pointwise(blocks, slack):
+def _pointwise(blocks, tol):
     """Largest norm of a stack of matrices `(groups, in, out)`."""
     if len(blocks) == 1:
-        return dataclasses.replace(_dense(blocks[0], slack), method="pointwise")
+        return dataclasses.replace(_dense(blocks[0], tol), method="pointwise")
     tall = _tall(blocks)
-    return NormBound(_root(_largest(tall, tall.shape[1], slack)), "pointwise", True)
+    return NormBound(_root(_largest(tall, tall.shape[1], tol)), "pointwise", True)
 
 
-def _largest(stack, terms, slack):
+def _largest(stack, terms, tol):
     """Largest eigenvalue of the Gram matrices of a stack, from above."""
     if stack.shape[-1] > SMALL_SIDE:
         order = np.argsort(-np.linalg.norm(stack, axis=(1, 2)), kind="stable")
-        return largest_eigenvalue(Grams(len(stack), stack.__getitem__, terms, order), slack)
+        return largest_eigenvalue(Grams(len(stack), stack.__getitem__, terms, order), tol)
     part = max(1, _ENTRIES // (stack.shape[-1] * max(stack.shape[1:])))
     parts = (stack[i : i + part] for i in range(0, len(stack), part))
-    return max(largest_of_stack(p, terms, slack) for p in parts)
+    return max(largest_of_stack(p, terms, tol) for p in parts)
 
 
-def _exact(blocks, axes, slack, asked):
+def _exact(blocks, axes, tol, asked):
     """Norm of the materialised map where its Gram matrix is small or has a narrow band, or None."""
     ci, co = blocks.shape[-2:]
     rows, columns = (math.prod(s) for s in zip(*((a.output, a.size) for a in axes), strict=True))
@@ -237,9 +237,9 @@ def _exact(blocks, axes, slack, asked):
         part = max(1, _ENTRIES // (rows * co * columns * ci))
         parts = (blocks[i : i + part] for i in range(0, len(blocks), part))
         stacks = (_tall(block_matrices(p, axes)) for p in parts)
-        eigenvalue = max(_largest(stack, terms, slack) for stack in stacks)
+        eigenvalue = max(_largest(stack, terms, tol) for stack in stacks)
     elif len(blocks) == 1:
-        eigenvalue = _largest_materialised(blocks[0], axes, terms, slack)
+        eigenvalue = _largest_materialised(blocks[0], axes, terms, tol)
     else:
         # Groups whose bound by frequencies is below the best exact norm need no exact one.
         bounds = _frequency_norms(blocks, circulant(axes), 0.0)
@@ -247,18 +247,18 @@ def _exact(blocks, axes, slack, asked):
         for i in np.argsort(-bounds, kind="stable"):
             if bounds[i] ** 2 * (1 + 4 * UNIT_ROUNDOFF) <= eigenvalue:
                 break
-            eigenvalue = max(eigenvalue, _largest_materialised(blocks[i], axes, terms, slack))
+            eigenvalue = max(eigenvalue, _largest_materialised(blocks[i], axes, terms, tol))
     return NormBound(_root(eigenvalue), "materialised", True)
 
 
-def _largest_materialised(block, axes, terms, slack):
+def _largest_materialised(block, axes, terms, tol):
     """Largest eigenvalue of the Gram matrix of one group's map, from above."""
     matrix = block_matrix(block, axes)
     if matrix.nnz > _DENSE * math.prod(matrix.shape):
         tall = _tall(matrix.toarray()[None])[0]
-        return largest_eigenvalue(Grams(1, lambda i: tall, terms), slack)
+        return largest_eigenvalue(Grams(1, lambda i: tall, terms), tol)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return largest_banded(gram, terms, slack)
+    return largest_banded(gram, terms, tol)
 
 
 def _tall(stack):
@@ -276,7 +276,7 @@ def _band(axes, ci, co):
     return (band + 1) * channels
 
 
-def _frequency_norms(blocks, grid, slack):
+def _frequency_norms(blocks, grid, tol):
     """Per group, max over frequencies of the aliased symbol's norm, from above."""
     axes, periods, inflation = grid
     ci, co = blocks.shape[-2:]
@@ -284,7 +284,7 @@ def _frequency_norms(blocks, grid, slack):
         found = _single_columns(Symbol(blocks, axes, periods))
     else:
         symbols = (Symbol(blocks[i : i + 1], axes, periods) for i in range(len(blocks)))
-        found = np.array([_frequency_norm(s, slack) for s in symbols])
+        found = np.array([_frequency_norm(s, tol) for s in symbols])
     return found * inflation * (1 + 8 * UNIT_ROUNDOFF)
 
 
@@ -300,18 +300,18 @@ def _single_columns(symbol):
     return np.sqrt(best * (1 + gamma(rows + 4))) * (1 + 4 * UNIT_ROUNDOFF) + symbol.error()
 
 
-def _frequency_norm(symbol, slack):
+def _frequency_norm(symbol, tol):
     rows, side = symbol.shape
     count = len(symbol.frequencies)
     part = max(1, _ENTRIES // (rows * side))
     parts = [slice(j, min(j + part, count)) for j in range(0, count, part)]
     if side <= SMALL_SIDE:
-        eigenvalue = max(largest_of_stack(symbol.at(p)[:, 0], rows, slack) for p in parts)
+        eigenvalue = max(largest_of_stack(symbol.at(p)[:, 0], rows, tol) for p in parts)
     else:
         guesses = np.concatenate([_estimates(symbol.at(p)[:, 0]) for p in parts])
         order = np.argsort(-guesses, kind="stable")
         grams = Grams(count, lambda j: symbol.at(slice(j, j + 1))[0, 0], rows, order)
-        eigenvalue = largest_eigenvalue(grams, slack)
+        eigenvalue = largest_eigenvalue(grams, tol)
     return _root(eigenvalue) + float(symbol.error()[0])
 
 
