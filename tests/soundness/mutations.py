@@ -455,9 +455,7 @@ def validation_off():
     from tf_lyapunov.certification import margins
     from tf_lyapunov.program.validation import Validation
 
-    def nothing(*args, **options):
-        return Validation(0, 0, ("switched off",))
-
+    nothing = mock.Mock(return_value=Validation(0, 0, ("switched off",)))
     with (
         mock.patch.object(margins, "validate", nothing),
         mock.patch.object(margins, "check_balls", _none),
@@ -468,9 +466,11 @@ def validation_off():
 
 @contextlib.contextmanager
 def contradictions():
-    """List of every `UnfaithfulReading` that is raised inside."""
+    """List of every `UnfaithfulReading` raised inside, where no earlier norm is remembered."""
     from tf_lyapunov.errors import UnfaithfulReading
+    from tf_lyapunov.theory import norms
 
+    norms.forget()
     found, first = [], UnfaithfulReading.__init__
 
     def noted(self, *args, **kwargs):
@@ -479,6 +479,7 @@ def contradictions():
 
     with mock.patch.object(UnfaithfulReading, "__init__", noted):
         yield found
+    norms.forget()
 
 
 def finders(name):

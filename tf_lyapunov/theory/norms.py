@@ -125,6 +125,12 @@ def norm_upper_bound(kernel, linear_map, *, method="auto", tol=0.0):
 _memory, _lock = collections.OrderedDict(), threading.Lock()
 
 
+def forget():
+    """Empties the memory of bounds."""
+    with _lock:
+        _memory.clear()
+
+
 def _digest(kernel):
     return hashlib.blake2b(np.ascontiguousarray(kernel), digest_size=20).digest()
 
