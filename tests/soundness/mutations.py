@@ -466,11 +466,10 @@ def validation_off():
 
 @contextlib.contextmanager
 def contradictions():
-    """List of every `UnfaithfulReading` raised inside, where no earlier norm is remembered."""
+    """List of every `UnfaithfulReading` raised inside, where nothing earlier is remembered."""
     from tf_lyapunov.errors import UnfaithfulReading
-    from tf_lyapunov.theory import norms
 
-    norms.forget()
+    specimens.forget()
     found, first = [], UnfaithfulReading.__init__
 
     def noted(self, *args, **kwargs):
@@ -479,7 +478,7 @@ def contradictions():
 
     with mock.patch.object(UnfaithfulReading, "__init__", noted):
         yield found
-    norms.forget()
+    specimens.forget()
 
 
 def finders(name):

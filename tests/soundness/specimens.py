@@ -181,3 +181,11 @@ def transposed():
         return L.Dense(3)(L.Flatten()(x))
 
     return functional(apply, (4, 1))
+
+
+def forget():
+    """Empties what is remembered of kernels and of their maps, which a fault may have made wrong."""
+    from tf_lyapunov.theory import norms, operators
+
+    norms.forget()
+    operators.convolution_taps.cache_clear()
