@@ -184,7 +184,7 @@ def transposed():
 
 
 def forget():
-    """Empties what is remembered of kernels and of their maps, which a fault may have made wrong."""
+    """Empties what is remembered of kernels and maps, which a fault may have made wrong."""
     from tf_lyapunov.theory import norms, operators
 
     norms.forget()
