@@ -11,7 +11,8 @@ function [upper, estimate, method] = norm_upper_bound(map)
 %              circulant of period N >= size + padding, whose norm is the largest over frequencies
 %              f of the aliased blocks [K(f), K(f + N/s), ...]/sqrt(s).
 %
-%   Twin of tf_lyapunov.theory.operators.norm_upper_bound; the same choices, the same rounding.
+%   Twin of tf_lyapunov.theory.norms.norm_upper_bound, which takes the whole convolution for some
+%   larger maps too, and samples the frequencies of long axes: a little below or above this one.
 
     if isnumeric(map)
         map = struct('name', 'the matrix', 'kind', 'dense', 'kernel', full(map), ...

@@ -485,10 +485,14 @@ function results = norms_agree(theory)
     for k = 1:numel(theory.maps)
         g = theory.maps{k};
         [upper, estimate, method] = norm_upper_bound(g.map);
-        slack = 2 * (upper / estimate - 1) + 8 * eps;
+        % Python's factors of a Gram matrix of side n <= 1800 leave n^2*eps open.
+        slack = 2 * (upper / estimate - 1) + 1800^2 * eps;
         expect(strcmp(method, g.method), 'method of %s: %s', g.map.name, method);
         expect(upper / estimate - 1 < 1e-11, 'the bound of %s is loose', g.map.name);
-        expect(abs(upper / g.upper - 1) <= slack, 'norm of %s: %g from %g', g.map.name, upper, g.upper);
+        % Python samples long axes by 50 points per degree: at most 0.05% above, an axis.
+        sampled = 1e-3 * strcmp(method, 'frequency');
+        expect(upper / g.upper - 1 <= slack && upper / g.upper - 1 >= -slack - sampled, ...
+               'norm of %s: %g from %g', g.map.name, upper, g.upper);
         if ~isempty(g.matrix)
             expect(upper >= norm(g.matrix), 'the bound of %s is below its norm', g.map.name);
         end

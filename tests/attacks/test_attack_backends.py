@@ -62,7 +62,7 @@ def successes(backend):
     return np.array(list(run.stdout.split()[-1]))
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_other_backends_find_the_same_adversarial_inputs(backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")

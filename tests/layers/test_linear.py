@@ -138,7 +138,7 @@ print("within bounds on", keras.backend.backend())
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_saved_models_load_predict_and_train_in_a_new_process(tmp_path, backend):
     pytest.importorskip(backend)
     model = mixed_model()

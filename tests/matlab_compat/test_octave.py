@@ -135,8 +135,11 @@ def test_the_largest_nu_found_by_octave_is_proved_in_python_and_optimal(results,
 
 def test_octave_norms_are_upper_bounds_equal_to_python_up_to_rounding(results, make_golden):
     for found, expected in zip(results["norms"], make_golden.maps(), strict=True):
-        # Both add at most 8·side·2⁻⁵³ relative for sides up to 1800.
-        assert abs(found / expected["upper"] - 1) <= 2 * 8 * 1800 * 2.0**-53
+        # Octave adds at most 8·side·2⁻⁵³ relative, Python's factors side²·2⁻⁵³, for sides to 1800,
+        # and 0.05% an axis where it samples long ones.
+        sampled = 0.0 if expected["matrix"].size else 1e-3
+        above = found / expected["upper"] - 1
+        assert -(1800**2) * 2.0**-53 - sampled <= above <= 8 * 1800 * 2.0**-53
         if expected["matrix"].size:
             assert found >= np.linalg.norm(expected["matrix"], 2)
 
