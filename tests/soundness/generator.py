@@ -286,7 +286,8 @@ def build(seed):
 
 def outputs(case):
     """Outputs of the model on the case's inputs."""
-    found = case.model(keras.tree.map_structure(ops.convert_to_tensor, case.argument(case.x)))
+    x = keras.tree.map_structure(ops.convert_to_tensor, case.argument(case.x))
+    found = case.model(x, training=False)
     return ops.convert_to_numpy(ops.cast(found, "float32"))
 
 
@@ -299,7 +300,9 @@ def _twin(case, model, attempt):
             twin = _run(case.seed, attempt, "float64", twin=True, compute=compute)[1]
             copy_used_weights(model, twin)
             # Some layers, or layouts, do not run in float64.
-            twin(keras.tree.map_structure(ops.convert_to_tensor, case.argument(case.x)))
+            x = keras.tree.map_structure(ops.convert_to_tensor, case.argument(case.x))
+            # An augmentation trains what follows it in a plain call (Keras 3.13).
+            twin(x, training=False)
     except Exception:
         return None
     return twin
