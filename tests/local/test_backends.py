@@ -55,7 +55,7 @@ def numbers(order):
     found["gain"] = np.asarray(tfl.gain_on(model, x, 0.2)).tolist()
     label = int(logits[0].argmax())
     # Beyond what relaxations prove by themselves, so that units are split behind the sum.
-    ball = tfl.Region.ball(x[0], 0.2, "linf", bounds=(0, 1))
+    ball = tfl.Region.ball(x[0], 1.1 * found["linf"][0], "linf", bounds=(0, 1))
     for shift in (0, 1):
         wanted = tfl.Property.classified_as((label + shift) % 3)
         found[f"property {shift}"] = tfl.verify_property(model, ball, wanted, timeout=60).status
@@ -106,7 +106,7 @@ def check(found, expected, tolerance):
 
 
 def test_the_numbers_say_something(expected):
-    assert min(expected["l2"]) > 0 and 0 < min(expected["linf"]) and expected["linf"][0] < 0.2
+    assert min(expected["l2"] + expected["linf"]) > 0
     assert expected["property 0"] == "PROVED" and expected["property 1"] == "REFUTED"
 
 
