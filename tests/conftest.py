@@ -2,12 +2,9 @@
 
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Compiling takes longer than running here: the passes left out change no arithmetic.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
 
 import hypothesis
 import oracles
@@ -31,11 +28,18 @@ def tfds_dir():
     pytest.skip("no prepared MNIST: set TFDS_DATA_DIR to a directory that TFDS has prepared")
 
 
+# A shell's background jobs ignore Ctrl-C, and so would the tests that press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
-    """Same weights in every run, whatever ran before."""
+    """Same weights and names of layers in every run, whatever ran before."""
     import keras
+    from keras.src.utils.naming import reset_uids
 
+    reset_uids()
     keras.utils.set_random_seed(0)
 
 

@@ -5,7 +5,9 @@ the model's input type first and their distance is measured afterwards, in float
 finding is a pair of inputs that the model really takes. Three rules keep float noise out:
 
     a flip counts if the float64 twin of the model decides as the model does (both flipped), or
-    if the model's flipped margin exceeds `NOISE` of the largest output around;
+    if the model's flipped margin exceeds `NOISE` of the largest output around; probabilities do not
+    show how large the logits were whose rounding they pass on: there the twin alone decides, or,
+    without one, a flip by `CLEAR` of what is possible counts;
     a flip `FAR` away counts if the model's outputs are no numbers there;
     a gain is a quotient ‖f(a) - f(b)‖/‖a - b‖ of the twin, or of the model less its noise.
 """
@@ -23,6 +25,8 @@ FAR = 1e4
 GAIN_SLACK = 1e-6
 # Flips of the model alone: hundreds of roundings, of values ten times the outputs.
 NOISE = {"float64": 1e-11, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
+# Flips of probabilities without a twin.
+CLEAR = 0.9
 # Radius searched where the claim is "any perturbation", in units of 1 + ‖x‖.
 EVERYWHERE = 1e3
 
@@ -188,14 +192,20 @@ def _search(function, x, label, radius, threshold, dtype, seed):
         if margins[worst] < 0:
             scale = np.max(np.abs(outputs[np.isfinite(outputs)]), initial=1e-300)
             loud = -margins[worst] > noise_of(function, precision) * scale
+            # At the input itself the model's own class is what is claimed.
+            moved = distances[worst] > 0
+            shares = moved and bool(np.all((outputs >= 0) & (outputs <= 1)))
             # Far away, rounding is that of signals which cancel, in float64 too: outputs that are
             # numbers do not show its size.
             far = distances[worst] > FAR * (1 + np.linalg.norm(x.astype(np.float64)))
             if far:
                 loud = -margins[worst] >= 1e300
-            elif not loud:
+            elif shares or not loud:
                 replayed = yield True, points[worst : worst + 1]
-                loud = replayed is not None and margin(replayed, label, threshold)[0] < 0
+                if replayed is not None:
+                    loud = margin(replayed, label, threshold)[0] < 0
+                else:
+                    loud = shares and -margins[worst] > CLEAR * (1 - threshold)
             if loud:
                 found = decision(outputs[worst], threshold)
                 return Flip(

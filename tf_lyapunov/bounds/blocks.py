@@ -25,7 +25,7 @@ from tf_lyapunov.bounds.lipsdp import (
 )
 from tf_lyapunov.bounds.multipliers import ChainBound, as_chain
 from tf_lyapunov.bounds.programs import first_order
-from tf_lyapunov.bounds.programs.sdp import verified_point
+from tf_lyapunov.bounds.programs.sdp import smallest_parameter, verified_point
 from tf_lyapunov.bounds.tails import Reader, chain_of
 from tf_lyapunov.program import rounding
 from tf_lyapunov.progress import steps
@@ -113,7 +113,7 @@ def _residual_squared(chain, shortcut, deadline):
     inputs = shortcut.shape[1]
 
     def reach(multipliers):
-        return _smallest(problem.matrix(0.0, np.concatenate(multipliers)), inputs)
+        return smallest_parameter(problem.matrix(0.0, np.concatenate(multipliers)), inputs)
 
     found = first_order.search(
         form.weights, form.alphas, form.betas, reach, shortcut=shortcut, deadline=deadline
@@ -155,21 +155,6 @@ def _residual_problem(form, shortcut):
     error[tail, head] = relative * (size.T @ edge) + spread.T @ edge
     error[head, tail] = error[tail, head].T
     return dataclasses.replace(problem, constant=constant), 1.01 * error
-
-
-def _smallest(matrix, inputs):
-    """Smallest θ with M + θ diag(I, 0) ⪰ 0, as computed; inf if there is none."""
-    from scipy.linalg import solve_triangular
-
-    if not np.all(np.isfinite(matrix)):
-        return math.inf
-    try:
-        factor = np.linalg.cholesky(matrix[inputs:, inputs:])
-    except np.linalg.LinAlgError:
-        return math.inf
-    left = solve_triangular(factor, matrix[inputs:, :inputs], lower=True, check_finite=False)
-    need = left.T @ left - matrix[:inputs, :inputs]
-    return max(float(np.linalg.eigvalsh((need + need.T) / 2)[-1]), 0.0)
 
 
 def _relative_error(form):

@@ -27,7 +27,7 @@ import numpy as np
 from tf_lyapunov.bounds.chains import error_norm, gram_factor, norm_up
 from tf_lyapunov.bounds.programs import first_order
 from tf_lyapunov.bounds.programs.interior import MultiplierProblem
-from tf_lyapunov.bounds.programs.sdp import verified_point
+from tf_lyapunov.bounds.programs.sdp import smallest_parameter, verified_point
 from tf_lyapunov.program import rounding
 from tf_lyapunov.theory.norms import power_iteration
 
@@ -213,18 +213,7 @@ class _Reach:
         self.problem, self.first = problem, sizes[0]
 
     def __call__(self, multipliers):
-        from scipy.linalg import solve_triangular
-
-        matrix, first = self.problem.matrix(0.0, np.concatenate(multipliers)), self.first
-        if not np.all(np.isfinite(matrix)):
-            return math.inf
-        try:
-            factor = np.linalg.cholesky(matrix[first:, first:])
-        except np.linalg.LinAlgError:
-            return math.inf
-        left = solve_triangular(factor, matrix[first:, :first], lower=True, check_finite=False)
-        need = left.T @ left - matrix[:first, :first]
-        return max(float(np.linalg.eigvalsh((need + need.T) / 2)[-1]), 0.0)
+        return smallest_parameter(self.problem.matrix(0.0, np.concatenate(multipliers)), self.first)
 
 
 def _proved(form, problem, constant_error, reach, multipliers):

@@ -16,10 +16,7 @@ from tf_lyapunov.bounds.composition import (
 from tf_lyapunov.certification.balls import check_balls, without_flushing, without_overflow
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.heads import heads, pair_distances
-from tf_lyapunov.certification.inputs import (
-    checked_inputs,
-    input_shapes,
-)
+from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
 from tf_lyapunov.certification.proofs import Proof, kept_inputs
 from tf_lyapunov.certification.widening import Widening, checked
 from tf_lyapunov.errors import UnsupportedLayerError

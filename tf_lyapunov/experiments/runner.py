@@ -87,30 +87,18 @@ def certify_target(
     split: str = "test",
     samples: int | None = None,
     *,
-    method: str = "composition",
-    norm: str = "l2",
-    bounds: tuple | None = None,
-    jobs: int | None = 1,
-    state: str | os.PathLike | None = None,
-    time_budget: float = 60.0,
     out: str | os.PathLike | None = None,
+    **options,
 ):
-    """Certify the model on a split; the certificate is written to the run and to `out`."""
+    """Certify the model on a split; the certificate is written to the run and to `out`.
+
+    `options` are those of `certify`.
+    """
     from ..certification import certify
 
     x, y = opened.arrays(split, samples)
     started = time.perf_counter()
-    certificate = certify(
-        opened.model,
-        x,
-        y,
-        method=method,
-        norm=norm,
-        bounds=bounds,
-        jobs=jobs,
-        state=state,
-        time_budget=time_budget,
-    )
+    certificate = certify(opened.model, x, y, **options)
     seconds = time.perf_counter() - started
     opened.certificate, opened.certified = certificate, (split, samples)
     reading = _reading(opened)

@@ -23,13 +23,14 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Weighted
 from tf_lyapunov.program.families.scaling import Scaled
+from tf_lyapunov.theory.eigenvalues import Grams, largest_eigenvalue
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _TINY = 1e-12
 # Sides up to this have their eigenvalues computed in a search too.
 _EXACT = 160
-# Sides up to this in a proof; above, a Cholesky factor after so many steps of the power method.
-_SMALL, _POWERS = 200, 60
+# What a norm may exceed the computed one by, which spares factorisations that just fail.
+_TOLERANCE = 1e-6
 # Linearised maps are formed up to this smaller side, and with this many entries at once.
 _SIDE, _ENTRIES = 2500, 2**24
 
@@ -249,35 +250,16 @@ def _estimate(matrix, vector=None):
 
 
 def spectral_norm(matrix):
-    """Upper bound on ‖A‖₂ by a Cholesky factor of μI - G, G its smaller Gram matrix.
-
-    A factorisation in floating point that succeeds proves μI - G ⪰ -γ_{n+2}·nμ·I (Higham, Theorem
-    10.3, with the trace of μI - G, at most nμ); μ is a little above the power method's value.
-    """
+    """Upper bound on ‖A‖₂, its largest eigenvalue proved by a Cholesky factor."""
     largest = float(np.max(np.abs(matrix), initial=0.0))
     if not 0 < largest < np.inf:
         return largest
     # Squares neither over- nor underflow; a power of two is exact, but for what counts for nothing.
     scale = 2.0 ** math.floor(math.log2(largest))
-    matrix = matrix / scale
-    gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
-    trace, n = float(np.trace(gram)), len(gram)
-    # Products err by a small multiple of n·u·trace.
-    room = 20 * (max(matrix.shape) + 10) * UNIT * trace
-    if n > _SMALL:
-        vector = gram[np.argmax(np.diag(gram))]
-        for _ in range(_POWERS):
-            vector = gram @ (vector / max(np.linalg.norm(vector), 1e-300))
-        for factor in (1.001, 1.005, 1.02):
-            mu = float(np.linalg.norm(vector)) * factor
-            try:
-                np.linalg.cholesky(mu * np.eye(n) - gram)
-            except np.linalg.LinAlgError:
-                continue
-            found = np.sqrt(mu + room + 4 * (n + 2) * n * mu * UNIT)
-            return float(found) * (1 + 8 * UNIT) * scale
-    largest = float(np.linalg.eigvalsh(gram)[-1])
-    return float(np.sqrt(max(largest, 0.0) + room)) * (1 + 8 * UNIT) * scale
+    a = np.asarray(matrix, np.float64) / scale
+    a = a if len(a) >= a.shape[1] else a.T
+    found = largest_eigenvalue(Grams(1, lambda i: a, len(a)), _TOLERANCE)
+    return math.sqrt(found) * (1 + 8 * UNIT) * scale
 
 
 def absolute_norms(operation, shapes):

@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import importlib
-import importlib.util
 import threading
 
 _lock = threading.Lock()
@@ -12,7 +10,7 @@ _held = {"count": 0, "limits": None}
 
 @contextlib.contextmanager
 def one_thread():
-    """Context in which BLAS uses one thread, if `threadpoolctl` is installed.
+    """Context in which BLAS uses one thread.
 
     Threads that wait for one another spin: on two busy cores the eigenvalues of a 256×256 matrix
     took 500 ms of CPU time, against 2 ms with one thread. For many small matrices, and during
@@ -24,13 +22,9 @@ def one_thread():
     ...     round(1.0)
     1
     """
-    controller = _thread_controller()
-    if controller is None:
-        yield
-        return
     with _lock:
         if _held["count"] == 0:
-            _held["limits"] = controller.limit(limits=1)
+            _held["limits"] = _thread_controller().limit(limits=1)
         _held["count"] += 1
     try:
         yield
@@ -45,6 +39,6 @@ def one_thread():
 @functools.cache
 def _thread_controller():
     """Looked up once: finding the libraries of the process takes milliseconds."""
-    if importlib.util.find_spec("threadpoolctl") is None:
-        return None
-    return importlib.import_module("threadpoolctl").ThreadpoolController()
+    import threadpoolctl
+
+    return threadpoolctl.ThreadpoolController()

@@ -6,6 +6,7 @@ did. Nothing in this package imports cvxpy but this module.
 """
 
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -175,6 +176,33 @@ def _solve_with_cvxpy(problem, solver, blocks, tol, seconds):
 
 
 # Proofs -----------------------------------------------------------------------------------------
+
+
+def smallest_parameter(matrix, inputs):
+    """Smallest θ ≥ 0 with M + θ diag(I, 0) ⪰ 0, as computed; inf if there is none.
+
+    A candidate: `verified_point` and `verified_block_semidefinite` prove.
+
+    Args:
+        matrix: M, float64 (n, n), symmetric.
+        inputs: size of I.
+
+    Example:
+
+    >>> round(smallest_parameter(np.array([[0.0, 1.0], [1.0, 2.0]]), 1), 12)
+    0.5
+    """
+    from scipy.linalg import solve_triangular
+
+    if not np.all(np.isfinite(matrix)):
+        return math.inf
+    try:
+        factor = np.linalg.cholesky(matrix[inputs:, inputs:])
+    except np.linalg.LinAlgError:
+        return math.inf
+    left = solve_triangular(factor, matrix[inputs:, :inputs], lower=True, check_finite=False)
+    need = left.T @ left - matrix[:inputs, :inputs]
+    return max(float(np.linalg.eigvalsh((need + need.T) / 2)[-1]), 0.0)
 
 
 def verified_block_semidefinite(diagonal, lower=(), diagonal_errors=None, lower_errors=None):

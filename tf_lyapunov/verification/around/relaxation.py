@@ -198,8 +198,10 @@ def _minima(p, center, left, right, c, g, weight):
         # The ends of pieces within the box, outwards too: a piece is a line everywhere.
         start = np.maximum(down(p.start[k] - center), left)
         stop = np.minimum(up(p.stop[k] - center), right)
-        away = -tilt * inverse
-        away = np.clip(away if beyond is None else away * beyond, start, stop)
+        with np.errstate(over="ignore"):  # beyond every end, which is where it stops
+            away = -tilt * inverse
+            away = away if beyond is None else away * beyond
+        away = np.clip(away, start, stop)
         value = tilt * (away + center) + (weight / 2) * away * away
         if np.any(p.shift[k]):
             value += c * p.shift[k]
