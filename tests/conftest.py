@@ -35,11 +35,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Same weights and names of layers in every run, whatever ran before."""
+    """Same weights in every run, whatever ran before."""
     import keras
-    from keras.src.utils.naming import reset_uids
 
-    reset_uids()
     keras.utils.set_random_seed(0)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import sys
 import threading
+import time
 
 import joblib
 import pytest
@@ -123,11 +124,19 @@ def test_workers_that_are_lost_for_ever_end_in_an_error_that_says_what_is_not_do
 def test_a_consumer_that_stops_leaves_no_thread_and_no_warning(recwarn):
     before = threading.active_count()
     with joblib.parallel_config(backend="threading"):
-        found = each(square, itself, itertools.islice(itertools.count(), 50), 2)
+        found = each(slowly, itself, itertools.islice(itertools.count(), 50), 2)
         next(found)
-        found.close()
-    assert threading.active_count() <= before + 1
+        found.close()  # the second task is still being done
+    end = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.05)  # that task runs to its end
+    assert threading.active_count() <= before
     assert not [w for w in recwarn if "tasks" in str(w.message)]
+
+
+def slowly(number):
+    time.sleep(0.5 * number)
+    return number
 
 
 @pytest.mark.parametrize("jobs", [1.5, "2", True])

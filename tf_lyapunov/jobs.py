@@ -185,7 +185,9 @@ def _call(joblib, whole, key, tasks, jobs):
             parallel = joblib.Parallel(return_as="generator_unordered", **common)
             found = parallel(calls)
             try:
-                yield from found
+                # Not `yield from`, which closes `found` before the warning is silenced.
+                for one in found:  # noqa: UP028
+                    yield one
             finally:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that results were given up is no news
