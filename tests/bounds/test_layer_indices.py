@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tf_lyapunov.bounds import dissipativity
 from tf_lyapunov.bounds.layer_indices import (
     indices_frontier,
     is_dissipative,
@@ -45,6 +46,42 @@ def test_nu_is_the_optimum_of_theorem_1(sector, shape, delta):
     expected = published_program(weight, sector, delta)
     assert found.verdict == "PROVED" and found.method == "diagonal"
     assert found.nu == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("sector", SECTORS)
+@pytest.mark.parametrize("delta", [-0.2, 0.0, 0.7, 30.0])
+@pytest.mark.parametrize("shape, rank", [((3, 8), 3), ((4, 30), 2), ((1, 5), 1)])
+def test_inputs_that_share_no_output_cost_nothing_and_change_nothing(
+    sector, delta, shape, rank, monkeypatch
+):
+    rng = np.random.default_rng(sum(shape))
+    weight = rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1]))
+    weight[:, : shape[0]] += np.eye(shape[0])
+    seen, kept = [], dissipativity._problem
+    monkeypatch.setattr(
+        dissipativity, "_problem", lambda chain, d: seen.append(chain.widths[0]) or kept(chain, d)
+    )
+    found = layer_indices(weight.T, sector, delta=delta)
+    assert min(seen) == 2 * shape[0]  # those that an output is compared with, and as many as W sees
+    monkeypatch.setattr(dissipativity, "_fewer_inputs", lambda chain: chain)
+    whole = layer_indices(weight.T, sector, delta=delta)
+    assert found.verdict == whole.verdict == "PROVED"
+    assert found.nu == pytest.approx(whole.nu, rel=1e-6, abs=1e-7) and found.nu <= 0
+
+
+@pytest.mark.parametrize("sector", SECTORS)
+def test_the_smallest_cone_is_found_without_proofs_on_the_way(sector, monkeypatch):
+    weight = np.random.default_rng(1).normal(size=(4, 12))
+    proofs, kept = [], dissipativity.verified_minimum
+    monkeypatch.setattr(
+        dissipativity, "verified_minimum", lambda *a, **o: proofs.append(1) or kept(*a, **o)
+    )
+    found = layer_indices(weight.T, sector)
+    assert found.verdict == "PROVED" and len(proofs) == 1
+    radius = lambda p: (1 / (2 * p.delta)) ** 2 - p.nu / p.delta  # noqa: E731
+    for factor in (0.8, 1.25):
+        other = layer_indices(weight.T, sector, delta=found.delta * factor)
+        assert radius(found) <= radius(other) * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("sector", SECTORS)

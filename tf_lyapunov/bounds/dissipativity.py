@@ -119,21 +119,68 @@ def network_indices(model, sectors=None, *, delta, solver="structured", seconds=
 def proven_indices(chain, delta, *, solver="structured", tol=1e-8, seconds=None):
     """`(ν, multipliers)` of `network_indices` for a `Chain`, proved, or None."""
     chain, is_live = _live_units(chain)
+    small = _fewer_inputs(chain)
+    found = _searched(small, delta, solver, tol, seconds)
+    if found is None:
+        return None
     problem, error = _problem(chain, delta)
+    errors = {"entry_error": _relative_error(chain), "constant_error": error}
+    result, start = found
+    if small is not chain:  # along the inputs left out M is θI
+        result, start = _with_non_negative(result), (max(start[0], 1e-9 * abs(start[0])), start[1])
+    proved = verified_minimum(problem, result, start, **errors)
+    if proved is None:
+        return None
+    nu = -proved[0]
+    if delta > 0:  # beyond it the cone is empty, so that only rounding can lead there
+        nu = min(nu, round_down(1 / (4 * Fraction(delta))))
+    multipliers = np.full(len(is_live), np.inf)
+    multipliers[is_live] = proved[1]
+    return nu, multipliers
+
+
+def estimated_nu(chain, delta, *, solver="structured", tol=1e-4):
+    """`(ν, multipliers)` for a `Chain` as computed, or None: they steer, and prove nothing."""
+    chain = _live_units(chain)[0]
+    small = _fewer_inputs(chain)
+    found = _searched(small, delta, solver, tol, None)
+    if found is None:
+        return None
+    theta = found[0].theta if small is chain else max(found[0].theta, 0.0)
+    return -theta, found[0].multipliers
+
+
+def _searched(chain, delta, solver, tol, seconds):
+    """`(SolverResult, start)`, or None if nothing was found."""
+    problem, _ = _problem(chain, delta)
     start = _start(problem, chain)
     if start is None:
         return None
     options = {"solver": solver, "tol": tol, "scale": 1e-4 * abs(start[0]), "seconds": seconds}
-    errors = {"entry_error": _relative_error(chain), "constant_error": error}
-    found = proven_minimum(problem, start, errors, **options)
-    if found is None:
+    try:
+        return solve(problem, start, **options), start
+    except SolverFailure:
         return None
-    nu = -found[0]
-    if delta > 0:  # beyond it the cone is empty, so that only rounding can lead there
-        nu = min(nu, round_down(1 / (4 * Fraction(delta))))
-    multipliers = np.full(len(is_live), np.inf)
-    multipliers[is_live] = found[1]
-    return nu, multipliers
+
+
+def _fewer_inputs(chain):
+    """A chain with the same M but for rows and columns of θI, where there are many inputs.
+
+    Beyond those that ΔuᵀΔy compares with outputs, inputs enter through the first layer alone: with
+    W = [W₁, LQᵀ], QᵀQ = I, the chain of [W₁, L] has the same ν as long as ν ≤ 0, which directions
+    that W does not see enforce. L is rounded: what is found for it is a candidate.
+    """
+    first, shared = chain.weights[0], min(chain.widths[-1], chain.widths[0])
+    rest = first[:, shared:]
+    if rest.shape[1] <= rest.shape[0]:
+        return chain
+    lower = np.linalg.qr(rest.T, mode="r").T
+    return Chain((np.hstack([first[:, :shared], lower]), *chain.weights[1:]), chain.sectors)
+
+
+def _with_non_negative(result):
+    points = tuple((max(theta, 0.0), multipliers) for theta, multipliers in result.points)
+    return dataclasses.replace(result, theta=max(result.theta, 0.0), points=points)
 
 
 def _live_units(chain):

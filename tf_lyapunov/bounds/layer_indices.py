@@ -11,6 +11,7 @@ import numpy as np
 from tf_lyapunov.bounds.chains import Chain
 from tf_lyapunov.bounds.dissipativity import (
     NetworkIndices,
+    estimated_nu,
     proven_indices,
     proven_minimum,
 )
@@ -194,7 +195,7 @@ def layer_indices(
     return LayerIndices(delta, nu, np.atleast_1d(lam), verdict, seconds, method, read.name)
 
 
-def _largest_nu(read, delta, multiplier, solver, tol=1e-8):
+def _largest_nu(read, delta, multiplier, solver):
     """`(ν, Λ, method, verdict)`."""
     if multiplier == "auto":
         multiplier = read.fitting
@@ -210,7 +211,7 @@ def _largest_nu(read, delta, multiplier, solver, tol=1e-8):
         elif multiplier == "scalar":
             found = scalar_indices(read.kernel, read.linear_map, read.sector, delta, read.tap)
         else:
-            found = _diagonal(read.matrix(), read.sector, delta, solver=solver, tol=tol)
+            found = _diagonal(read.matrix(), read.sector, delta, proven_indices, solver)
         if found is not None:
             return *found, method, "PROVED"
     verdict = "PROVED" if multiplier == "norm" else "SOLVER_FAILED"
@@ -222,9 +223,17 @@ def _largest_nu(read, delta, multiplier, solver, tol=1e-8):
 def _delta_of_smallest_cone(read, multiplier, solver):
     """δ = 1/(2c): the gain of y - cu is convex in c, and its bound r² = c² - 2cν with it."""
     size = read.norm or 1.0
+    chosen = read.fitting if multiplier == "auto" else multiplier
+    is_curved = read.sector.alpha < read.sector.beta and np.any(read.kernel)
+    searches = is_curved and chosen == "diagonal"
+    weight = read.matrix() if searches else None
+
+    def largest_nu(delta):
+        found = _diagonal(weight, read.sector, delta, estimated_nu) if searches else None
+        return _largest_nu(read, delta, multiplier, solver)[0] if found is None else found[0]
 
     def squared_radius(c):
-        squared = c * c - 2 * c * _largest_nu(read, 1 / (2 * c), multiplier, solver, 1e-4)[0]
+        squared = c * c - 2 * c * largest_nu(1 / (2 * c))
         cones.advance()
         return squared
 
@@ -468,13 +477,13 @@ def _kernel(layer):
 # Searches ---------------------------------------------------------------------------------------
 
 
-def _diagonal(weight, sector, delta, **options):
-    """`(ν, Λ)`, proved, or None: the network whose last layer is the identity."""
+def _diagonal(weight, sector, delta, search, solver="structured"):
+    """What `search` finds for the network whose last layer is the identity, ν first; or None."""
     size = float(np.linalg.norm(weight, 2)) * sector.magnitude
     # In units of the output in which the gain is about one; powers of two are exact.
     unit = 2.0 ** round(math.log2(size)) if size else 1.0
     chain = Chain((weight / unit, np.eye(len(weight))), (sector,))
-    found = proven_indices(chain, delta * unit, **options)
+    found = search(chain, delta * unit, solver=solver)
     return None if found is None else (found[0] * unit, found[1] / unit)
 
 
@@ -490,10 +499,3 @@ def _linear(weight, slope, delta):
     size = abs(slope) * float(np.linalg.norm(weight))
     forming = rounding.gamma(outputs + 8, UNIT) * (size + abs(delta) * size**2)
     return float(rounding.down(value - bound - 1.01 * forming))
-
-
-def _from_norm(kernel, linear_map, sector, delta):
-    """ν = -(δr² + r) with r = σ·max(|α|, |β|): equation (2.1), for δ ≥ 0; -r for smaller δ."""
-    gain = rounding.product_up(norm_upper_bound(kernel, linear_map).value, sector.magnitude)
-    r = Fraction(gain)
-    return round_down(-(Fraction(max(delta, 0.0)) * r * r + r))

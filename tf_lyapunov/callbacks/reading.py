@@ -1,6 +1,7 @@
 """What `LyapunovMonitor` sees at one moment, and how it is measured."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from keras import ops
@@ -8,7 +9,8 @@ from keras import ops
 from tf_lyapunov.constraints import NormalizationBound, SpectralBound
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.weights import inference_value
-from tf_lyapunov.spectral.norms import norm_estimate
+from tf_lyapunov.spectral.compilation import compiled
+from tf_lyapunov.spectral.norms import measured_map, norm_estimate, start_vector
 from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
 
 
@@ -154,6 +156,17 @@ def _power_iteration(kernel, linear_map, iterations, vector):
     kernel = ops.cast(ops.stop_gradient(ops.convert_to_tensor(kernel)), "float32")
     if linear_map.kind == "dense":  # a few products: NumPy has less to set up
         return power_iteration(ops.convert_to_numpy(kernel), iterations, vector)
-    start = None if vector is None else ops.convert_to_tensor(vector)
-    sigma, vector = norm_estimate(kernel, linear_map, iterations=iterations, start=start)
+    if vector is None:
+        vector = start_vector(measured_map(kernel.shape, linear_map)).astype("float32")
+    sigma, vector = _estimate(linear_map, iterations)(kernel, ops.convert_to_tensor(vector))
     return float(ops.convert_to_numpy(sigma)), ops.convert_to_numpy(vector)
+
+
+@functools.lru_cache(maxsize=512)
+def _estimate(linear_map, iterations):
+    """`norm_estimate` as a graph, which all kernels of a map share."""
+
+    def estimate(kernel, start):
+        return norm_estimate(kernel, linear_map, iterations=iterations, start=start)
+
+    return compiled(estimate)

@@ -17,17 +17,17 @@ from tf_lyapunov.certification.balls import check_balls, without_flushing, witho
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.heads import heads, pair_distances
 from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
-from tf_lyapunov.certification.proofs import Proof, kept_inputs
+from tf_lyapunov.certification.proofs import KeptInputs, Proof
 from tf_lyapunov.certification.widening import Widening, checked
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.jobs import checked_jobs
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.feeding import blocks, is_arrays
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     PRECISIONS,
     Float64Logits,
     LogitsModel,
-    batches,
     check_single_output,
     with_rounded_settings,
 )
@@ -80,7 +80,7 @@ def certify(
             probabilities (n, K).
         x: array (n, …), or for a model with several inputs a list, tuple or dict of arrays, as
             Keras takes them; `keras.utils.PyDataset`, tf.data, or an iterable of batches `(x, y)`;
-            finite numbers. Read once, in its own order.
+            finite numbers. Read once, in its own order, a few megabytes at a time.
         y: class numbers (n,) or one-hot rows (n, K); `None` takes the data set's labels, or, if it
             has none, certifies the model's own decisions.
         method: `"composition"`, the product of the layers' gains over the graph. For the linear
@@ -163,8 +163,8 @@ def certify(
             "method='auto'."
         )
     network = logits_model = constants = None
-    parts = []
-    for inputs, labels in batches(x, y, given):
+    parts, held = [], KeptInputs(is_arrays(x))
+    for inputs, labels in blocks(x, y, given):
         if network is None:
             shapes = input_shapes(given, inputs)
             network = with_rounded_settings(read_network(model, shapes))
@@ -192,9 +192,12 @@ def certify(
         if logits_model.precision == "float64":
             # A radius is about the class that the model itself decides for.
             own = decisions(own_logits.predict(cast, size))
-        kept = cast if widening.reads_inputs or sum(map(len, own_parts)) < _SAMPLE else None
+        kept = cast if widening.reads_inputs else None
+        if kept is None and sum(map(len, own_parts)) < _SAMPLE:
+            kept = [a[:_SAMPLE].copy() for a in cast]
         own_parts.append(own)
-        parts.append((logits, errors, moved, norms, labels, kept, inputs))
+        parts.append((logits, errors, moved, norms, labels, kept))
+        held.add(inputs)
     logits, errors, moved = (np.concatenate([p[i] for p in parts]) for i in range(3))
     norms = {name: np.concatenate([p[3][name] for p in parts]) for name in network.inputs}
     known = [p[4] for p in parts]
@@ -267,8 +270,9 @@ def certify(
             "A model must stay as it is while it is certified. Received: model "
             f"{model.name!r}, whose weights or settings changed meanwhile. Certify it again."
         )
-    held = None if given.several else kept_inputs([p[6][0] for p in parts])
-    proof = Proof(network, bound.proof, held, overall, widening.records, widening.kept_bounds)
+    proof = Proof(
+        network, bound.proof, held.joined(), overall, widening.records, widening.kept_bounds
+    )
     object.__setattr__(certificate, "proof", proof)
     return certificate
 

@@ -19,8 +19,9 @@ from tf_lyapunov.certification.stacks import SLACK, Signals, dense_stacks
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.linear import linear_radii
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.feeding import blocks
 from tf_lyapunov.program.inputs import Inputs
-from tf_lyapunov.program.logits import batches, with_rounded_settings
+from tf_lyapunov.program.logits import with_rounded_settings
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.weights import inference_value
@@ -171,7 +172,7 @@ def minimal_perturbation_lower_bound(
     taken = Inputs.of(model)
     chosen = taken.chosen(perturbed)
     network, parts, around = None, [], []
-    for inputs, labels in batches(x, y, taken):
+    for inputs, labels in blocks(x, y, taken):
         if network is None:
             shapes = input_shapes(taken, inputs)
             network = with_rounded_settings(read_network(model, shapes))

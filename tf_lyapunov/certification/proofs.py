@@ -29,8 +29,9 @@ from tf_lyapunov.verification.contents import BOUNDS, described
 from tf_lyapunov.verification.inequalities import Multipliers
 from tf_lyapunov.verification.translation import Call, contradictions
 
-# Bytes of inputs that a certificate keeps, so that its radii can be re-checked.
-LARGEST_INPUTS = 2**28
+# Bytes of inputs that a certificate keeps, so that its radii can be re-checked: of arrays, which
+# are in memory anyway, and of data sets.
+LARGEST_ARRAY, LARGEST_STREAM = 2**28, 2**26
 # Growth of multipliers and gains tried until the verifier's own rounding fits.
 _GROWTHS = (1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 # A claim may be weaker than its certificate by this share, no more.
@@ -66,6 +67,35 @@ class Proof:
     bounds: tuple | None = None
 
 
+class KeptInputs:
+    """The inputs of a model with one, as they come, until they are too large to keep.
+
+    Args:
+        is_array: whether they are parts of an array.
+    """
+
+    def __init__(self, is_array):
+        self._parts, self._size = [], 0
+        self._largest = LARGEST_ARRAY if is_array else LARGEST_STREAM
+
+    def add(self, inputs):
+        """Takes the next block, a list with one array for each input."""
+        self._size += sum(a.nbytes for a in inputs)
+        if len(inputs) > 1 or self._size > self._largest:
+            self._parts = None
+        if self._parts is not None:
+            self._parts.append(inputs[0])
+
+    def joined(self):
+        """Copy of all in one array, or None."""
+        if self._parts is None:
+            return None
+        kept = [p if p.dtype.kind in "iufb" else p.astype(np.float32) for p in self._parts]
+        joined = np.concatenate(kept)  # bfloat16 as float32
+        joined.setflags(write=False)
+        return joined
+
+
 def save_proof(certificate, path):
     """Writes a certificate's proof file; see `Certificate.save`.
 
@@ -96,8 +126,9 @@ def save_proof(certificate, path):
         )
     if proof.inputs is None:
         raise ValueError(
-            f"A proof file holds the inputs, up to {LARGEST_INPUTS // 2**20} MB of them. Received: "
-            "a certificate of more. Certify them in parts, or save as .json."
+            f"A proof file holds the inputs, up to {LARGEST_ARRAY // 2**20} MB of an array and "
+            f"{LARGEST_STREAM // 2**20} MB of a data set. Received: a certificate of more. Certify "
+            "them in parts, or save as .json."
         )
     if proof.records is None:
         raise ValueError(
@@ -211,16 +242,6 @@ def incomplete(path, error):
     return ProofFileError(
         f"The proof file is refused: it is incomplete ({error}). Received: {path}."
     )
-
-
-def kept_inputs(parts):
-    """Copy of the batches of inputs in one array, or None if they are too large."""
-    if sum(part.nbytes for part in parts) > LARGEST_INPUTS:
-        return None
-    parts = [p if p.dtype.kind in "iufb" else p.astype(np.float32) for p in parts]  # bfloat16
-    joined = np.concatenate(parts)
-    joined.setflags(write=False)
-    return joined
 
 
 def _claim(certificate, proof):

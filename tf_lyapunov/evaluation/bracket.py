@@ -15,10 +15,10 @@ from tf_lyapunov.certification.margins import certify, checked_labels, decisions
 from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
 from tf_lyapunov.evaluation.accuracy import logits as executed_logits
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.feeding import batches
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     Float64Logits,
-    batches,
     with_rounded_settings,
 )
 from tf_lyapunov.program.network import read_network

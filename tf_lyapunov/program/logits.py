@@ -1,10 +1,9 @@
-"""Evaluates the logits of a network in batches, from arrays, PyDatasets or tf.data."""
+"""Evaluates the logits of a network in batches."""
 
 import contextlib
 import dataclasses
 import importlib
 import math
-from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -13,7 +12,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program.activations import innermost
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.graph import is_graph
-from tf_lyapunov.program.inputs import Inputs, to_array
+from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.replay import Replay, arguments, without_activation
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
@@ -169,71 +168,6 @@ def _rows(x, size):
     arrays = x if isinstance(x, list) else [x]
     for start in steps(range(0, len(arrays[0]), size), "batches"):
         yield [a[start : start + size] for a in arrays]
-
-
-def batches(x, y, inputs):
-    """Yields `(inputs, labels or None)` from arrays, a PyDataset, or an iterable of batches.
-
-    Args:
-        x: array (n, …), or a list, tuple or dict with one for each input of the model;
-            `keras.utils.PyDataset`, tf.data or any finite iterable of batches, each `x` or
-            `(x, y)` or `(x, y, sample_weight)`.
-        y: labels for an array or for a data set without labels, or None.
-        inputs: `Inputs` of the model.
-
-    Yields:
-        A list with one array for each input, and labels.
-
-    Raises:
-        ValueError: if labels come twice, the data set is infinite or empty, or see `Inputs.flat`.
-    """
-    if hasattr(x, "__array__") or keras.ops.is_tensor(x) or isinstance(x, (list, tuple, Mapping)):
-        found = inputs.flat(x)
-        yield found, None if y is None else to_array(y, "y")
-        return
-    empty = True
-    labels = None if y is None else to_array(y, "y")
-    position = 0
-    for batch in _iterate(x):
-        empty = False
-        parts = batch if isinstance(batch, (list, tuple)) else (batch,)
-        found = inputs.flat(parts[0])
-        given = to_array(parts[1], "y") if len(parts) > 1 and parts[1] is not None else None
-        if given is not None and labels is not None:
-            raise ValueError(
-                "Labels must come once. Received: a data set with labels, and `y` as well. "
-                "Leave `y` out."
-            )
-        if labels is not None:
-            given = labels[position : position + len(found[0])]
-            position += len(found[0])
-        yield found, given
-    if empty:
-        raise ValueError("`x` must hold at least one input. Received: an empty data set.")
-    if labels is not None and position != len(labels):
-        raise ValueError(
-            f"`y` must have one label per input. Received: {len(labels)} labels for {position} "
-            "inputs."
-        )
-
-
-def _iterate(x):
-    if isinstance(x, keras.utils.PyDataset):
-        count = x.num_batches
-        if count is None:
-            raise ValueError("`x` must be finite. Received: a PyDataset of unknown length.")
-        return (x[i] for i in range(count))
-    if hasattr(x, "cardinality") and int(x.cardinality()) == -1:  # tf.data: INFINITE
-        raise ValueError(
-            "`x` must be finite. Received: an endless data set. Leave out `.repeat()`, or use "
-            "`.take(n)`."
-        )
-    if isinstance(x, (str, bytes)) or not hasattr(x, "__iter__"):
-        raise TypeError(
-            "`x` must be an array, a keras.utils.PyDataset or an iterable of batches. "
-            f"Received: an object of type {type(x).__name__}."
-        )
-    return iter(x)
 
 
 def check_single_output(network, own, x, logits):

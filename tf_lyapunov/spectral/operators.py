@@ -85,20 +85,41 @@ def _gather(x, kernel, linear_map):
 def _scatter(y, kernel, linear_map):
     """Adjoint of `_gather`: a full transposed convolution, cropped to the input grid."""
     axes = convolution_axes(kernel.shape, linear_map)
-    rank = len(axes)
     if linear_map.kind == "depthwise":
-        channels, multiplier = kernel.shape[-2:]
-        blocks = [kernel[..., c : c + 1, :] for c in range(channels)]
-        width = multiplier
+        full = _full_depthwise(y, kernel, axes)
     else:
-        blocks = ops.split(kernel, linear_map.groups, axis=-1)
         width = kernel.shape[-1] // linear_map.groups
-    parts = [
-        ops.conv_transpose(y[..., g * width : (g + 1) * width], block, **_geometry(axes))
-        for g, block in enumerate(blocks)
-    ]
-    full = ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        parts = [
+            ops.conv_transpose(y[..., g * width : (g + 1) * width], block, **_geometry(axes))
+            for g, block in enumerate(ops.split(kernel, linear_map.groups, axis=-1))
+        ]
+        full = ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
     pads = [[0, max(a.left + a.size - full.shape[1 + i], 0)] for i, a in enumerate(axes)]
     full = ops.pad(full, [[0, 0], *pads, [0, 0]])
-    crop = tuple(slice(a.left, a.left + a.size) for a in axes[:rank])
+    crop = tuple(slice(a.left, a.left + a.size) for a in axes)
     return full[(slice(None), *crop)]
+
+
+def _full_depthwise(y, kernel, axes):
+    """x[j, c] = Σ_{t, m} K[t, c, m] y[(j - t·d)/s, c, m]: one convolution for all channels."""
+    *taps, channels, multiplier = kernel.shape
+    for i, axis in enumerate(axes):
+        y = _spread(y, i + 1, axis.stride)
+    around = [[axis.extent - 1] * 2 for axis in axes]
+    flipped = ops.flip(kernel, tuple(range(len(taps))))
+    full = ops.depthwise_conv(
+        ops.pad(y, [[0, 0], *around, [0, 0]]),
+        ops.reshape(flipped, (*taps, channels * multiplier, 1)),
+        **_geometry(axes) | {"strides": 1},
+    )
+    return ops.sum(ops.reshape(full, (*full.shape[:-1], channels, multiplier)), axis=-1)
+
+
+def _spread(y, axis, stride):
+    """y with `stride` - 1 zeros between its neighbours along an axis."""
+    if stride == 1:
+        return y
+    before, size, after = y.shape[:axis], y.shape[axis], y.shape[axis + 1 :]
+    zeros = [[0, 0]] * (axis + 1) + [[0, stride - 1]] + [[0, 0]] * len(after)
+    y = ops.reshape(ops.pad(ops.expand_dims(y, axis + 1), zeros), (*before, size * stride, *after))
+    return y[(slice(None),) * axis + (slice(0, (size - 1) * stride + 1),)]

@@ -6,6 +6,7 @@ N multipliers. The answer is a candidate: `sdp` proves what it claims, or refuse
 """
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -58,10 +59,19 @@ class MultiplierProblem:
             matrix = matrix + (product + product.T) / 2
         matrix = np.array(matrix)
         cross = self.m[:, None] * scaled
+        if self._has_own_rows:
+            matrix[self.rows] -= cross
+            matrix.T[self.rows] -= cross
+            matrix[self.rows, self.rows] += lam
+            return matrix
         np.add.at(matrix, self.rows, -cross)
         np.add.at(matrix.T, self.rows, -cross)
         np.add.at(matrix, (self.rows, self.rows), lam)
         return matrix
+
+    @functools.cached_property
+    def _has_own_rows(self):
+        return len(np.unique(self.rows)) == len(self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

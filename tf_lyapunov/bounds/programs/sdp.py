@@ -371,17 +371,26 @@ def verified_minimum(problem, result, interior, *, entry_error=0.0, constant_err
         `(theta, multipliers)`, proved, or None.
     """
     errors = {"entry_error": entry_error, "constant_error": constant_error}
+    shares = (0.0, *np.geomspace(1e-13, 1.0, 27))
     best = None
-    anchors = [*result.points[:3], interior]
-    for anchor_theta, anchor in anchors:
-        for share in (0.0, *np.geomspace(1e-13, 1.0, 27)):
-            theta = (1 - share) * result.theta + share * anchor_theta
-            if best is not None and theta >= best[0]:
-                break
-            lam = (1 - share) * result.multipliers + share * anchor
-            if verified_point(problem, theta, lam, **errors):
-                best = (float(theta), lam)
-                break
+
+    def proved(anchor, share):
+        theta = (1 - share) * result.theta + share * anchor[0]
+        lam = (1 - share) * result.multipliers + share * anchor[1]
+        is_proved = verified_point(problem, theta, lam, **errors)
+        return (float(theta), lam) if is_proved else None
+
+    for anchor in [*result.points[:3], interior]:
+        if best is None and (best := proved(anchor, 0.0)) is not None:
+            break
+        # By bisection: the last share but one that is not proved, the first that is.
+        found, low, high = proved(anchor, 1.0), 0, len(shares) - 1
+        while found is not None and high - low > 1:
+            middle = (low + high) // 2
+            closer = proved(anchor, shares[middle])
+            found, low, high = (found, middle, high) if closer is None else (closer, low, middle)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
         if best is not None and best[0] <= result.theta + 1e-7 * abs(result.theta):
             break
     return best

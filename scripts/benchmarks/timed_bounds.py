@@ -1,0 +1,122 @@
+"""One measurement of `bounds.py`, in a process of its own:  timed_bounds.py ROOT TASK ARGUMENTS
+
+Prints `[CPU seconds, wall seconds, value]` of the library in ROOT as JSON. What TensorFlow traces
+once for any bound is left out. What it uses is in earlier builds too.
+"""
+
+import json
+import sys
+import time
+
+
+def main(root, task, *arguments):
+    import keras
+
+    import tf_lyapunov as tfl
+
+    assert tfl.__file__.startswith(root), f"{tfl.__file__} is not the build in {root}."
+    keras.utils.set_random_seed(0)
+    Input, Conv2D, Flatten = keras.Input, keras.layers.Conv2D, keras.layers.Flatten
+    tfl.lipschitz_upper_bound(
+        keras.Sequential([Input((4, 4, 2)), Conv2D(2, 3, padding="same"), Flatten()])
+    )
+    run = globals()[task](*arguments)
+    start = time.process_time(), time.perf_counter()
+    value = run()
+    print(json.dumps([time.process_time() - start[0], time.perf_counter() - start[1], value]))
+
+
+def lipschitz_upper_bound(name, side):
+    import tf_lyapunov as tfl
+
+    model = _network(name, int(side))
+    return lambda: tfl.lipschitz_upper_bound(model).gain_upper_bound
+
+
+def project(name, side):
+    """Of kernels that were never seen, all of them beyond their budgets."""
+    import numpy as np
+
+    import tf_lyapunov as tfl
+
+    model, rng = _network(name, int(side)), np.random.default_rng(0)
+    tfl.constrain(model, {layer.name: 1.0 for layer in model.layers if hasattr(layer, "kernel")})
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            layer.kernel.assign(rng.normal(size=layer.kernel.shape))
+
+    def run():
+        tfl.project(model)
+
+    return run
+
+
+def layer_indices(inputs, outputs):
+    """Radius² of the smallest cone of a leaky layer."""
+    import numpy as np
+
+    import tf_lyapunov as tfl
+    from tf_lyapunov.bounds.layer_indices import layer_indices
+
+    kernel = np.random.default_rng(0).normal(size=(int(inputs), int(outputs)))
+    kernel /= np.sqrt(int(inputs))
+
+    def run():
+        found = layer_indices(kernel, tfl.Sector(0.3, 1.0))
+        center = 1 / (2 * found.delta)
+        return center**2 - 2 * center * found.nu
+
+    return run
+
+
+def monitored_epoch(images, watched):
+    """The quickest of five epochs of a depthwise model, after one that traces."""
+    import keras
+    import numpy as np
+
+    import tf_lyapunov as tfl
+
+    layers, rng = keras.layers, np.random.default_rng(0)
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 16)),
+            layers.DepthwiseConv2D(3, padding="same"),
+            layers.Flatten(),
+            layers.Dense(10),
+        ]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    tfl.constrain(model, [1.0, 1.0])
+    x = rng.normal(size=(int(images), 32, 32, 16)).astype("float32")
+    y = rng.integers(0, 10, len(x))
+    seconds = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.process_time()
+
+        def on_epoch_end(self, epoch, logs=None):
+            seconds.append(time.process_time() - self.start)
+
+    monitor = tfl.callbacks.LyapunovMonitor(verbose=0, on_violation="ignore")
+    callbacks = [monitor, Watch()] if watched == "watched" else [Watch()]
+
+    def run():
+        model.fit(x, y, epochs=6, verbose=0, callbacks=callbacks)
+        return min(seconds[1:])
+
+    return run
+
+
+def _network(name, side):
+    import keras
+
+    if name == "DepthwiseConv2D":
+        layer = keras.layers.DepthwiseConv2D(3, padding="same")
+        return keras.Sequential([keras.Input((side, side, 16)), layer])
+    build = getattr(keras.applications, name)
+    return build(weights=None, include_top=False, input_shape=(side, side, 3))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

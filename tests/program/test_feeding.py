@@ -1,0 +1,102 @@
+"""Inputs in blocks: the same inputs and labels in the same order, whatever they came in."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tf_lyapunov import certify
+from tf_lyapunov.certification import proofs
+from tf_lyapunov.program import feeding
+from tf_lyapunov.program.inputs import Inputs
+
+
+def model():
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+
+
+def fed(x, y=None, **sizes):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in sizes.items():
+            patch.setattr(feeding, name, size)
+        return list(feeding.blocks(x, y, Inputs.of(model())))
+
+
+@given(
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    smallest=st.integers(1, 200),
+    largest=st.integers(24, 400),
+    labelled=st.booleans(),
+)
+def test_blocks_hold_what_batches_hold_in_order(cuts, smallest, largest, labelled):
+    count = sum(cuts)
+    x, y = np.arange(3.0 * count).reshape(count, 3), np.arange(count)
+    ends = np.cumsum(cuts)
+    batches = [
+        (x[e - c : e], y[e - c : e])[: 1 + labelled] for c, e in zip(cuts, ends, strict=True)
+    ]
+    sizes = {"SMALLEST_BLOCK": smallest, "LARGEST_BLOCK": largest}
+    for source, labels in ((iter(batches), None), (x, y if labelled else None)):
+        found = fed(source, labels, **sizes)
+        np.testing.assert_array_equal(np.concatenate([b[0][0] for b in found]), x)
+        if labelled:
+            np.testing.assert_array_equal(np.concatenate([b[1] for b in found]), y)
+        else:
+            assert all(b[1] is None for b in found)
+        row = x[0].nbytes
+        assert all(b[0][0].nbytes <= max(largest, row) for b in found)
+    joined = fed(iter(batches), SMALLEST_BLOCK=smallest, LARGEST_BLOCK=2**30)
+    assert all(b[0][0].nbytes >= smallest for b in joined[:-1])
+
+
+def test_an_array_in_one_block_is_not_copied():
+    x = np.zeros((5, 3), "float32")
+    ((found, _),) = fed(x)
+    assert found[0] is x or found[0].base is x
+
+
+def test_batches_of_other_shapes_and_dtypes_are_given_as_they_came():
+    parts = [np.zeros((2, 3)), np.zeros((2, 3), "float32"), np.zeros((2, 4))]
+    found = fed(iter(parts))
+    assert [(b[0][0].dtype, b[0][0].shape) for b in found] == [(p.dtype, p.shape) for p in parts]
+
+
+def test_labels_too_many_or_few_are_refused_whatever_the_blocks(monkeypatch):
+    monkeypatch.setattr(feeding, "LARGEST_BLOCK", 24)
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    for y in (np.zeros(6), np.zeros(4)):
+        with pytest.raises(ValueError, match=r"`y` must have shape \(5,\)"):
+            certify(model(), x, y)
+
+
+def test_a_certificate_does_not_depend_on_how_its_inputs_came(monkeypatch):
+    net, rng = model(), np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 3)).astype("float32"), rng.integers(0, 2, 50)
+    whole = certify(net, x, y)
+    for smallest, largest in ((1, 24), (100, 200), (2**30, 2**30)):
+        monkeypatch.setattr(feeding, "SMALLEST_BLOCK", smallest)
+        monkeypatch.setattr(feeding, "LARGEST_BLOCK", largest)
+        for source, labels in (
+            ((((x[i : i + 7], y[i : i + 7])) for i in range(0, 50, 7)), None),
+            (x, y),
+        ):
+            found = certify(net, source, labels)
+            np.testing.assert_allclose(found.radius, whole.radius, rtol=1e-6)
+            np.testing.assert_array_equal(found.predictions, whole.predictions)
+            np.testing.assert_array_equal(found.proof.inputs, x)
+
+
+def test_what_is_too_large_to_keep_is_let_go_while_it_streams(monkeypatch, tmp_path):
+    monkeypatch.setattr(proofs, "LARGEST_STREAM", 100)
+    monkeypatch.setattr(feeding, "SMALLEST_BLOCK", 1)
+    net, x = model(), np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+    streamed = certify(net, (x[i : i + 4] for i in range(0, 40, 4)))
+    assert streamed.proof.inputs is None
+    with pytest.raises(ValueError, match="MB of a data set"):
+        streamed.save(tmp_path / "proof.npz")
+    kept = proofs.KeptInputs(is_array=False)
+    for start in range(0, 40, 4):
+        kept.add([x[start : start + 4]])
+    assert kept._parts is None and kept.joined() is None
+    certify(net, x).save(tmp_path / "proof.npz")  # an array is in memory anyway
