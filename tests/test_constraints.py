@@ -120,8 +120,9 @@ def test_upper_bound_and_project_agree_with_each_other():
     for mode in ("step", "monitor"):
         constraint = SpectralBound(0.5, guarantee=mode)
         projected = constraint.project(kernel)
-        assert norm(projected) <= 0.5
-        assert norm(projected) <= float(constraint.upper_bound(projected)) <= 0.5
+        # By the float64 bound, which is tighter than the float32 one of training.
+        assert 0.5 * (1 - 1e-6) <= norm(projected) <= 0.5
+        assert norm(projected) <= float(constraint.upper_bound(projected)) <= 0.5 * 1.01
 
 
 def test_amortised_mode_steers_from_below_and_project_enforces():

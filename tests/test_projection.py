@@ -1,5 +1,7 @@
 """`constrain` and `project` on sequential, functional, nested, subclassed and compiled models."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.design import spectral_design
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.projection import constrain, project
+from tf_lyapunov.spectral.precision import unit_roundoff
+from tf_lyapunov.spectral.projections import ABSOLUTE, scaled_below
 from tf_lyapunov.spectral.reading import linear_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap
@@ -305,9 +309,7 @@ def test_one_number_is_the_budget_of_every_stage_or_of_the_named_ones():
     assert [d.kernel_constraint.max_gain for d in dense] == [1.0] * 3
 
 
-def test_kernels_that_numpy_proves_inside_are_left_bit_for_bit_and_others_share_a_graph(
-    monkeypatch,
-):
+def test_kernels_inside_are_left_far_outside_scaled_and_others_share_a_graph(monkeypatch):
     from tf_lyapunov.constraints import bounds
 
     traced, shared = [], bounds.compiled
@@ -317,8 +319,13 @@ def test_kernels_that_numpy_proves_inside_are_left_bit_for_bit_and_others_share_
     inside = np.linalg.qr(rng.normal(size=(6, 6)))[0].astype("float32") * 0.999
     result = keras.ops.convert_to_numpy(SpectralBound(1.0).project(inside))
     assert np.array_equal(result, inside) and not traced
-    for _ in range(3):
-        outside = rng.normal(size=(6, 6)).astype("float32") * 4
+    for factor in (4.0, 1.3):
+        outside = inside * np.float32(factor)
+        shrunk = keras.ops.convert_to_numpy(SpectralBound(1.0).project(outside))
+        assert 1 - 1e-6 < np.linalg.norm(shrunk.astype(float), 2) <= 1.0
+    assert not traced
+    for factor in (1.1, 1.05, 1.2):
+        outside = inside * np.float32(factor)
         shrunk = keras.ops.convert_to_numpy(SpectralBound(1.0).project(outside))
         assert 0.9 < np.linalg.norm(shrunk.astype(float), 2) <= 1.0
     assert len(traced) == 1
@@ -326,3 +333,43 @@ def test_kernels_that_numpy_proves_inside_are_left_bit_for_bit_and_others_share_
     changed.max_gain = 0.25  # the new number counts
     shrunk = keras.ops.convert_to_numpy(changed.project(inside))
     assert np.linalg.norm(shrunk.astype(float), 2) <= 0.25
+
+
+KERNELS = {
+    "dense": ((7, 5), LinearMap("dense")),
+    "conv": ((3, 3, 2, 4), LinearMap("conv", (6, 6, 2), padding="same", strides=2)),
+    "depthwise": ((3, 4, 2), LinearMap("depthwise", (9, 4))),
+    "conv_transpose": ((2, 2, 3, 2), LinearMap("conv_transpose", (4, 4, 2), strides=2)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "scale, max_gain", [(1.0, 0.3), (1e-3, 1e-4), (300.0, 1e-3), (1e-30, 1e-32)]
+)
+def test_scaled_kernels_are_inside_as_stored_whatever_their_type(name, dtype, scale, max_gain):
+    shape, linear_map = KERNELS[name]
+    if keras.backend.backend() == "jax" and dtype == "float64":
+        pytest.skip("JAX without x64 has no float64")
+    values = np.random.default_rng(0).normal(size=shape) * scale
+    kernel = keras.ops.cast(keras.ops.convert_to_tensor(values), dtype)
+    sigma = norm_upper_bound(stored(kernel), linear_map).value
+    if sigma == 0:  # float16 holds none of it
+        assert dtype == "float16" and scale == 1e-30
+        return
+    result = scaled_below(kernel, sigma, max_gain)
+    assert keras.backend.standardize_dtype(result.dtype) == dtype
+    norm = norm_upper_bound(stored(result), linear_map).value
+    assert norm <= max_gain
+    # As near as the roundings allow: those that were paid for, and those that were made.
+    taps = math.prod(shape[:-2])
+    u = unit_roundoff(dtype) * 1.01 + 2.0**-30
+    share = max_gain / sigma
+    rounded = 4 * u * math.sqrt(taps) * np.linalg.norm(stored(kernel)) * share
+    lost = rounded + 2 * ABSOLUTE[dtype] * math.sqrt(taps * values.size)
+    assert norm >= max_gain * (1 - 2.0**-20) - lost
+
+
+def stored(kernel):
+    return keras.ops.convert_to_numpy(kernel).astype(np.float64)

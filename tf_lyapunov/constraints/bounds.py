@@ -1,6 +1,7 @@
 """Constraints that keep the gain of a layer's linear map below a number, at every step."""
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from tf_lyapunov.spectral.arguments import (
     positive,
     positive_or_none,
 )
-from tf_lyapunov.spectral.clipping import soft_clip
+from tf_lyapunov.spectral.clipping import FAR, soft_clip
 from tf_lyapunov.spectral.compilation import compiled
 from tf_lyapunov.spectral.geometry import Geometry, single_map
 from tf_lyapunov.spectral.norms import kernel_norm_upper_bound, measured_map, norm_estimate
@@ -157,7 +158,9 @@ class SpectralBound(keras.constraints.Constraint):
         return _refuse_nan(kernel)
 
     def project(self, kernel):
-        """The kernel with (1) applied, in both modes, by the tighter of the bounds.
+        """The kernel with (1) or (2) applied, in both modes, by the float64 bound of its map.
+
+        (2) is for matrices within its reach, up to 1.22·`max_gain`; whatever is beyond is scaled.
 
         Args:
             kernel: tensor, variable or array in Keras' layout.
@@ -169,7 +172,15 @@ class SpectralBound(keras.constraints.Constraint):
             ValueError: if the kernel holds NaN or infinity (eagerly; compiled code returns NaN).
         """
         kernel = ops.convert_to_tensor(kernel)
-        return kernel if self._is_inside(kernel) else self._shrunk_at_once(kernel, steer=False)
+        sigma = self._norm(kernel)
+        if sigma is None:
+            return self._shrunk_at_once(kernel, steer=False)
+        if sigma <= self.max_gain:
+            return kernel
+        clips = self.shrink == "clip" and len(kernel.shape) == 2
+        if clips and sigma < math.sqrt(FAR.reach) * self.max_gain:
+            return self._shrunk_at_once(kernel, steer=False)
+        return projections.scaled_below(kernel, sigma, self.max_gain)
 
     def enforce(self, kernel):
         """The kernel as `guarantee="step"` leaves it: (1) or (2) by the bound of training.
@@ -222,18 +233,17 @@ class SpectralBound(keras.constraints.Constraint):
         else:
             self._start.assign(vector)
 
-    def _is_inside(self, kernel):
-        """Whether the kernel's values can be read and its float64 norm is within `max_gain`."""
+    def _norm(self, kernel):
+        """Bound on the norm in float64; None where values, or what is known, do not give one."""
         linear_map = self.linear_map(kernel.shape)
         if self.max_gain is None or (linear_map is None and len(kernel.shape) != 2):
-            return False
+            return None
         try:
             values = ops.convert_to_numpy(kernel).astype("float64")
         except (NotImplementedError, TypeError, ValueError, RuntimeError):
-            return False  # traced: no values yet
+            return None  # traced: no values yet
         linear_map = linear_map or LinearMap("dense", (values.shape[0],))
-        is_finite = bool(np.all(np.isfinite(values)))
-        return is_finite and norm_upper_bound(values, linear_map).value <= self.max_gain
+        return norm_upper_bound(values, linear_map).value if np.all(np.isfinite(values)) else None
 
     def _shrunk_at_once(self, kernel, steer):
         kernel = ops.convert_to_tensor(kernel)

@@ -1,5 +1,8 @@
 """Radial projections of kernels into norm balls, guaranteed after rounding of the result."""
 
+import math
+
+import keras
 import numpy as np
 from keras import ops
 
@@ -10,6 +13,11 @@ from tf_lyapunov.spectral.precision import unit_roundoff, work_dtype
 # A kernel that is scaled ends this many roundings below the bound, so that scaling it again
 # finds it inside and leaves it as it is, whatever the rounding of the second bound.
 RETREAT = 256
+# What storing a number below the normal ones may take from it: all of it, but for float16, which
+# NumPy rounds to the nearest.
+ABSOLUTE = {
+    "float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-25
+}  # fmt: skip
 
 
 def project_to_norm_ball(kernel, max_gain, linear_map=None, *, steer=True, squarings=None):
@@ -73,6 +81,42 @@ def shrink(kernel, sigma, entries, max_gain):
         lambda: kernel,
         lambda: ops.cast(ops.cast(kernel, dtype) * scale, kernel.dtype),
     )
+
+
+def scaled_below(kernel, sigma, max_gain):
+    """A kernel scaled in float64 to a norm of at most `max_gain`, eagerly.
+
+        W ← fl(s·W),   s·σ + e(s) ≤ max_gain,   e = u√T·‖sW‖_F + t·√(T·entries)
+
+    e bounds the norm of what storing the result rounds: every entry by u relatively, or by t, see
+    `ABSOLUTE`, where it is below the normal numbers; T is the number of taps.
+
+    Args:
+        kernel: tensor with values, in Keras' layout.
+        sigma: float, bound on the norm of its map, above `max_gain`.
+        max_gain: positive float.
+
+    Returns:
+        Tensor of the kernel's shape and type.
+
+    Example:
+
+    >>> import numpy as np
+    >>> w = scaled_below(np.diag([3.0, 1.0]).astype("float32"), 3.0, 1.5)
+    >>> 1.4999 < float(np.linalg.norm(np.asarray(w), 2)) <= 1.5
+    True
+    """
+    kernel = ops.convert_to_tensor(kernel)
+    dtype = keras.backend.standardize_dtype(kernel.dtype)
+    values = ops.convert_to_numpy(kernel).astype(np.float64)
+    taps = math.prod(values.shape[:-2])
+    entries = math.sqrt(taps) * float(np.linalg.norm(values))
+    rounding = unit_roundoff(dtype) + (2.0**-24 if dtype == "bfloat16" else 0.0)  # as float32 first
+    goal = max_gain * (1 - 2.0**-30) - ABSOLUTE[dtype] * math.sqrt(taps * values.size)
+    values *= max(goal, 0.0) / (sigma + 2 * rounding * entries)
+    if dtype != "bfloat16":
+        return ops.convert_to_tensor(values.astype(dtype))
+    return ops.cast(ops.convert_to_tensor(values.astype(np.float32)), dtype)
 
 
 def project_to_conic_ball(kernel, center, radius, *, steer=True, squarings=None):
