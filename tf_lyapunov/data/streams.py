@@ -246,27 +246,25 @@ class ImageStream:
 
         seen: set[str] = set()
         features = self._train.features
-        # Traced once, and not once a shard.
-        check = tf.function(lambda record: is_intact(features, record)).get_concrete_function(
-            tf.TensorSpec((), tf.string)
-        )
+
+        def tried(i, record):
+            return i, is_intact(features, record)
+
         for shards in (self._held_out, self._train, self.x_test.shards):
             for path, length in zip(shards.paths, shards.lengths, strict=True):
                 if path in seen:
                     continue
                 seen.add(path)
                 records, read = tf.data.TFRecordDataset(path), 0
-                checked = records.map(check, num_parallel_calls=tf.data.AUTOTUNE)
-                try:
-                    for good in checked:
-                        if not good:
-                            yield _image_name(path, read)
+                with contextlib.suppress(tf.errors.DataLossError, tf.errors.OutOfRangeError):
+                    for _ in records:
                         read += 1
-                except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
+                checked = records.take(read).enumerate()
+                checked = checked.map(tried, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+                intact = {int(i) for i, good in checked.as_numpy_iterator() if good}
+                yield from (_image_name(path, i) for i in range(read) if i not in intact)
+                if read < length:
                     yield _shard_name(path, read)
-                else:
-                    if read < length:
-                        yield _shard_name(path, read)
 
     # The pipeline.
 
