@@ -19,6 +19,7 @@ from tf_lyapunov.layers.base import refresh
 from tf_lyapunov.program.restoring import note_caches, without_nodes
 from tf_lyapunov.progress import reports_progress, steps
 from tf_lyapunov.spectral.reading import is_linear
+from tf_lyapunov.theory.costs import SMALLEST_SIDE, announce
 
 
 @reports_progress
@@ -70,9 +71,25 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100, progre
             ball = (getattr(design, "balls", None) or [None] * len(budgets))[position]
             options = {"guarantee": guarantee, "every": every}
             _constrain_stage(stage, float(budget), ball, given, undo, **options)
+        if guarantee == "step":
+            _announce_steps(given)
         _reset_compiled_functions(model, undo)
         _enforce(model, undo)
     return model
+
+
+def _announce_steps(given):
+    """Warns of dense kernels so large that a guarantee at every step makes training slow."""
+    for kernel, _, _ in given.values():
+        side = min(kernel.shape) if len(kernel.shape) == 2 else 0
+        if side >= SMALLEST_SIDE:
+            announce(
+                f"A guarantee at every step for the kernel {kernel.path!r} of "
+                f"{kernel.shape[0]}×{kernel.shape[1]}",
+                (4 * max(kernel.shape) * side**2 + 6 * side**3) / 2,  # in float32
+                4 * (2 * side**2 * 4 + 2 * max(kernel.shape) * side),
+                "That is for every step. Pass guarantee='monitor' and use `LyapunovMonitor`.",
+            )
 
 
 @reports_progress
@@ -225,11 +242,11 @@ def _constrain_stage(stage, budget, ball, given, undo, *, guarantee, every):
     # A stage whose other steps have gain 0 is within any budget: its kernels keep to it themselves.
     share = (budget / (fixed_gain or 1.0)) ** (1 / len(stage.maps))
     for kernel, linear_map in stage.maps:
-        least, known = given.get(id(kernel), (share, linear_map))
+        _, least, known = given.get(id(kernel), (kernel, share, linear_map))
         if known != linear_map:  # called at several sizes: bounded at every one
             linear_map = dataclasses.replace(linear_map, input_shape=None)
         least = min(least, share)
-        given[id(kernel)] = least, linear_map
+        given[id(kernel)] = kernel, least, linear_map
         constraint = SpectralBound.for_map(linear_map, least, guarantee=guarantee, every=every)
         _attach(stage.layer, kernel, constraint, undo)
 
@@ -243,12 +260,12 @@ def _set_conic(stage, ball, given, undo):
             f"Received: layer {stage.name!r} with kernel {tuple(kernel.shape)}. "
             f"Choose a claim with nu < 0 for other shapes."
         )
-    if given.setdefault(id(kernel), ball) != ball:
+    center, radius = ball
+    if given.setdefault(id(kernel), (kernel, center, radius))[1:] != (center, radius):
         raise ValueError(
             f"A shared layer can be in one ball only. Received: layer {stage.name!r} for "
-            f"{given[id(kernel)]} and {ball}."
+            f"{given[id(kernel)][1:]} and {ball}."
         )
-    center, radius = ball
     _attach(stage.layer, kernel, ConicBound(center, radius), undo)
 
 

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 
+from tf_lyapunov.theory.costs import SMALLEST_SIDE, announce
 from tf_lyapunov.theory.eigenvalues import (
     SMALL_SIDE,
     Grams,
@@ -191,6 +192,14 @@ def _dense(kernel, tol):
         sigma = np.linalg.svd(kernel, compute_uv=False)[0]
         return NormBound(sigma * (1 + 8 * max(kernel.shape) * UNIT_ROUNDOFF), "svd", True)
     tall = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
+    rows, side = tall.shape
+    if side >= SMALLEST_SIDE:
+        announce(
+            f"The norm of a matrix of {rows}×{side}",
+            side**2 * (rows + side),  # the Gram matrix, and three factorisations
+            8 * (2 * rows * side + 2 * side**2),
+            "It is remembered while the weights stay as they are.",
+        )
     return NormBound(
         _root(largest_eigenvalue(Grams(1, lambda i: tall, len(tall)), tol)), "gram", True
     )
