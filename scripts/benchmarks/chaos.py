@@ -26,7 +26,10 @@ import traceback
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from chaos_files import READERS, damaged, outcome, watch
+if __name__ == "__main__":  # its folder's modules have the names of others
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from benchmarks.chaos_files import READERS, damaged, outcome, watch
 
 CONFIG = """
 name: tiny
