@@ -7,6 +7,7 @@ from keras import layers
 
 import tf_lyapunov as tfl
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.theory import eigenvalues, norms
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "auto")
 
@@ -134,6 +135,9 @@ def test_several_outputs_are_bounded_in_the_norm_of_their_concatenation():
         ({"method": "spectral"}, "`method` must be one of"),
         ({"perturbed": "z"}, "`perturbed` must be an input"),
         ({"time_budget": 0}, "`time_budget` must be"),
+        ({"tol": -0.1}, "`tol` must be a number"),
+        ({"tol": float("inf")}, "`tol` must be a number"),
+        ({"tol": True}, "`tol` must be a number"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
@@ -141,3 +145,32 @@ def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message) as error:
         tfl.lipschitz_upper_bound(model, **options)
     assert "Received: " in str(error.value)
+
+
+def test_tolerance_buys_eigenvalues_and_keeps_the_bound(monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((40, 40, 12)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.Conv2D(32, 3, strides=2),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+    found, computed = {}, []
+    kept = eigenvalues._top
+    monkeypatch.setattr(eigenvalues, "_top", lambda *a: computed.append(1) or kept(*a))
+    for tol in (0.0, 0.02, 0.5):
+        norms.forget()
+        computed.clear()
+        bound = tfl.lipschitz_upper_bound(model, tol=tol)
+        found[tol] = bound.gain_upper_bound, len(computed)
+        assert any("bounded too high" in text for text in bound.assumptions) == (tol > 0)
+    exact, most = found.pop(0.0)
+    for tol, (gain, count) in found.items():
+        assert exact * (1 - 1e-9) <= gain <= exact * (1 + tol) ** 3 * (1 + 1e-9)
+        assert count <= most
+    assert found[0.5][1] < most
+    # What was bounded loosely is not taken for the tight bound afterwards.
+    assert tfl.lipschitz_upper_bound(model).gain_upper_bound == exact

@@ -22,6 +22,7 @@ from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.validation import validate_on_probes
 from tf_lyapunov.progress import reports_progress, stage
+from tf_lyapunov.theory.norms import tolerated
 
 # What needs inputs, and not a model alone.
 _WITH_INPUTS = ("local",)
@@ -75,6 +76,7 @@ def lipschitz_upper_bound(
     outputs="logits",
     input_shapes=None,
     time_budget=60.0,
+    tol=0.0,
     progress=None,
 ):
     """Upper bound on the l2 Lipschitz constant of a Keras model at inference.
@@ -99,6 +101,8 @@ def lipschitz_upper_bound(
             with several outputs is bounded with all that it includes.
         input_shapes: list of shapes with the batch axis, to fix sizes that the model leaves open.
         time_budget: seconds that the search for multipliers may take, about.
+        tol: float ≥ 0, relative: by how much the norm of each kernel may be bounded too high, in
+            exchange for time. The bound holds for any.
         progress: whether to show how far it is, after two seconds; `None`: in a terminal and a
             notebook.
 
@@ -108,7 +112,8 @@ def lipschitz_upper_bound(
     Raises:
         UnsupportedLayerError: naming a layer without a proven gain, or that the method needs.
         UnfaithfulReading: naming the first step at which the model contradicts its reading.
-        ValueError: if the model is not built, or `method`, `perturbed` or `outputs` is unknown.
+        ValueError: if the model is not built, `method`, `perturbed` or `outputs` is unknown, or
+            `tol` is negative.
 
     Example:
 
@@ -133,6 +138,11 @@ def lipschitz_upper_bound(
         raise ValueError(
             f"`time_budget` must be a positive number of seconds. Received: {time_budget!r}."
         )
+    with tolerated(tol):
+        return _bounded(model, method, perturbed, outputs, input_shapes, time_budget, float(tol))
+
+
+def _bounded(model, method, perturbed, outputs, input_shapes, time_budget, tol):
     inputs = Inputs.of(model)
     chosen = inputs.chosen(perturbed)
     with _one_output(model) as single:
@@ -152,6 +162,10 @@ def lipschitz_upper_bound(
         assumptions.append(
             f"The norm is that of the {len(model.outputs)} outputs' concatenation, final "
             "functions included."
+        )
+    if tol:
+        assumptions.append(
+            f"Norms of kernels may be bounded too high, by a share of up to {tol:.3g}."
         )
     return GainBound(
         bound.gain_upper_bound,

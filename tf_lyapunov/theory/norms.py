@@ -2,9 +2,11 @@
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import math
+import numbers
 import threading
 
 import numpy as np
@@ -61,7 +63,41 @@ class NormBound:
     exact: bool
 
 
-def norm_upper_bound(kernel, linear_map, *, method="auto", tol=0.0):
+_tolerance = contextvars.ContextVar("tolerance", default=0.0)
+
+
+@contextlib.contextmanager
+def tolerated(tol):
+    """Context in which `tol` is that of `norm_upper_bound` where none is given.
+
+    Example:
+
+    >>> from tf_lyapunov.theory.operators import LinearMap
+    >>> with tolerated(0.1):
+    ...     bound = norm_upper_bound(np.eye(200), LinearMap("dense"))
+    >>> 1.0 <= bound.value <= 1.1 * (1 + 1e-9)
+    True
+    """
+    token = _tolerance.set(checked_tolerance(tol))
+    try:
+        yield
+    finally:
+        _tolerance.reset(token)
+
+
+def checked_tolerance(tol):
+    """A float ≥ 0 that is finite.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    is_number = isinstance(tol, numbers.Real) and not isinstance(tol, bool)
+    if not is_number or not 0 <= tol < math.inf:
+        raise ValueError(f"`tol` must be a number, at least 0. Received: tol={tol!r}.")
+    return float(tol)
+
+
+def norm_upper_bound(kernel, linear_map, *, method="auto", tol=None):
     """Upper bound, in float64, on the operator norm of a layer's linear map.
 
     Dense maps, and convolutions of which one tap is ever used: SVD, or the largest eigenvalue of
@@ -82,7 +118,8 @@ def norm_upper_bound(kernel, linear_map, *, method="auto", tol=0.0):
         linear_map: `LinearMap`.
         method: `"auto"`, `"materialised"`, `"frequency"` or `"size_free"`.
         tol: float ≥ 0, relative: what the bound may exceed the norm (of the circulant, where it
-            is one) by, which saves eigenvalues. The bound holds for any.
+            is one) by, which saves eigenvalues. The bound holds for any. None: that of
+            `tolerated`, or 0.
 
     Returns:
         `NormBound`.
@@ -113,9 +150,8 @@ def norm_upper_bound(kernel, linear_map, *, method="auto", tol=0.0):
             "`method` must be 'auto', 'materialised', 'frequency' or 'size_free'. "
             f"Received: method={method!r}."
         )
-    if tol < 0:
-        raise ValueError(f"`tol` must not be negative. Received: tol={tol}.")
-    key = (_digest(kernel), kernel.shape, linear_map, method, float(tol))
+    tol = _tolerance.get() if tol is None else checked_tolerance(tol)
+    key = (_digest(kernel), kernel.shape, linear_map, method, tol)
     found = _remembered(key)
     if found is None:
         found = _norm_upper_bound(kernel, linear_map, method, tol)
