@@ -1,4 +1,4 @@
-"""Exceptions of the library.
+"""Exceptions and warnings of the library.
 
 Every message states the rule that was broken, `Received: ...`, and what to do. "Not proved" is
 a verdict carried by results, never an exception.
@@ -81,3 +81,7 @@ class UnfaithfulReading(ValueError):
     def __init__(self, message, step=""):
         super().__init__(message)
         self.step = step
+
+
+class CostWarning(UserWarning):
+    """A computation that was asked for takes long, or much memory; said before it begins."""

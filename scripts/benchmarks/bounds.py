@@ -31,6 +31,7 @@ LARGE = (
     ("lipschitz_upper_bound", "DenseNet121", 64),
     ("lipschitz_upper_bound", "Xception", 71),
     ("lipschitz_upper_bound", "ConvNeXtTiny", 64),
+    ("lipschitz_upper_bound", "EfficientNetV2B0", 64),
     ("monitored_epoch", 1000, "bare"),
 )
 

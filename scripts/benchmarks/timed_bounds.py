@@ -115,7 +115,11 @@ def _network(name, side):
         layer = keras.layers.DepthwiseConv2D(3, padding="same")
         return keras.Sequential([keras.Input((side, side, 16)), layer])
     build = getattr(keras.applications, name)
-    return build(weights=None, include_top=False, input_shape=(side, side, 3))
+    model = build(weights=None, include_top=False, input_shape=(side, side, 3))
+    if name.startswith("EfficientNet"):  # up to its first gate, a product of two signals
+        gate = next(i for i, layer in enumerate(model.layers) if "se_squeeze" in layer.name)
+        model = keras.Model(model.inputs, model.layers[gate - 1].output)
+    return model
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from tf_lyapunov import constrain
+from tf_lyapunov import constrain, projection
+from tf_lyapunov.errors import CostWarning
 from tf_lyapunov.theory import costs, norms
 from tf_lyapunov.theory.operators import LinearMap
 
@@ -15,7 +16,7 @@ from tf_lyapunov.theory.operators import LinearMap
 def slow_machine(monkeypatch):
     """One on which matrices of 30 rows take long."""
     monkeypatch.setattr(costs, "speed", lambda: 1e3)
-    for module in (norms, __import__("tf_lyapunov.projection", fromlist=["_"])):
+    for module in (norms, projection):
         monkeypatch.setattr(module, "SMALLEST_SIDE", 30)
     monkeypatch.setattr(norms, "SVD_SIZE", 0)
     norms.forget()
@@ -23,7 +24,7 @@ def slow_machine(monkeypatch):
 
 def test_the_norm_of_a_large_matrix_is_announced_and_then_remembered(slow_machine):
     kernel = np.random.default_rng(0).normal(size=(40, 30))
-    with pytest.warns(costs.CostWarning, match=r"matrix of 40×30 takes about 63 s"):
+    with pytest.warns(CostWarning, match=r"matrix of 40×30 takes about 63 s"):
         norms.norm_upper_bound(kernel, LinearMap("dense"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -33,7 +34,7 @@ def test_the_norm_of_a_large_matrix_is_announced_and_then_remembered(slow_machin
 
 def test_a_guarantee_at_every_step_is_announced_with_the_way_out(slow_machine):
     model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(30, name="large")])
-    with pytest.warns(costs.CostWarning, match=r"large.*40×30.*guarantee='monitor'"):
+    with pytest.warns(CostWarning, match=r"large.*40×30.*guarantee='monitor'"):
         constrain(model, 1.0)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

@@ -6,15 +6,13 @@ import warnings
 
 import numpy as np
 
+from tf_lyapunov.errors import CostWarning
+
 # What is worth saying.
 SECONDS, BYTES = 20.0, 2e9
 # Matrices of a smaller side take less than that anywhere.
 SMALLEST_SIDE = 3000
 _SIDE, _TRIES = 512, 3
-
-
-class CostWarning(UserWarning):
-    """A computation that was asked for takes long, or much memory."""
 
 
 def announce(what, flops, size, advice=""):
