@@ -232,7 +232,7 @@ def test_batches_repeat_the_epoch_that_keras_asks_for(stream):
         batches[len(batches)]
 
 
-@pytest.mark.parametrize("on_damage", streams.ON_DAMAGE)
+@pytest.mark.parametrize("on_damage", ["refuse", pytest.param("skip", marks=pytest.mark.slow)])
 def test_workers_read_parts_of_the_batches_that_one_process_reads(jpegs, on_damage):
     batches = opened(jpegs, on_damage=on_damage).batches(12, seed=3)
     others = opened(jpegs, on_damage=on_damage).batches(12, seed=3)

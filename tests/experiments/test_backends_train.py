@@ -74,6 +74,7 @@ def test_a_run_resumes_to_the_same_bits(trained):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_two_devices_of_jax_train_to_the_weights_of_one(trained):
     backend, folder = trained
     if backend != "jax":

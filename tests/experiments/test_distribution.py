@@ -136,29 +136,28 @@ def test_mirrored_replicas_train_to_the_weights_of_one(folder, processes, single
     assert_within_budgets(folder / "mirrored")
 
 
-def test_batch_normalization_takes_the_statistics_of_all_replicas(folder, processes):
+@pytest.mark.parametrize("how", ["halves", pytest.param("two", marks=pytest.mark.slow)])
+def test_batch_normalization_takes_the_statistics_of_all_replicas(folder, processes, how):
     """Whole batches: examples that only pad a batch would be part of its statistics."""
     text = CONFIG.replace("[8]", "[8], batch_norm: true").replace("size: 25", "size: 24")
     (folder / "normalized.yaml").write_text(text.replace(f"epochs: {EPOCHS}", "epochs: 2"))
-    one, two, halves = (
-        ("train", folder / "normalized.yaml", "--run-dir", folder / f"normalized-{name}", *options)
-        for name, options in {
-            "one": (), "two": TWO, "halves": ("--strategy", "mirrored", "--devices", "2")
-        }.items()
-    )  # fmt: skip
-    for command in (one, halves):
-        code, log = processes.run(*command)
+
+    def command(name, *options):
+        return "train", folder / "normalized.yaml", "--run-dir", folder / name, *options
+
+    expected, found = folder / f"normalized-one-{how}", folder / f"normalized-{how}"
+    code, log = processes.run(*command(expected.name))
+    assert code == DONE, log
+    if how == "halves":
+        code, log = processes.run(*command(found.name, "--strategy", "mirrored", "--devices", "2"))
         assert code == DONE, log
-    # Workers whose statistics differ would end with other codes.
-    workers = processes.cluster(*two)
-    assert [processes.wait(child) for child, _ in workers] == [DONE, DONE], workers[0][
-        1
-    ].read_text()
-    expected = folder / "normalized-one"
+    else:  # workers whose statistics differ would end with other codes
+        workers = processes.cluster(*command(found.name, *TWO))
+        codes = [processes.wait(child) for child, _ in workers]
+        assert codes == [DONE, DONE], workers[0][1].read_text()
     moving = [w for w in load_model(expected / files.MODEL).weights if "moving" in w.path]
     assert len(moving) == 2 and not np.allclose(moving[1], 1)
-    for name in ("two", "halves"):
-        assert_equal_within_rounding(expected, folder / f"normalized-{name}")
+    assert_equal_within_rounding(expected, found)
 
 
 REPLICAS = """

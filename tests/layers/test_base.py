@@ -378,8 +378,15 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
 """
 
 
-@pytest.mark.parametrize("layers", ["few", pytest.param("every", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "backend, layers",
+    [
+        ("torch", "few"),
+        pytest.param("jax", "few", marks=pytest.mark.slow),
+        pytest.param("torch", "every", marks=pytest.mark.slow),
+        pytest.param("jax", "every", marks=pytest.mark.slow),
+    ],
+)
 def test_layers_train_on_every_backend(backend, layers):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
