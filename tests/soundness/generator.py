@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import keras
+import ml_dtypes  # noqa: F401  NumPy knows bfloat16 by it
 import numpy as np
 from keras import ops
 from soundness import pieces
@@ -71,6 +72,11 @@ class Kept:
         # `Input` follows floatx, not the policy: the twin's inputs would be rounded to float32.
         self.input_dtype = "float64" if twin else None
         self.names = []
+
+    def held(self, value):
+        """A constant as the model's graph holds it, which is what its twin computes with too."""
+        value = np.asarray(value, dtype=np.dtype(self.models)).astype(np.float64)
+        return float(value) if value.ndim == 0 else ops.cast(value, self.compute)
 
     def pick(self, choices):
         choices = list(choices)

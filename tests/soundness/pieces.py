@@ -31,16 +31,16 @@ def operation(k, x):
             ("split", lambda: ops.split(ops.concatenate([x, x], -1), 2, axis=-1)[1]),
             ("mean", lambda: ops.mean(x, axis=-1, keepdims=True) + x),
             ("sum", lambda: ops.sum(x, axis=-1, keepdims=True) - x),
-            ("clip", lambda: ops.clip(x, -0.7, 0.9)),
-            ("multiply", lambda: ops.multiply(x, ops.cast(constant, back))),
-            ("scale", lambda: x * k.pick([0.3, -2.0, 5.0])),
-            ("matmul", lambda: ops.matmul(x, ops.cast(matrix, back))),
-            ("where", lambda: ops.where(x > 0.1, 2.0 * x, x)),
-            ("max", lambda: ops.maximum(x, ops.cast(constant, back))),
+            ("clip", lambda: ops.clip(x, k.held(-0.7), k.held(0.9))),
+            ("multiply", lambda: ops.multiply(x, k.held(constant))),
+            ("scale", lambda: x * k.held(k.pick([0.3, -2.0, 5.0]))),
+            ("matmul", lambda: ops.matmul(x, k.held(matrix))),
+            ("where", lambda: ops.where(x > k.held(0.1), 2.0 * x, x)),
+            ("max", lambda: ops.maximum(x, k.held(constant))),
             ("square", lambda: x * x),
             ("abs", lambda: ops.abs(x)),
             ("sort", lambda: ops.sort(x, axis=-1)),
-            ("sqrt", lambda: ops.sqrt(ops.abs(x) + 0.01)),
+            ("sqrt", lambda: ops.sqrt(ops.abs(x) + k.held(0.01))),
             ("divide", lambda: x / 0.25),
             ("roll", lambda: ops.roll(x, 1, axis=-1)),
             ("slice", lambda: x[..., : max(1, n - 1)]),
@@ -93,7 +93,7 @@ def merging(k, x):
     if form == "array":
         constant = k.rng.normal(size=(1, *x.shape[1:])).astype("float32")
         return k.pick([L.Add, L.Subtract, L.Multiply, L.Maximum, L.Minimum, L.Average])()(
-            [x, ops.cast(constant, k.compute)]
+            [x, k.held(constant)]
         )
     side = L.Dense(x.shape[-1], k.pick([None, "relu", "tanh"]))
     if form == "shared":
