@@ -371,5 +371,16 @@ def test_scaled_kernels_are_inside_as_stored_whatever_their_type(name, dtype, sc
     assert norm >= max_gain * (1 - 2.0**-20) - lost
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_whose_squares_overflow_are_scaled_and_not_zeroed(name):
+    shape, linear_map = KERNELS[name]
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX without x64 has no float64")
+    kernel = np.random.default_rng(0).normal(size=shape) * 1e290
+    sigma = norm_upper_bound(kernel, linear_map).value
+    result = scaled_below(kernel, sigma, 0.5)
+    assert 0.5 * (1 - 1e-8) <= norm_upper_bound(stored(result), linear_map).value <= 0.5
+
+
 def stored(kernel):
     return keras.ops.convert_to_numpy(kernel).astype(np.float64)

@@ -1,5 +1,8 @@
 """Indices from weights: against an independent program, against counterexamples, and real sizes."""
 
+import math
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -368,3 +371,29 @@ def test_signals_with_channels_first_are_not_paired_as_if_channels_came_last():
     assert found.method == "norm" and found.nu <= 0.0
     with pytest.raises(ValueError, match="channels_last"):
         layer_indices(layer, delta=0.1, multiplier="diagonal")
+
+
+@pytest.mark.parametrize("weight, slope", [(1e-170, 1.0), (1.0, 1e-170), (1e-120, 1e-50)])
+def test_squares_that_underflow_are_not_left_out_of_the_indices(weight, slope):
+    # y = su, s = 1e-170: sΔu² - δs²Δu² with δ = 1e300 is -1e-40, which s² alone does not show.
+    found = layer_indices(np.array([[weight]]), Sector(slope, slope), delta=1e300)
+    truth = Fraction(weight) * Fraction(slope) * (1 - 10**300 * Fraction(weight) * Fraction(slope))
+    assert truth * (1 + Fraction(1, 10**12)) < Fraction(found.nu) <= truth
+
+
+@pytest.mark.parametrize("size", [1.7e308, 1e200, 1e-200, 1e-310, 5e-324])
+@pytest.mark.parametrize("multiplier", ["auto", "scalar"])
+@pytest.mark.parametrize("sector", [(0.0, 1.0), (1.0, 1.0), (-2.0, -1.0), (0.0, 1e200)])
+def test_indices_of_weights_of_any_size_are_proved_or_said_not_to_be(size, multiplier, sector):
+    kernel, linear_map = np.full((1, 1, 1), size), LinearMap("conv", (3, 1), padding="same")
+    slopes = [Fraction(size) * Fraction(s) for s in sector]  # of the layer, channel by channel
+    for delta in (None, 1.0, 0.0, -1e300, 1e300):
+        found = layer_indices(
+            kernel, Sector(*sector), delta=delta, linear_map=linear_map, multiplier=multiplier
+        )
+        assert found.explain()
+        if math.isfinite(found.nu):
+            worst = min(s - Fraction(found.delta) * s * s for s in slopes)
+            assert Fraction(found.nu) <= worst
+        else:
+            assert found.nu == -math.inf

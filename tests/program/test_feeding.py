@@ -70,6 +70,19 @@ def test_labels_too_many_or_few_are_refused_whatever_the_blocks(monkeypatch):
             certify(model(), x, y)
 
 
+@pytest.mark.parametrize("smallest", [1, 2**23])
+def test_labels_of_one_batch_are_not_taken_for_those_of_another(monkeypatch, smallest):
+    monkeypatch.setattr(feeding, "SMALLEST_BLOCK", smallest)
+    x, y = np.random.default_rng(0).normal(size=(10, 3)), np.zeros(10, int)
+    shifted = ((x[:4], y[:6]), (x[4:], y[:4]))  # 10 of both, and none of the second where it is
+    lone = ((row, 0) for row in x)
+    for source in (iter(shifted), lone):
+        with pytest.raises(ValueError, match="Every batch must have one label per input"):
+            certify(model(), source)
+    with pytest.raises(ValueError, match="`y` must have one label per input"):
+        certify(model(), x, 1)
+
+
 def test_a_certificate_does_not_depend_on_how_its_inputs_came(monkeypatch):
     net, rng = model(), np.random.default_rng(0)
     x, y = rng.normal(size=(50, 3)).astype("float32"), rng.integers(0, 2, 50)

@@ -206,3 +206,30 @@ def test_memory_is_bounded_and_shared_by_threads(monkeypatch):
 def test_a_negative_slack_is_refused():
     with pytest.raises(ValueError, match="tol"):
         norm_upper_bound(np.ones((2, 2)), LinearMap("dense", (2,)), tol=-0.1)
+
+
+@pytest.mark.parametrize("method", ["auto", "materialised", "frequency", "size_free"])
+@pytest.mark.parametrize(
+    "linear_map, shape",
+    [
+        (LinearMap("conv", (2, 2), dilation=(3,), padding="same", groups=2), (4, 1, 2)),
+        (LinearMap("depthwise", (2, 2), dilation=(3,), padding="same"), (4, 2, 1)),
+        (LinearMap("conv_transpose", (2, 1), dilation=(3,), padding="same"), (4, 1, 1)),
+    ],
+)
+def test_taps_that_join_nothing_do_not_hide_those_that_do(linear_map, shape, method):
+    kernel = np.full(shape, 1e140)  # on two positions 3 apart a tap joins each to itself
+    kernel[1] = 1e-104
+    norm = np.linalg.norm(convolution_matrix(kernel, linear_map).toarray(), 2)
+    assert norm == 1e-104
+    # The grid of frequencies costs 0.5%.
+    assert norm <= norm_upper_bound(kernel, linear_map, method=method).value < 1.006 * norm
+
+
+def test_the_largest_number_has_a_bound():
+    largest = np.finfo(float).max
+    for kernel in (np.array([[largest]]), np.full((2, 2), largest), np.full((1, 1, 1), largest)):
+        linear_map = LinearMap("dense" if kernel.ndim == 2 else "conv", (5, 1))
+        assert norm_upper_bound(kernel, linear_map).value >= largest
+    half = largest / 2
+    assert half <= norm_upper_bound(np.array([[half]]), LinearMap("dense")).value < largest

@@ -245,3 +245,11 @@ def test_theory_and_design_import_neither_keras_nor_scipy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_cones_of_huge_indices_have_slopes():
+    indices = Indices(1e300, -1e300)  # 1 - 4δν is beyond float64, its root is not
+    assert indices.discriminant == math.inf
+    assert indices.slopes == pytest.approx((-1.0, 1.0), rel=1e-12)
+    assert indices.gain >= 1.0
+    assert Indices(-1e300, -1e300).discriminant == -math.inf

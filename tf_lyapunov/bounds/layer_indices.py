@@ -15,6 +15,7 @@ from tf_lyapunov.bounds.dissipativity import (
     proven_indices,
     proven_minimum,
 )
+from tf_lyapunov.bounds.layer_searches import diagonal_indices, linear_nu
 from tf_lyapunov.bounds.programs.interior import MultiplierProblem
 from tf_lyapunov.bounds.programs.sdp import check_solver
 from tf_lyapunov.bounds.shift_invariant import (
@@ -32,9 +33,7 @@ from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_matrix
 from tf_lyapunov.theory.rounding import round_down
 from tf_lyapunov.theory.sectors import Sector
-from tf_lyapunov.theory.spectra import smallest_eigenvalue
 
-UNIT = rounding.UNIT_ROUNDOFF["float64"]
 MULTIPLIERS = ("auto", "diagonal", "scalar", "norm")
 # Signals of input and output together up to which "auto" uses one multiplier per unit (a minute).
 _DIAGONAL_SIZE = 1200
@@ -42,6 +41,8 @@ _DIAGONAL_SIZE = 1200
 _STEPS = 60
 # Golden sections in the search for the smallest cone: its center to 0.3% of the gain.
 _CONES = 12
+# Of centers between this and its inverse the squares are numbers, and so is δ.
+_SMALLEST = 2.0**-500
 _WORDS = {
     "diagonal": "Theorem 1 with one multiplier per output",
     "scalar": "Theorem 1 with one multiplier for all outputs",
@@ -78,7 +79,7 @@ class LayerIndices(NetworkIndices):
             f"Layer {self.layer!r} is IIFOFP(δ, ν) with δ = {self.delta:.6g} and "
             f"ν = {self.nu:.6g}, proved by {_WORDS[self.method]}."
         ]
-        if self.delta > 0:
+        if self.delta > 0 and math.isfinite(self.nu):
             a, b = self.indices.slopes
             lines.append(f"Its slopes lie in [{a:.6g}, {b:.6g}]; its gain is at most {b:.6g}.")
         if self.verdict != "PROVED":
@@ -207,29 +208,32 @@ def _largest_nu(read, delta, multiplier, solver):
     if multiplier != "norm":
         found, method = None, multiplier
         if read.sector.alpha == read.sector.beta or not np.any(read.kernel):
-            found, method = (_linear(read.matrix(), read.sector.alpha, delta), ()), "linear"
+            nu, method = linear_nu(read.matrix(), read.sector.alpha, delta), "linear"
+            found = None if nu is None else (nu, ())
         elif multiplier == "scalar":
             found = scalar_indices(read.kernel, read.linear_map, read.sector, delta, read.tap)
         else:
-            found = _diagonal(read.matrix(), read.sector, delta, proven_indices, solver)
+            found = diagonal_indices(read.matrix(), read.sector, delta, proven_indices, solver)
         if found is not None:
             return *found, method, "PROVED"
     verdict = "PROVED" if multiplier == "norm" else "SOLVER_FAILED"
     # ν = -(δr² + r), equation (2.1), for δ ≥ 0; -r for smaller δ.
+    if math.isinf(read.norm):
+        return -math.inf, (), "norm", verdict
     r = Fraction(read.norm)
     return round_down(-(Fraction(max(delta, 0.0)) * r * r + r)), (), "norm", verdict
 
 
 def _delta_of_smallest_cone(read, multiplier, solver):
     """δ = 1/(2c): the gain of y - cu is convex in c, and its bound r² = c² - 2cν with it."""
-    size = read.norm or 1.0
+    size = min(max(read.norm, _SMALLEST), 1 / _SMALLEST) if read.norm else 1.0
     chosen = read.fitting if multiplier == "auto" else multiplier
     is_curved = read.sector.alpha < read.sector.beta and np.any(read.kernel)
     searches = is_curved and chosen == "diagonal"
     weight = read.matrix() if searches else None
 
     def largest_nu(delta):
-        found = _diagonal(weight, read.sector, delta, estimated_nu) if searches else None
+        found = diagonal_indices(weight, read.sector, delta, estimated_nu) if searches else None
         return _largest_nu(read, delta, multiplier, solver)[0] if found is None else found[0]
 
     def squared_radius(c):
@@ -472,30 +476,3 @@ def _kernel(layer):
         )
     variable, linear_map = maps[0]
     return inference_value(variable, layer.compute_dtype), linear_map
-
-
-# Searches ---------------------------------------------------------------------------------------
-
-
-def _diagonal(weight, sector, delta, search, solver="structured"):
-    """What `search` finds for the network whose last layer is the identity, ν first; or None."""
-    size = float(np.linalg.norm(weight, 2)) * sector.magnitude
-    # In units of the output in which the gain is about one; powers of two are exact.
-    unit = 2.0 ** round(math.log2(size)) if size else 1.0
-    chain = Chain((weight / unit, np.eye(len(weight))), (sector,))
-    found = search(chain, delta * unit, solver=solver)
-    return None if found is None else (found[0] * unit, found[1] / unit)
-
-
-def _linear(weight, slope, delta):
-    """Largest ν of y = slope·Wx: the smallest eigenvalue of its supply form, rounded down."""
-    outputs, inputs = weight.shape
-    square = np.zeros((inputs, inputs))
-    shared = min(inputs, outputs)
-    square[:shared] = slope * weight[:shared]
-    form = (square + square.T) / 2 - delta * slope**2 * (weight.T @ weight)
-    form = (form + form.T) / 2
-    value, bound = smallest_eigenvalue(form)
-    size = abs(slope) * float(np.linalg.norm(weight))
-    forming = rounding.gamma(outputs + 8, UNIT) * (size + abs(delta) * size**2)
-    return float(rounding.down(value - bound - 1.01 * forming))

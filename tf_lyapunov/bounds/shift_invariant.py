@@ -52,7 +52,7 @@ def scalar_indices(kernel, linear_map, sector, delta, tap):
         `(ν, λ)`, proved, or None.
     """
     size = norm_upper_bound(kernel, linear_map).value * sector.magnitude
-    if size == 0:
+    if size == 0 or math.isinf(size):
         return None
     floor = max(delta, 0.0)
     # Steering only: at real sizes by the bound for all sizes, which is cheaper.
@@ -103,6 +103,8 @@ def _nu_of_scalar(kernel, linear_map, sector, delta, lam, sigma, tap):
 
         ν ≤ d² - 1/(4(λ-δ)) - ‖cT - dI‖² - max(0, -(a + c²))σ² - 2|b - cd|σ.
     """
+    if not math.isfinite(lam):
+        return -math.inf
     lam_exact, delta_exact = Fraction(lam), Fraction(delta)
     excess = lam_exact - delta_exact
     alpha, beta = Fraction(sector.alpha), Fraction(sector.beta)
@@ -112,19 +114,25 @@ def _nu_of_scalar(kernel, linear_map, sector, delta, lam, sigma, tap):
     a, b = p * lam_exact - m**2 * lam_exact**2 / excess, m * lam_exact / (2 * excess)
     if a >= 0:
         return -math.inf
-    c = math.sqrt(float(-a))
-    if not 0 < c < math.inf:
+    try:
+        c = math.sqrt(float(-a))
+        d = float(b) / c
+    except (OverflowError, ZeroDivisionError):
         return -math.inf
-    d = float(b) / c
     shifted = c * kernel
     if linear_map.kind == "conv":
         index = np.arange(kernel.shape[-1])
         shifted[(*tap, index % kernel.shape[-2], index)] -= d
     else:
         shifted[(*tap, slice(None), 0)] -= d
+    if not np.all(np.isfinite(shifted)):
+        return -math.inf
     norm = norm_upper_bound(shifted, linear_map).value
     rounded = 3 * UNIT * (c * absolute_norm_upper_bound(kernel, linear_map) + abs(d))
-    norm = Fraction(rounding.sum_up(norm, rounded * (1 + 1e-6)))
+    norm = rounding.sum_up(norm, rounded * (1 + 1e-6))
+    if not math.isfinite(norm):
+        return -math.inf
+    norm = Fraction(norm)
     sigma = Fraction(sigma) * Fraction(1 + 2.0**-40) / Fraction(sector.magnitude or 1.0)
     c, d = Fraction(c), Fraction(d)
     drift = max(Fraction(0), -(a + c * c)) * sigma**2 + 2 * abs(b - c * d) * sigma

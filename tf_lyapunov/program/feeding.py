@@ -34,8 +34,8 @@ def _fit(one, other):
     """Whether two batches can be one: others are checked as they came."""
     labels = [None if y is None else (y.shape[1:], y.dtype) for _, y in (one, other)]
     arrays = [[(a.shape[1:], a.dtype) for a in found] for found, _ in (one, other)]
-    counts = [y is None or len(y) == len(found[0]) for found, y in (one, other)]
-    return arrays[0] == arrays[1] and labels[0] == labels[1] and all(counts)
+    whole = all(a.ndim for found, _ in (one, other) for a in found)
+    return whole and arrays[0] == arrays[1] and labels[0] == labels[1]
 
 
 def _cut(waiting):
@@ -75,7 +75,10 @@ def batches(x, y, inputs):
     """
     if is_arrays(x):
         found = inputs.flat(x)
-        yield found, None if y is None else to_array(y, "y")
+        given = None if y is None else to_array(y, "y")
+        if given is not None and given.ndim == 0:
+            raise ValueError(f"`y` must have one label per input. Received: y={y!r}.")
+        yield found, given
         return
     empty = True
     labels = None if y is None else to_array(y, "y")
@@ -90,9 +93,11 @@ def batches(x, y, inputs):
                 "Labels must come once. Received: a data set with labels, and `y` as well. "
                 "Leave `y` out."
             )
-        if labels is not None:
+        if labels is not None and found[0].ndim:
             given = labels[position : position + len(found[0])]
             position += len(found[0])
+        elif given is not None:
+            _check_labels(given, found[0])
         yield found, given
     if empty:
         raise ValueError("`x` must hold at least one input. Received: an empty data set.")
@@ -100,6 +105,19 @@ def batches(x, y, inputs):
         raise ValueError(
             f"`y` must have one label per input. Received: {len(labels)} labels for {position} "
             "inputs."
+        )
+
+
+def _check_labels(given, rows):
+    """Refuses labels of a batch that are not as many as its inputs.
+
+    Several batches together may have equally many of both, and labels of other inputs.
+    """
+    if given.ndim == 0 or (rows.ndim and len(given) != len(rows)):
+        raise ValueError(
+            "Every batch must have one label per input. Received: a batch with labels of shape "
+            f"{given.shape} for inputs of shape {rows.shape}. Batch the data set, e.g. by "
+            "`.batch(128)`, with `(x, y)` of equally many rows."
         )
 
 

@@ -110,6 +110,9 @@ def scaled_below(kernel, sigma, max_gain):
     dtype = keras.backend.standardize_dtype(kernel.dtype)
     values = ops.convert_to_numpy(kernel).astype(np.float64)
     taps = math.prod(values.shape[:-2])
+    # In units of a power of two near the largest entry, whose squares do not overflow.
+    power = math.frexp(float(np.max(np.abs(values), initial=0.0)))[1]
+    values, sigma = np.ldexp(values, -power), math.ldexp(sigma, -power)
     entries = math.sqrt(taps) * float(np.linalg.norm(values))
     rounding = unit_roundoff(dtype) + (2.0**-24 if dtype == "bfloat16" else 0.0)  # as float32 first
     goal = max_gain * (1 - 2.0**-30) - ABSOLUTE[dtype] * math.sqrt(taps * values.size)

@@ -187,16 +187,39 @@ def _remember(key, bound):
 
 
 def _norm_upper_bound(kernel, linear_map, method, tol):
-    largest = np.max(np.abs(kernel), initial=0.0)
+    kernel = _without_idle_taps(kernel, linear_map)
+    largest = float(np.max(np.abs(kernel), initial=0.0))
     if largest == 0.0:
         return NormBound(0.0, "zero", True)
     # A power of two keeps the scaling exact and the squares away from over- and underflow.
-    scale = 2.0 ** np.floor(np.log2(largest))
+    power = math.frexp(largest)[1]
     side = min(kernel.shape[-2:])
     small = side**2 * max(kernel.shape[-2:]) < _THREADED
     with one_thread() if small else contextlib.nullcontext():
-        bound = _scaled_norm_upper_bound(kernel / scale, linear_map, method, (1 + tol) ** 2 - 1)
-    return dataclasses.replace(bound, value=float(np.nextafter(bound.value * scale, np.inf)))
+        scaled = np.ldexp(kernel, -power)
+        bound = _scaled_norm_upper_bound(scaled, linear_map, method, (1 + tol) ** 2 - 1)
+    try:
+        value = math.nextafter(math.ldexp(float(bound.value), power), math.inf)
+    except OverflowError:
+        value = math.inf
+    return dataclasses.replace(bound, value=value)
+
+
+def _without_idle_taps(kernel, linear_map):
+    """The kernel with zeros where a tap joins no two positions.
+
+    What is never used must not set the scale, below which squares of what is used underflow.
+    """
+    if linear_map.kind == "dense" or linear_map.input_shape is None:
+        return kernel
+    taps = kernel.shape[: linear_map.rank(kernel.shape)]
+    used = [tap for tap, _, _ in convolution_taps(kernel.shape, linear_map)]
+    if len(used) == math.prod(taps):
+        return kernel
+    found = np.zeros_like(kernel)
+    for tap in used:
+        found[tap] = kernel[tap]
+    return found
 
 
 def _scaled_norm_upper_bound(kernel, linear_map, method, tol):

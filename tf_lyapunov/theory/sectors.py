@@ -150,7 +150,11 @@ class Indices:
     @property
     def discriminant(self) -> float:
         """1 - 4δν, correctly rounded; between -8u and infinity for δ > 0."""
-        return float(1 - 4 * Fraction(self.delta) * Fraction(self.nu))
+        exact = 1 - 4 * Fraction(self.delta) * Fraction(self.nu)
+        try:
+            return float(exact)
+        except OverflowError:
+            return math.inf if exact > 0 else -math.inf
 
     @property
     def slopes(self) -> tuple[float, float]:
@@ -161,6 +165,8 @@ class Indices:
         """
         delta = self._positive_delta("cone slopes")
         root = math.sqrt(max(self.discriminant, 0.0))
+        if math.isinf(root):
+            root = 2 * math.sqrt(delta) * math.sqrt(-self.nu)
         # 2ν/(1+√·) equals (1-√·)/(2δ) without its cancellation.
         return 2 * self.nu / (1 + root), (1 + root) / (2 * delta)
 

@@ -100,7 +100,10 @@ def solve(
     if start is None:
         raise ValueError("`start` must be a strictly feasible point for solver='structured'.")
     deadline = None if seconds is None else begin + seconds
-    points = minimise(problem, *start, tol=tol, scale=scale, deadline=deadline)
+    try:
+        points = minimise(problem, *start, tol=tol, scale=scale, deadline=deadline)
+    except np.linalg.LinAlgError:  # matrices beyond float64
+        points = ()
     if not points:
         raise SolverFailure(
             "The structured solver found no interior point: its start is not strictly feasible in "

@@ -310,7 +310,7 @@ def absolute_norm_upper_bound(kernel, linear_map):
     stride; for dense kernels the Frobenius norm if that is smaller.
     """
     magnitude = np.abs(kernel)
-    inflation = 1 + (kernel.size + 4) * 1.01 * rounding.UNIT_ROUNDOFF["float64"]
+    inflation = 1 + (kernel.size + 6) * 1.01 * rounding.UNIT_ROUNDOFF["float64"]
     if linear_map.kind == "dense":
         rows, columns = magnitude.sum(axis=0), magnitude.sum(axis=1)
         frobenius = float(np.linalg.norm(kernel)) * inflation
@@ -325,7 +325,8 @@ def absolute_norm_upper_bound(kernel, linear_map):
             rows = per_channel.sum(axis=0)
             columns = per_channel.reshape(len(per_channel), linear_map.groups, -1).sum(axis=2)
     largest = np.max(rows, initial=0.0), np.max(columns, initial=0.0)
-    return min(math.sqrt(largest[0] * largest[1]) * inflation, frobenius)
+    # Root by root: products of sums may under- and overflow.
+    return min(math.sqrt(largest[0]) * math.sqrt(largest[1]) * inflation, frobenius)
 
 
 READERS = dict.fromkeys(LINEAR_LAYERS, read)
