@@ -22,6 +22,7 @@ from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.validation import validate_on_probes
 from tf_lyapunov.progress import reports_progress, stage
+from tf_lyapunov.theory.arguments import checked_seconds
 from tf_lyapunov.theory.norms import tolerated
 
 # What needs inputs, and not a model alone.
@@ -134,10 +135,7 @@ def lipschitz_upper_bound(
             + (" It bounds gains on the ball around each input: use `certify`."
                if method in _WITH_INPUTS else "")
         )  # fmt: skip
-    if not time_budget > 0:
-        raise ValueError(
-            f"`time_budget` must be a positive number of seconds. Received: {time_budget!r}."
-        )
+    time_budget = checked_seconds("time_budget", time_budget)
     with tolerated(tol):
         return _bounded(model, method, perturbed, outputs, input_shapes, time_budget, float(tol))
 

@@ -35,6 +35,7 @@ from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.validation import validate
 from tf_lyapunov.progress import reports_progress, stage
+from tf_lyapunov.theory.arguments import checked_seconds
 
 # Float64 entries held at once in blocks of inputs × classes, and of input entries.
 _BLOCK = 2**22
@@ -148,10 +149,7 @@ def certify(
         raise ValueError(
             f"`precision` must be one of {PRECISIONS}. Received: precision={precision!r}."
         )
-    if not time_budget > 0:
-        raise ValueError(
-            f"`time_budget` must be a positive number of seconds. Received: {time_budget!r}."
-        )
+    time_budget = checked_seconds("time_budget", time_budget)
     jobs = checked_jobs(jobs)
     given = Inputs.of(model)
     chosen = given.chosen(perturbed)

@@ -28,6 +28,7 @@ from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.progress import reports_progress, steps
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.theory import perturbation as theory
+from tf_lyapunov.theory.arguments import checked_seconds
 from tf_lyapunov.theory.perturbation import Curvature
 
 RULES = ("sound", "published")
@@ -163,10 +164,7 @@ def minimal_perturbation_lower_bound(
     """
     if rules not in RULES:
         raise ValueError(f"`rules` must be one of {RULES}. Received: rules={rules!r}.")
-    if not time_budget >= 0:
-        raise ValueError(
-            f"`time_budget` must be a number of seconds, at least 0. Received: {time_budget!r}."
-        )
+    time_budget = checked_seconds("time_budget", time_budget, zero=True)
     batch_size = count("batch_size", batch_size)
     deadline = time.monotonic() + time_budget
     taken = Inputs.of(model)

@@ -15,6 +15,7 @@ from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.validation import validate
+from tf_lyapunov.theory.arguments import finite_float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,10 +117,16 @@ def gain_on(model, x, radius, *, norm="l2", outputs="logits", effort=None):
     """
     if norm not in ("l2", "linf"):
         raise ValueError(f"`norm` must be 'l2' or 'linf'. Received: norm={norm!r}.")
-    if not radius > 0 or not np.isfinite(radius):
+    if finite_float("radius", radius) <= 0:
         raise ValueError(f"`radius` must be a positive number. Received: radius={radius!r}.")
+    x, shape = np.asarray(x, np.float64), getattr(model, "input_shape", None)
+    if x.ndim < 1 or (isinstance(shape, tuple) and x.ndim != len(shape)):
+        raise ValueError(
+            f"`x` must hold inputs (n, …) of the model's input shape {shape}. Received: shape "
+            f"{x.shape}. Add an axis for one input: x[None]."
+        )
     found = []
-    for point in np.asarray(x, np.float64):
+    for point in x:
         region = Region.ball(point, radius, norm)
         _, flow, traced = read_around(model, region, outputs)
         around = surround_proved(flow, traced, region, effort or Effort())

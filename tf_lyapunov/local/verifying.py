@@ -19,6 +19,7 @@ from tf_lyapunov.local.unittree import RATE, UnitTree
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.logits import LogitsModel, check_single_output
 from tf_lyapunov.progress import reports_progress, stage
+from tf_lyapunov.theory.arguments import checked_seconds
 
 BRANCHING = ("inputs", "units")
 PROVED, REFUTED, UNKNOWN = "PROVED", "REFUTED", "UNKNOWN"
@@ -259,10 +260,7 @@ def _check(model, region, property, timeout, branching):
             "`property` must be a `Property`. Received: an object of type "
             f"{type(property).__name__}. Use `Property.classified_as`, `linear` or `avoids`."
         )
-    if isinstance(timeout, bool) or not np.isscalar(timeout) or not timeout > 0:
-        raise ValueError(
-            f"`timeout` must be a positive number of seconds. Received: timeout={timeout!r}."
-        )
+    checked_seconds("timeout", timeout)
     if branching is not None and branching not in BRANCHING:
         raise ValueError(
             f"`branching` must be one of {BRANCHING}, or None. Received: branching={branching!r}."
