@@ -400,3 +400,20 @@ def test_without_a_claim_none_is_called_proved():
     assert "no claim" in monitor.summary(monitor.read())
     monitor = watched(constrain(model, [0.5]))
     assert "budgets kept" in monitor.summary(monitor.read())
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e4, 1e30])
+def test_estimates_are_of_the_kernel_that_computes_and_never_above_its_bound(policy, size):
+    if policy == "mixed_float16" and size != 1.0:
+        pytest.skip("float16 holds no such numbers")
+    dense = keras.layers.Dense(4, dtype=policy, name="dense")
+    model = keras.Sequential([keras.Input((6,)), dense])
+    monitor = LyapunovMonitor(verbose=0)
+    monitor.set_model(model)
+    for seed in range(5):
+        dense.kernel.assign(np.random.default_rng(seed).normal(size=(6, 4)) * size)
+        reading = monitor.read()
+        bound = reading.sigma_upper_bound["dense"]
+        # Within what float32 rounds, and near it after some steps.
+        assert 0.5 * bound < reading.sigma["dense"] <= bound * (1 + 1e-6)

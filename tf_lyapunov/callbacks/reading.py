@@ -89,10 +89,10 @@ def measured(stage, fixed, iterations, vectors):
     estimates, bounds, budgets, stored = [], [], [], {}
     for position, (kernel, linear_map) in enumerate(stage.maps):
         key = f"{stage.name}/{position}"
-        estimate, vectors[key] = _power_iteration(kernel, linear_map, iterations, vectors.get(key))
-        estimates.append(estimate)
-        # Of the kernel that computes: a cast to 16 bits may take it past its budget.
+        # Both of the kernel that computes: a cast to 16 bits may take it past its budget.
         used = inference_value(kernel, stage.layer.compute_dtype)
+        estimate, vectors[key] = _power_iteration(used, linear_map, iterations, vectors.get(key))
+        estimates.append(estimate)
         bounds.append(_guaranteed_bound(used, linear_map))
         if stage.layer.compute_dtype == kernel.dtype:
             stored[kernel.path] = bounds[-1]
@@ -153,12 +153,14 @@ def _guaranteed_bound(kernel, linear_map):
 
 def _power_iteration(kernel, linear_map, iterations, vector):
     """Estimate of σ from below on the true map, and the vector to start from next time."""
-    kernel = ops.cast(ops.stop_gradient(ops.convert_to_tensor(kernel)), "float32")
+    kernel = np.asarray(kernel, np.float32)
     if linear_map.kind == "dense":  # a few products: NumPy has less to set up
-        return power_iteration(ops.convert_to_numpy(kernel), iterations, vector)
+        return power_iteration(kernel, iterations, vector)
     if vector is None:
         vector = start_vector(measured_map(kernel.shape, linear_map)).astype("float32")
-    sigma, vector = _estimate(linear_map, iterations)(kernel, ops.convert_to_tensor(vector))
+    sigma, vector = _estimate(linear_map, iterations)(
+        ops.convert_to_tensor(kernel), ops.convert_to_tensor(vector)
+    )
     return float(ops.convert_to_numpy(sigma)), ops.convert_to_numpy(vector)
 
 

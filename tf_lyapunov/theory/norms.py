@@ -427,10 +427,14 @@ def power_iteration(matrix, iterations, start=None):
     if start is None:
         start = np.random.default_rng(0).normal(size=matrix.shape[0])
     vector, sigma = np.asarray(start, dtype=matrix.dtype).reshape(-1), 0.0
+    largest, power = float(np.max(np.abs(matrix), initial=0.0)), 0
+    if not 1e-6 < largest < 1e6 and 0 < largest < math.inf:  # squares under- or overflow
+        power = math.frexp(largest)[1]
+        matrix = np.ldexp(matrix, -power)
     tiny = np.finfo(matrix.dtype).tiny
     for _ in range(iterations):
         vector = vector / max(np.linalg.norm(vector), tiny)
         image = vector @ matrix
         sigma = float(np.linalg.norm(image))
         vector = matrix @ image
-    return sigma, vector / max(np.linalg.norm(vector), tiny)
+    return math.ldexp(sigma, power), vector / max(np.linalg.norm(vector), tiny)
