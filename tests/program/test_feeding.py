@@ -113,3 +113,9 @@ def test_what_is_too_large_to_keep_is_let_go_while_it_streams(monkeypatch, tmp_p
         kept.add([x[start : start + 4]])
     assert kept._parts is None and kept.joined() is None
     certify(net, x).save(tmp_path / "proof.npz")  # an array is in memory anyway
+
+
+def test_samples_without_a_batch_axis_are_named_as_they_came():
+    net = keras.Sequential([keras.Input((37,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"Received: shape \(37,\)"):
+        certify(net, (np.zeros(37, "float32") for _ in range(6)))

@@ -369,7 +369,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         if not self._is_whole:
             return lipschitz_upper_bound(self.model, progress=False).gain_upper_bound
         gains = [s.sector.magnitude * bound[s.name] for s in self._stages]
-        return up(float(np.prod(gains)))
+        return up(float(np.prod(gains)), 2 * len(gains))
 
     def _checked(self, check, gain):
         """The design's check, lost where the model is not what the design is about."""

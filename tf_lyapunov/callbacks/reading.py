@@ -142,9 +142,9 @@ def selected_stages(found, layers, design):
     return found
 
 
-def up(value):
-    """A product of a few dozen factors, rounded up."""
-    return float(np.nextafter(value * (1 + 64 * np.finfo(float).eps), np.inf))
+def up(value, factors=64):
+    """A product of so many factors at most, rounded up."""
+    return float(np.nextafter(value * (1 + max(factors, 64) * np.finfo(float).eps), np.inf))
 
 
 def _guaranteed_bound(kernel, linear_map):

@@ -18,6 +18,11 @@ def blocks(x, y, inputs):
     """
     waiting, size = [], 0
     for found, labels in batches(x, y, inputs):
+        if not _is_batch(found, inputs):  # its check names it as it came
+            yield from _cut(waiting)
+            yield found, labels
+            waiting, size = [], 0
+            continue
         if waiting and not _fit(waiting[0], (found, labels)):
             yield from _cut(waiting)
             waiting, size = [], 0
@@ -26,8 +31,13 @@ def blocks(x, y, inputs):
         if size >= SMALLEST_BLOCK:
             yield from _cut(waiting)
             waiting, size = [], 0
-    if waiting:
-        yield from _cut(waiting)
+    yield from _cut(waiting)
+
+
+def _is_batch(found, inputs):
+    """Whether arrays have as many axes as the model's inputs, as far as those are known."""
+    declared = inputs.shapes or [None] * len(found)
+    return all(s is None or a.ndim == len(s) for a, s in zip(found, declared, strict=True))
 
 
 def _fit(one, other):
@@ -39,7 +49,9 @@ def _fit(one, other):
 
 
 def _cut(waiting):
-    """Blocks of batches that fit together."""
+    """Blocks of batches that fit together, if there are any."""
+    if not waiting:
+        return
     found, labels = waiting[0]
     if len(waiting) > 1:
         found = [np.concatenate([b[i] for b, _ in waiting]) for i in range(len(found))]

@@ -437,4 +437,6 @@ def power_iteration(matrix, iterations, start=None):
         image = vector @ matrix
         sigma = float(np.linalg.norm(image))
         vector = matrix @ image
-    return math.ldexp(sigma, power), vector / max(np.linalg.norm(vector), tiny)
+    with np.errstate(over="ignore"):
+        sigma = float(np.ldexp(sigma, power))
+    return sigma, vector / max(np.linalg.norm(vector), tiny)
