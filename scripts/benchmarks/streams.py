@@ -8,7 +8,6 @@ source.
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -90,14 +89,19 @@ def main(source, path):
 
 
 def _peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """The process's own: what `getrusage` calls its peak is its parent's, if that is larger."""
+    return _status("VmHWM")
 
 
 def _mapped():
     """MB of files in memory that the system takes back at will, such as a memory map's pages."""
+    return _status("RssFile")
+
+
+def _status(name):
     with open("/proc/self/status", encoding="ascii") as file:
         for line in file:
-            if line.startswith("RssFile:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024 / 1e6
     return 0.0
 
