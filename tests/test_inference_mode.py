@@ -66,5 +66,7 @@ def test_statistics_stay_as_training_left_them(name):
 
 
 def test_a_plain_call_would_have_moved_them():
-    if not moved(plainly_called):
-        pytest.skip("this release of Keras calls augmentation layers as in inference")
+    """Else the test above could not fail."""
+    if keras.__version__ != "3.15.1":
+        pytest.skip("whether plain calls train what follows an augmentation was seen in 3.15.1")
+    assert moved(plainly_called)

@@ -233,7 +233,9 @@ def _delta_of_smallest_cone(read, multiplier, solver):
     weight = read.matrix() if searches else None
 
     def largest_nu(delta):
-        found = diagonal_indices(weight, read.sector, delta, estimated_nu) if searches else None
+        found = None
+        if searches:
+            found = diagonal_indices(weight, read.sector, delta, estimated_nu, solver)
         return _largest_nu(read, delta, multiplier, solver)[0] if found is None else found[0]
 
     def squared_radius(c):
