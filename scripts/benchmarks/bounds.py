@@ -2,18 +2,23 @@
 
 TFL_EARLIER names the folder of the earlier build (a git worktree of d3f34db, say); without it only
 this build is measured. Every number comes from a process of its own (`timed_bounds.py`), with the
-threads that BLAS takes by itself.
+threads that BLAS takes by itself. The earlier build is given up after five minutes: its row then
+says how much CPU it had used.
 """
 
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
 TITLE = "Bounds of networks with random weights: CPU seconds, earlier / this build"
 SCALE = True
+_GIVEN_UP = object()
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Seconds after which the earlier build is given up.
+LIMIT = 300
 SCRIPT = pathlib.Path(__file__).resolve().with_name("timed_bounds.py")
 CASES = (
     ("lipschitz_upper_bound", "DepthwiseConv2D", 32),
@@ -45,13 +50,21 @@ def measure(quick):
     for case in CASES[: 2 if quick else None]:
         row, now = {"what": " ".join(map(str, case))}, _ran(ROOT, *case)
         if earlier:
-            then = _ran(pathlib.Path(earlier).resolve(), *case)
-            row |= {"earlier CPU s": then[0], "ratio": then[0] / now[0]}
-            row |= {} if now[2] is None else {"value / earlier": now[2] / then[2]}
+            row |= _compared(now, _ran(pathlib.Path(earlier).resolve(), *case, limit=LIMIT))
         found.append(row | _own(now))
+        print(found[-1], file=sys.stderr, flush=True)
     for case in () if quick else LARGE:
         found.append({"what": " ".join(map(str, case))} | _own(_ran(ROOT, *case)))
+        print(found[-1], file=sys.stderr, flush=True)
     return {"rows": found}
+
+
+def _compared(now, then):
+    """Columns of a row about the earlier build."""
+    if then[2] is _GIVEN_UP:
+        return {"earlier CPU s": f"> {then[0]:.0f}", "ratio": f"> {then[0] / now[0]:.0f}"}
+    columns = {"earlier CPU s": then[0], "ratio": then[0] / now[0]}
+    return columns if now[2] is None else columns | {"value / earlier": now[2] / then[2]}
 
 
 def _own(now):
@@ -59,16 +72,26 @@ def _own(now):
     return row if now[2] is None else row | {"value": now[2]}
 
 
-def _ran(root, *arguments):
-    """(CPU seconds, wall seconds, value) of one process."""
+def _ran(root, *arguments, limit=None):
+    """(CPU seconds, wall seconds, value) of one process; `_GIVEN_UP` for one beyond its limit."""
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, "-P", str(SCRIPT), *map(str, (root, *arguments))],
-        cwd=root,
-        env=environment | {"PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
+    before = _cpu_of_children()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(SCRIPT), *map(str, (root, *arguments))],
+            cwd=root,
+            env=environment | {"PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"},
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return _cpu_of_children() - before, limit, _GIVEN_UP
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _cpu_of_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

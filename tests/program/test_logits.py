@@ -127,3 +127,20 @@ def test_a_program_with_an_unread_step_is_refused_by_its_name():
     )  # fmt: skip
     with pytest.raises(UnsupportedLayerError, match="wider"):
         Float64Logits(read_network(model))
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 65])
+def test_threads_change_no_logit(monkeypatch, count):
+    """In as many threads as there are rows, and in one."""
+    model = classifier(dtype="float64")
+    exact, x, name = Float64Logits(read_network(model)), inputs(count), model.layers[-2].name
+    found = []
+    for threads in (1, 3, 64):
+        for module in ("tf_lyapunov.program.logits", "tf_lyapunov.theory.threads"):
+            monkeypatch.setattr(f"{module}.blas_threads", lambda n=threads: n)
+        found.append(exact.evaluate(x, 64, (name,)))
+    whole = exact.program.evaluate(x)[0]
+    for logits, kept in found:
+        # Sums of 36 products of a few layers, in another order.
+        assert np.allclose(logits, whole, rtol=1e-13, atol=1e-13)
+        assert list(kept) == [name] and len(kept[name]) == count

@@ -17,6 +17,7 @@ from tf_lyapunov.program.replay import Replay, arguments, without_activation
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.program.tensors import as_array, as_tensor
 from tf_lyapunov.progress import steps
+from tf_lyapunov.theory.threads import blas_threads, each_in_threads
 
 PRECISIONS = ("auto", "model", "float64")
 # Activations without a constant that float32 would round.
@@ -102,10 +103,18 @@ class Float64Logits:
 
     def evaluate(self, x, batch_size, kept=()):
         """`(logits, {name: float64 array})` with the values of the steps `kept`."""
-        parts = []
+        arrays = x if isinstance(x, list) else [x]
+
+        def evaluated(rows):
+            return self.program.evaluate([a[rows] for a in arrays], kept)
+
+        # As many samples at once as without threads. Keras' own are not safe in several.
+        threads = 1 if self.program.declared else blas_threads()
+        size = max(min(batch_size // threads, _IN_CACHE), 1)
+        slices = _slices(len(arrays[0]), size)
+        run = map if threads == 1 else each_in_threads
         with no_gradients():
-            for rows in _rows(x, min(batch_size, _IN_CACHE)):
-                parts.append(self.program.evaluate(rows, kept))
+            parts = list(steps(run(evaluated, slices), "batches", len(slices)))
         logits = np.concatenate([p[0] for p in parts])
         return logits, {n: np.concatenate([p[1][n] for p in parts]) for n in kept}
 
@@ -154,20 +163,18 @@ class LogitsModel:
             batch_size: rows evaluated at once.
         """
         parts, dtypes = [], [t.dtype for t in self.network.graph.inputs]
+        arrays = x if isinstance(x, list) else [x]
         with no_gradients():
             # Never through `predict`, which keeps a compiled function and rounds to floatx.
-            for rows in _rows(x, batch_size):
-                given = [as_tensor(a, dtype) for a, dtype in zip(rows, dtypes, strict=True)]
+            for rows in steps(_slices(len(arrays[0]), batch_size), "batches"):
+                given = [as_tensor(a[rows], d) for a, d in zip(arrays, dtypes, strict=True)]
                 parts.append(as_array(self(given)))
         values = np.concatenate(parts)
         return values[:, None] if values.ndim == 1 else values
 
 
-def _rows(x, size):
-    """Lists of at most `size` rows of every input."""
-    arrays = x if isinstance(x, list) else [x]
-    for start in steps(range(0, len(arrays[0]), size), "batches"):
-        yield [a[start : start + size] for a in arrays]
+def _slices(count, size):
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def check_single_output(network, own, x, logits):

@@ -1,6 +1,8 @@
 """How many threads NumPy's and SciPy's linear algebra uses."""
 
+import concurrent.futures
 import contextlib
+import contextvars
 import functools
 import threading
 
@@ -34,6 +36,40 @@ def one_thread():
             if _held["count"] == 0:
                 _held["limits"].restore_original_limits()
                 _held["limits"] = None
+
+
+def each_in_threads(function, items):
+    """`function` of every item, in their order: as many at once as BLAS would use threads for one.
+
+    Each then has one thread of BLAS, and none waits for another. NumPy lets others run meanwhile;
+    Python code does not, so that this is for large arrays alone. Within `one_thread`, and where
+    the user allows BLAS one thread, it is a plain loop.
+
+    Example:
+
+    >>> list(each_in_threads(abs, [-1, 2, -3]))
+    [1, 2, 3]
+    """
+    items = list(items)
+    count = min(blas_threads(), len(items))
+    if count < 2:
+        yield from map(function, items)
+        return
+    with one_thread():
+        pool = concurrent.futures.ThreadPoolExecutor(count)
+        try:
+            # Settings such as numpy.errstate are the caller's.
+            done = [pool.submit(contextvars.copy_context().run, function, i) for i in items]
+            while done:
+                yield done.pop(0).result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def blas_threads():
+    """Threads that NumPy's and SciPy's BLAS uses now, at least 1."""
+    controllers = _thread_controller().lib_controllers
+    return max((c.num_threads or 1 for c in controllers if c.user_api == "blas"), default=1)
 
 
 @functools.cache

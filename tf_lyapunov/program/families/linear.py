@@ -71,7 +71,7 @@ class Linear(Operation):
 
 # Bytes of the patches that one product reads, which stay in the cache between the two, and of
 # those of one sample beyond which each tap has its own product.
-_PATCHES, _LARGEST = 2**19, 2**22
+_PATCHES, _LARGEST = 2**18, 2**22
 
 
 def convolved(x, kernel, linear_map):
