@@ -9,7 +9,8 @@ that a run left are damaged at random and given to the commands that read them: 
 verify more than the whole one. With `--state` the counts are kept, and the same command goes on.
 
 Commands are forks of one process that has imported everything and computed nothing, so that a kill
-takes the second that the command takes, and not the ten of an import.
+takes the second that the command takes, and not the ten of an import. One fork reads several
+damaged files, one after the other.
 """
 
 import argparse
@@ -71,6 +72,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What differs from run to run in what a command prints.
 VOLATILE = ("seconds", "time", "date", "epoch_seconds", "gflops", "overhead", "least_every")
 LIMIT = 60.0
+# Damaged files that one fork reads.
+TOGETHER = 20
 # Exit codes of our own: no end within LIMIT, an error that the command let through.
 HANGS, BROKEN, INTERRUPTED = -1000, 99, 130
 
@@ -127,22 +130,15 @@ def _base(folder):
     return base
 
 
-def run(arguments, folder, kill=None, sentinel=None):
+def run(arguments, folder, kill=None):
     """`(exit code, output)` of a command in a fork.
 
     Args:
         arguments: list of str.
         folder: where it runs.
         kill: `(seconds, signal)`, or None.
-        sentinel: file to be made where it starts a program, or None.
     """
-    sys.stdout.flush()
-    # Until the command has begun, signals wait.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS[1:])
-    child = os.fork()
-    if child == 0:
-        _be(arguments, folder, sentinel)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS[1:])
+    child = _forked([(arguments, folder)])
     status = None
     if kill is not None:
         status = _waited(child, kill[0])
@@ -150,47 +146,105 @@ def run(arguments, folder, kill=None, sentinel=None):
             os.kill(child, kill[1])
     if status is None:
         status = _waited(child, LIMIT)
-    text = (folder / ".output").read_text(errors="replace") if (folder / ".output").exists() else ""
     if status is None:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return HANGS, text
-    return os.waitstatus_to_exitcode(status), text
+        _end(child)
+    return HANGS if status is None else os.waitstatus_to_exitcode(status), _output(folder)
 
 
-def _waited(child, seconds):
-    """The status of a child that ends within so many seconds, or None."""
+def run_watched(tasks):
+    """`(exit code, output)` of each `(arguments, folder)`: of as many in one fork as it survives.
+
+    A file "started" stays in a folder where a program was started.
+    """
+    found = []
+    while len(found) < len(tasks):
+        child, status = _forked(tasks[len(found) :], watched=True), None
+        while len(found) < len(tasks):
+            folder = tasks[len(found)][1]
+            mark = folder / ".code"
+            if status is None:
+                status = _waited(child, LIMIT, mark)
+            if mark.exists():
+                found.append((int(mark.read_text()), _output(folder)))
+                continue
+            if status is None:
+                _end(child)
+            code = HANGS if status is None else os.waitstatus_to_exitcode(status)
+            found.append((code, _output(folder)))
+            break
+        else:
+            if status is None and _waited(child, LIMIT) is None:
+                _end(child)
+    return found
+
+
+def _forked(tasks, watched=False):
+    sys.stdout.flush()
+    # Until the command has begun, signals wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS[1:])
+    child = os.fork()
+    if child == 0:
+        _be(tasks, watched)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS[1:])
+    return child
+
+
+def _end(child):
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _output(folder):
+    path = folder / ".output"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _waited(child, seconds, mark=None):
+    """The status of a child that ends within so many seconds, or None; None once `mark` exists."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status
+        if mark is not None and mark.exists():
+            return None
         time.sleep(0.002)
     return None
 
 
-def _be(arguments, folder, sentinel):
-    """The child: the command, and nothing after it."""
+def _be(tasks, watched):
+    """The child: the commands, and nothing after them."""
     from tf_lyapunov.cli import main as command
 
     code = BROKEN
     try:
-        os.chdir(folder)
-        output = os.open(".output", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        if sentinel is not None:
-            watch(sentinel)
+        if watched:
+            watch("started")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS[1:])
-        code = command([*arguments, "--json"])
+        for arguments, folder in tasks:
+            os.chdir(folder)
+            output = os.open(".output", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.close(output)
+            code = _code(command, arguments)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if watched:
+                pathlib.Path(".begun").write_text(str(code))
+                os.replace(".begun", ".code")
+    finally:
+        os._exit(code)
+
+
+def _code(command, arguments):
+    try:
+        return command([*arguments, "--json"])
     except KeyboardInterrupt:  # before the command has begun, or after its end
-        code = INTERRUPTED
+        return INTERRUPTED
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return BROKEN
 
 
 def _kill(name, base, options, state, save):
@@ -260,24 +314,28 @@ def _damage(base, options, state, save):
     names = list(READERS)
     done = sum(state["files"].values())
     whole = {name: result(run(READERS[name][1], base)[1]) for name in names}
-    for number in range(done, options.files):
-        rng = random.Random(f"{options.seed} {number}")
-        name = names[number % len(names)]
-        path, arguments = READERS[name]
-        work = pathlib.Path(tempfile.mkdtemp(dir=base.parent))
-        shutil.copytree(base, work, dirs_exist_ok=True)
-        what = damaged(work / path, rng)
-        code, text = run(arguments, work, sentinel=work / "started")
-        fault = outcome(name, code, text, result(text), whole[name])
-        if (work / "started").exists():
-            fault = f"a program was started: {(work / 'started').read_text()}"
-        if fault:
-            state["faults"].append(f"{path}, {what} (number {number}): {fault}")
-        shutil.rmtree(work)
-        state["files"][name] = state["files"].get(name, 0) + 1
-        if number % 100 == 99:
+    for first in range(done, options.files, TOGETHER):
+        numbers, tasks, what = range(first, min(first + TOGETHER, options.files)), [], []
+        for number in numbers:
+            path, arguments = READERS[names[number % len(names)]]
+            work = pathlib.Path(tempfile.mkdtemp(dir=base.parent))
+            shutil.copytree(base, work, dirs_exist_ok=True)
+            what.append(damaged(work / path, random.Random(f"{options.seed} {number}")))
+            tasks.append((arguments, work))
+        for number, way, (_, work), (code, text) in zip(
+            numbers, what, tasks, run_watched(tasks), strict=True
+        ):
+            name = names[number % len(names)]
+            fault = outcome(name, code, text, result(text), whole[name])
+            if (work / "started").exists():
+                fault = f"a program was started: {(work / 'started').read_text()}"
+            if fault:
+                state["faults"].append(f"{READERS[name][0]}, {way} (number {number}): {fault}")
+            shutil.rmtree(work)
+            state["files"][name] = state["files"].get(name, 0) + 1
+        if first % 100 == 0 or numbers[-1] + 1 == options.files:
             save()
-            print(f"{number + 1} files, {len(state['faults'])} faults", flush=True)
+            print(f"{numbers[-1] + 1} files, {len(state['faults'])} faults", flush=True)
     save()
 
 

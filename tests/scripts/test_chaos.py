@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import sys
+import time
 
 import pytest
 
@@ -79,3 +80,37 @@ def test_a_program_that_is_started_is_seen(tmp_path):
             os._exit(0)
     assert _waited(child, 60) == 0
     assert "os.system" in sentinel.read_text()
+
+
+def test_one_fork_reads_several_files_and_a_dead_or_hanging_one_ends_none_but_its_own(
+    tmp_path, monkeypatch
+):
+    from benchmarks import chaos
+
+    def command(arguments):
+        if arguments[0] == "die":
+            os._exit(7)
+        if arguments[0] == "hang":
+            time.sleep(600)
+        if arguments[0] == "raise":
+            raise ValueError("let through")
+        if arguments[0] == "start":
+            os.system("true")
+        os.write(
+            1, arguments[0].encode()
+        )  # not to what pytest calls stdout
+        return len(arguments)
+
+    monkeypatch.setattr("tf_lyapunov.cli.main", command)
+    monkeypatch.setattr(chaos, "LIMIT", 3.0)
+    names = ["one", "die", "two", "hang", "raise", "start", "three"]
+    tasks = []
+    for name in names:
+        (tmp_path / name).mkdir()
+        tasks.append(([name], tmp_path / name))
+    found = chaos.run_watched(tasks)
+    assert [code for code, _ in found] == [2, 7, 2, chaos.HANGS, chaos.BROKEN, 2, 2]
+    assert [text for _, text in found] == ["one", "", "two", "", "", "start", "three"]
+    assert [(tmp_path / name / "started").exists() for name in names] == [
+        name == "start" for name in names
+    ]

@@ -1,5 +1,6 @@
 """Inputs as arrays, PyDatasets, tf.data or any iterable of batches, in blocks of one size."""
 
+import concurrent.futures
 from collections.abc import Mapping
 
 import keras
@@ -14,8 +15,23 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 2**23, 2**26
 def blocks(x, y, inputs):
     """The same as `batches`, small ones joined and large ones cut: by 8 to 64 MB.
 
-    Memory and time then depend on neither the batch size of a data set nor its length.
+    Memory and time then depend on neither the batch size of a data set nor its length. A tf.data
+    pipeline is read one block ahead: it runs while the last one is worked on.
     """
+    found = _joined(x, y, inputs)
+    return _ahead(found) if _is_pipeline(x) else found
+
+
+def _ahead(items):
+    """The items of a generator, each asked for, in another thread, when the one before is given."""
+    with concurrent.futures.ThreadPoolExecutor(1, "reading") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _joined(x, y, inputs):
     waiting, size = [], 0
     for found, labels in batches(x, y, inputs):
         if not _is_batch(found, inputs):  # its check names it as it came
@@ -145,7 +161,7 @@ def _iterate(x):
         if count is None:
             raise ValueError("`x` must be finite. Received: a PyDataset of unknown length.")
         return (x[i] for i in range(count))
-    if hasattr(x, "cardinality") and int(x.cardinality()) == -1:  # tf.data: INFINITE
+    if _is_pipeline(x) and int(x.cardinality()) == -1:  # INFINITE
         raise ValueError(
             "`x` must be finite. Received: an endless data set. Leave out `.repeat()`, or use "
             "`.take(n)`."
@@ -156,3 +172,8 @@ def _iterate(x):
             f"Received: an object of type {type(x).__name__}."
         )
     return iter(x)
+
+
+def _is_pipeline(x):
+    """Whether it is a data set of tf.data, which any thread may read."""
+    return hasattr(x, "cardinality") and hasattr(x, "element_spec")
