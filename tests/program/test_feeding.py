@@ -1,5 +1,7 @@
 """Inputs in blocks: the same inputs and labels in the same order, whatever they came in."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -119,3 +121,50 @@ def test_samples_without_a_batch_axis_are_named_as_they_came():
     net = keras.Sequential([keras.Input((37,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match=r"Received: shape \(37,\)"):
         certify(net, (np.zeros(37, "float32") for _ in range(6)))
+
+
+class Pipeline:
+    """What `blocks` knows a tf.data pipeline by."""
+
+    element_spec = None
+
+    def __init__(self, batches):
+        self.batches, self.threads = batches, []
+
+    def cardinality(self):
+        return -2  # unknown
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.threads.append(threading.current_thread())
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+def test_a_pipeline_is_read_in_another_thread_one_block_ahead():
+    x = np.arange(30.0).reshape(10, 3)
+    source, seen = Pipeline([x[i : i + 2] for i in range(0, 10, 2)]), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeding, "SMALLEST_BLOCK", 1)
+        for (block,), labels in feeding.blocks(source, None, Inputs.of(model())):
+            assert labels is None
+            seen.append(block)
+            # What is ahead is one block, however long this one takes.
+            assert len(source.threads) <= len(seen) + 1
+    assert np.array_equal(np.concatenate(seen), x) and len(seen) == 5
+    assert threading.current_thread() not in source.threads
+
+
+def test_errors_of_a_pipeline_come_through_and_whoever_stops_early_ends_its_thread():
+    x = np.ones((2, 3))
+    found = feeding.blocks(Pipeline([x, OSError("gone")]), None, Inputs.of(model()))
+    with pytest.raises(OSError, match="gone"):
+        list(found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeding, "SMALLEST_BLOCK", 1)
+        some = feeding.blocks(source := Pipeline([x] * 9), None, Inputs.of(model()))
+        next(some)
+        some.close()
+    assert len(source.threads) <= 3
+    assert not any(thread.is_alive() for thread in source.threads)

@@ -96,9 +96,7 @@ def test_one_fork_reads_several_files_and_a_dead_or_hanging_one_ends_none_but_it
             raise ValueError("let through")
         if arguments[0] == "start":
             os.system("true")
-        os.write(
-            1, arguments[0].encode()
-        )  # not to what pytest calls stdout
+        os.write(1, arguments[0].encode())  # not to what pytest calls stdout
         return len(arguments)
 
     monkeypatch.setattr("tf_lyapunov.cli.main", command)

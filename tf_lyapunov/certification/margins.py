@@ -174,7 +174,7 @@ def certify(
             widening = Widening(network, method, norm, bounds, time_budget, jobs, state)
         cast, norms, moved = checked_inputs(inputs, network, given, chosen)
         widening.check(inputs)
-        size = batch_size or int(np.clip(2**20 // max(entries(cast), 1), 32, 1024))
+        size = batch_size or int(np.clip(2**20 // max(entries(cast), 1), 32, 4096))
         if logits_model is None:
             digest = claim_digest(network, chosen)
             with stage("comparing the model with its reading"):

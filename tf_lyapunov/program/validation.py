@@ -7,6 +7,7 @@ calls it. A check of the reading, not a proof.
 """
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -188,7 +189,10 @@ def _hidden(step, read, output, given):
         )
     rows[given:] = False
     spread = float(np.std(value[rows])) if np.any(rows) else 0.0
-    return float(np.median(error[rows])) / spread if spread > 0 else 0.0
+    if spread == 0:
+        return 0.0
+    share = float(np.median(error[rows])) / spread
+    return math.inf if math.isnan(share) else share
 
 
 def _unfaithful(step, text):

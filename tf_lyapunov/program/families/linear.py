@@ -40,13 +40,17 @@ class Linear(Operation):
         def error():
             size, taps = np.abs(self.kernel), self._terms()
             largest = np.abs(signal.value) + signal.error
-            found = self._map(signal.error, size) + precision.sum(taps) * self._map(largest, size)
+            lost = precision.sum(taps)
+            if math.isinf(lost):  # too many terms for the format
+                return np.full_like(value, np.inf)
+            # What comes in wrong, and what the sums of the largest values lose, by one map.
+            found = self._map(signal.error + lost * largest, size)
             # Operands and products that are flushed to zero.
             flushed = 1 + float(size.max(initial=0.0)) + np.max(largest, initial=0.0)
             found = found + precision.tiny * taps * flushed
             if self.bias is not None:
                 bias = self._shaped(np.abs(self.bias), value.ndim)
-                found = found + precision.sum(taps) * bias
+                found = found + lost * bias
             return found
 
         return with_error(signals, value, error)
