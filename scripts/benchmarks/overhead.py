@@ -23,10 +23,10 @@ VARIANTS = {
 
 def measure(quick):
     """Ratios of an MLP (Adam) and of AlexNet (SGD) to themselves without constraints."""
-    return {"rows": [*_mlp(quick), *_alexnet(quick)]}
+    return {"rows": [*_mlp(quick, 128), *_mlp(quick, 512), *_alexnet(quick)]}
 
 
-def _mlp(quick):
+def _mlp(quick, batch):
     import functools
 
     import keras
@@ -36,12 +36,12 @@ def _mlp(quick):
 
     x, y, source = mnist_or_digits()
     x, y = x.reshape(len(x), -1), y
-    count = 128 * min(len(x) // 128, 100 if quick else 468)
+    count = batch * min(len(x) // batch, 100 if quick else 468)
     build = functools.partial(zoo.mlp, x.shape[1:], 10, widths=[256, 128], activation="relu")
     optimizer = functools.partial(keras.optimizers.Adam, 1e-3)
     models = _models(build, optimizer, [1.5] * 3, VARIANTS)
-    seconds = _epochs(models, x[:count], y[:count], 3 if quick else 21)
-    return _rows(f"MLP {x.shape[1]}-256-128-10 ({source}), batch 128", seconds)
+    seconds = _epochs(models, x[:count], y[:count], 3 if quick else 21, batch)
+    return _rows(f"MLP {x.shape[1]}-256-128-10 ({source}), batch {batch}", seconds)
 
 
 def _alexnet(quick):
@@ -83,7 +83,7 @@ def _models(build, optimizer, budgets, variants):
     return models
 
 
-def _epochs(models, x, y, rounds):
+def _epochs(models, x, y, rounds, batch=128):
     """Dict from variant to `[(wall, CPU) seconds of an epoch]`, one entry per round."""
     import keras
 
@@ -103,7 +103,7 @@ def _epochs(models, x, y, rounds):
     for attempt in range(rounds + 1):
         for name in names[attempt % len(names) :] + names[: attempt % len(names)]:
             model, callbacks = models[name]
-            options = {"batch_size": 128, "epochs": 1, "verbose": 0}
+            options = {"batch_size": batch, "epochs": 1, "verbose": 0}
             model.fit(x, y, callbacks=[*callbacks, watch], **options)
             if attempt:  # the first compiles
                 seconds[name].append(watch.seconds)

@@ -18,8 +18,8 @@ from tf_lyapunov.certification import certify
 from tf_lyapunov.local import radii
 from tf_lyapunov.verification import archive
 from tf_lyapunov.verification.checking import derive, objections, unpack
+from tf_lyapunov.verification.contents import differences
 from tf_lyapunov.verification.reading import read
-from tf_lyapunov.verification.rechecking import differences
 
 FILES = [("l2", None, True), ("linf", (-3.0, 3.0), False), ("l1", None, False)]
 

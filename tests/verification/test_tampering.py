@@ -17,8 +17,8 @@ from small_proofs import dense_model, saved
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import archive, verify
 from tf_lyapunov.verification.checking import derive, objections, unpack
+from tf_lyapunov.verification.contents import differences
 from tf_lyapunov.verification.reading import read
-from tf_lyapunov.verification.rechecking import differences
 
 METHODS = ("composition", "eclipse", "dissipativity")
 

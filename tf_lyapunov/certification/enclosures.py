@@ -5,14 +5,11 @@ import dataclasses
 import numpy as np
 
 from tf_lyapunov.local.flow import flow_of
-from tf_lyapunov.local.maxima import is_window_maximum
-from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.places import pieces_of, places_of
 from tf_lyapunov.progress import steps
-from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.balls import Gains
 from tf_lyapunov.verification.around.claims import attempt, margin_rows, region_around
 from tf_lyapunov.verification.around.pairs import expanded
-from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling
 
 # Radii tried for an input until the verifier proves one, and the least step between two.
 _TRIES, _STEP = 12, 1e-6
@@ -51,11 +48,11 @@ def enclosed(certificate, proof, network, derived, logits, errors, inputs, cast)
     network, own = expanded(network, network.gains()[1])
     gains, labels = Gains(own), certificate.labels
     bounds = (-np.inf, np.inf) if proof.bounds is None else proof.bounds
-    places = _places(network, flow_of(proof.network)) if records else None
+    places = places_of(network, flow_of(proof.network)) if records else None
     radius, pieces = np.array(derived), {}
     order = sorted(i for i in records if certificate.radius[i] > derived[i])
     for i in steps(order, "writing bounds around inputs"):
-        found = [] if places is None else _pieces(network, places, records[i])
+        found = [] if places is None else pieces_of(places, records[i])
 
         def tried(r, i=i, found=found):
             region = region_around(cast[i], inputs[i], r, certificate.norm, bounds)
@@ -118,60 +115,3 @@ def _words(claimed, written, records, places):
     if places is None:
         text += " The multipliers of these layers cannot be matched, and none is in this file."
     yield text
-
-
-# From positions of a flow to the verifier's steps ------------------------------------------------
-
-
-def _places(network, flow):
-    """`(steps by position of an output, steps by position that it reads)`, or None if they differ.
-
-    The elementwise steps and maxima of both readings stand in the same order, under the same names.
-    """
-    mine = [
-        (k, link)
-        for k, link in enumerate(flow.links, 1)
-        if (has_pieces(link.operation) and getattr(link.operation, "name", "") != "linear")
-        or is_window_maximum(link.operation)
-    ]
-    theirs = []
-    for number, step in enumerate(network.steps):
-        operation = step.operation
-        if (isinstance(operation, Activation) and operation.name != "linear") or (
-            isinstance(operation, MaxPooling)
-            or (isinstance(operation, GlobalPooling) and not operation.mean)
-        ):
-            theirs.append(number)
-        if step.name == network.logits:
-            break
-    if len(mine) != len(theirs):
-        return None
-    numbers = {step.name: number for number, step in enumerate(network.steps)}
-    outputs, sources = {}, {flow.output: numbers[network.logits]}
-    for (k, link), number in zip(mine, theirs, strict=True):
-        step = network.steps[number]
-        if step.name.split("/")[0] != link.name.split("/")[0]:
-            return None
-        outputs[k] = number
-        sources.setdefault(link.inputs[0], numbers[step.inputs[0]])
-    return outputs, sources
-
-
-def _pieces(network, places, record):
-    """List of `evidence.Piece` of a `recording.Record`."""
-    outputs, sources = places
-    found = []
-    for block in record.blocks:
-        if block.source not in sources:
-            continue
-        target = sources[block.source]
-        parts, rows = [], 2 * len(block.units)
-        for k, held in block.steps.items():
-            rows = len(held.shares)
-            parts.append(evidence.Part(outputs[k], held.columns, held.shares, held.ends, held.logs))
-        splits = tuple((outputs[k], unit, point) for k, unit, point in block.splits)
-        if parts:
-            found.append(
-                evidence.Piece(target, block.units, rows, tuple(parts), splits, block.margin)
-            )
-    return found

@@ -227,6 +227,11 @@ def save_proof(certificate, path):
 def claimed_fields(path):
     """Fields of the certificate that a proof file claims, unchecked, as in its JSON form."""
     header, arrays = archive.read(path)
+    if header["version"] == archive.RANGES:
+        raise ProofFileError(
+            "The proof file is about ranges of outputs, and no certificate of radii. Check it by "
+            f"`tf_lyapunov.verification.verify`. Received: {path}."
+        )
     try:
         found = {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}
         if header["version"] > 1:

@@ -183,20 +183,7 @@ def verify(
                 ) from None
         result = check(proof, load_model(model_file(model)), shape)
         if json_:
-            emit(
-                {
-                    "proof": str(proof),
-                    "model": str(model),
-                    "holds": bool(result.holds),
-                    "reasons": list(result.reasons),
-                    "method": result.method,
-                    "gain_upper_bound": result.gain_upper_bound,
-                    "claimed_gain_upper_bound": result.claimed_gain_upper_bound,
-                    "norm": result.norm,
-                    "within": result.within,
-                    "examples": len(result.claimed_radius),
-                }
-            )
+            emit({"proof": str(proof), "model": str(model), **result.fields()})
         else:
             typer.echo(result.explain())
     if not result.holds:

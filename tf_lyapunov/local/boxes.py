@@ -115,12 +115,13 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
     return around
 
 
-def surround_proved(flow, traced, region, effort=None, *, deadline=np.inf):
+def surround_proved(flow, traced, region, effort=None, memory=None, *, deadline=np.inf):
     """As `surround` in float64, with multipliers that are searched first and boxes proved by them.
 
-    Bounds of a search are not rounded outwards: only what is bounded once more counts.
+    Bounds of a search are not rounded outwards: only what is bounded once more counts. A `memory`
+    holds what was found.
     """
-    memory = Memory()
+    memory = Memory() if memory is None else memory
     surround(flow, traced, region, effort, memory, deadline=deadline)
     return surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
 

@@ -6,11 +6,12 @@ import numpy as np
 
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.ascent import ascend, tried
-from tf_lyapunov.local.boxes import Effort, surround_proved
+from tf_lyapunov.local.boxes import Effort, Memory, surround_proved
 from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
 from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.ranges import Source, save_ranges
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.network import read_network
@@ -26,11 +27,31 @@ class OutputBounds:
         lower, upper: float64 (functionals,), of every functional of the output.
         steps: dict from names of steps to `(low, high)`, float64 of the shape of what the step
             makes (its last operation).
+        source: `ranges.Source`, what a proof file is made of.
     """
 
     lower: np.ndarray
     upper: np.ndarray
     steps: dict
+    source: Source | None = dataclasses.field(default=None, repr=False)
+
+    def save(self, path):
+        """Writes a proof file (`.npz`) of the functionals' ranges: the region and the multipliers.
+
+        `tf_lyapunov.verification.verify` and `tf-lyapunov verify` re-check it from the model's
+        weights alone. Its ranges are those that the verifier proves with the multipliers found;
+        where they are wider by more than 0.2% of their width, the file says by how much. It holds
+        no ranges of hidden units, which the verifier finds anew.
+
+        Args:
+            path: file name; an existing file is replaced.
+
+        Raises:
+            ValueError: if the model has changed since, the ranges are those behind a softmax or
+                sigmoid, or `verify` would refuse the two. Nothing is written then.
+            UnsupportedLayerError: naming a layer that the verifier does not know.
+        """
+        save_ranges(self, path)
 
 
 def output_bounds(model, region, functionals=None, *, outputs="logits", effort=None):
@@ -62,7 +83,7 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
     >>> bool(-1e-6 < found.lower[0] <= 0), round(float(found.upper[0]), 6)
     (True, 2.0)
     """
-    _, flow, traced = read_around(model, region, outputs)
+    network, flow, traced = read_around(model, region, outputs)
     size = traced.values[-1].size
     rows = np.eye(size) if functionals is None else np.asarray(functionals, np.float64)
     if rows.ndim != 2 or rows.shape[1] != size or not np.all(np.isfinite(rows)):
@@ -71,7 +92,8 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
             f"shape {rows.shape}."
         )
     effort = effort or Effort()
-    around = surround_proved(flow, traced, region, effort)
+    memory = Memory()
+    around = surround_proved(flow, traced, region, effort, memory)
     c = np.concatenate([rows, -rows]).reshape(-1, *traced.shape(flow.output))
     multipliers, _ = tried(around, c, flow.output, trials=effort.margin_trials)
     if multipliers and effort.margin_steps:
@@ -82,7 +104,9 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
         found = np.maximum(found, np.concatenate([low, -high]))
     names = {link.name: k for k, link in enumerate(flow.links, 1)}
     steps = {name: tuple(v[0] for v in around.box(k)) for name, k in names.items()}
-    return OutputBounds(found[: len(rows)], -found[len(rows) :], steps)
+    digest = network.digest()
+    source = Source(network, flow, traced, region, rows, memory, multipliers, outputs, digest)
+    return OutputBounds(found[: len(rows)], -found[len(rows) :], steps, source)
 
 
 def gain_on(model, x, radius, *, norm="l2", outputs="logits", effort=None):

@@ -384,9 +384,25 @@ def _frequency_norm(symbol, tol):
     else:
         guesses = np.concatenate([_estimates(symbol.at(p)[:, 0]) for p in parts])
         order = np.argsort(-guesses, kind="stable")
-        grams = Grams(count, lambda j: symbol.at(slice(j, j + 1))[0, 0], rows, order)
-        eigenvalue = largest_eigenvalue(grams, tol)
+        eigenvalue = largest_eigenvalue(
+            Grams(count, _in_parts(symbol, order, part), rows, order), tol
+        )
     return _root(eigenvalue) + float(symbol.error()[0])
+
+
+def _in_parts(symbol, order, part):
+    """Function of a frequency to its matrix; so many that follow in `order` are formed at once."""
+    place = np.empty(len(order), int)
+    place[order] = np.arange(len(order))
+    held = {"start": -part, "matrices": None}
+
+    def matrix(j):
+        i = place[j]
+        if not held["start"] <= i < held["start"] + part:
+            held.update(start=i, matrices=symbol.at(order[i : i + part])[:, 0])
+        return held["matrices"][i - held["start"]]
+
+    return matrix
 
 
 def _estimates(stack, steps=4):

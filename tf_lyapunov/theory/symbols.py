@@ -50,7 +50,8 @@ class Symbol:
         symbol = np.empty((waves.shape[0] * self.aliases, flat.shape[1]), np.complex128)
         phases = waves.reshape(-1, len(self.offsets))
         symbol.real, symbol.imag = phases.real @ flat, phases.imag @ flat
-        symbol /= math.sqrt(self.aliases)
+        if self.aliases > 1:
+            symbol /= math.sqrt(self.aliases)
         symbol = symbol.reshape(len(f), self.aliases, self.groups, self.ci, self.co)
         symbol = symbol.swapaxes(1, 2).reshape(len(f), self.groups, -1, self.co)
         if self.aliases * self.ci < self.co:

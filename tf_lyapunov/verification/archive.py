@@ -13,8 +13,9 @@ from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.writing import write_bytes
 
 FORMAT = "tf_lyapunov.proof"
-# Version 2 has radii in other norms, within bounds, and by bounds around single inputs.
-VERSION, VERSIONS = 1, (1, 2)
+# Version 2 has radii in other norms, within bounds, and by bounds around single inputs. Version 3
+# is about ranges of outputs over a region.
+VERSION, VERSIONS, RANGES = 1, (1, 2, 3), 3
 _MEMBERS = 64
 _LARGEST_HEADER, _LARGEST_FILE = 2**26, 2**32
 _KINDS = "fiub"

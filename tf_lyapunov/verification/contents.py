@@ -156,12 +156,12 @@ def unpack(header, arrays):
         KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
     """
     is_second = header["version"] == 2
-    _exactly(header, _HEADER | {"norm"} if is_second else _HEADER, "header")
-    numbers = _exactly(header["certificate"], _CERTIFICATE, "certificate")
-    _exactly(header["chain"], {"start", "methods"}, "chain")
+    exactly(header, _HEADER | {"norm"} if is_second else _HEADER, "header")
+    numbers = exactly(header["certificate"], _CERTIFICATE, "certificate")
+    exactly(header["chain"], {"start", "methods"}, "chain")
     table = tuple(
         (
-            _text(_exactly(row, _ROW, "table")["name"], "name"),
+            _text(exactly(row, _ROW, "table")["name"], "name"),
             _number(row["gain_upper_bound"], "gain_upper_bound"),
             _number(row["lipschitz_upper_bound"], "lipschitz_upper_bound"),
         )
@@ -184,10 +184,7 @@ def unpack(header, arrays):
         verdict=numbers["verdict"],
         **(_region(header, arrays) if is_second else {}),
     )
-    layers = []
-    for row in _list(header["layers"], "layers"):
-        name, settings, weights = (_text(t, "layer") for t in _list(row, "layer"))
-        layers.append((name, settings, weights))
+    layers = layers_of(header)
     names = {n for n in arrays if is_second and (n in BOUNDS or n.startswith("around_"))}
     evidence = _evidence(header["chain"], {n: a for n, a in arrays.items() if n not in names})
     if is_second:
@@ -196,8 +193,35 @@ def unpack(header, arrays):
         if unknown:
             raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
         evidence = dataclasses.replace(evidence, around=around.unpack(held, len(claim.radius)))
-    notes = tuple(quoted(_text(n, "note")) for n in _list(header["notes"], "notes"))
-    return layers, evidence, claim, notes, method
+    return layers, evidence, claim, notes_of(header), method
+
+
+def layers_of(header):
+    """The layers that a file's header names: a list of three texts each."""
+    found = []
+    for row in _list(header["layers"], "layers"):
+        name, settings, weights = (_text(t, "layer") for t in _list(row, "layer"))
+        found.append((name, settings, weights))
+    return found
+
+
+def notes_of(header):
+    """The notes of a file's header, quoted."""
+    return tuple(quoted(_text(n, "note")) for n in _list(header["notes"], "notes"))
+
+
+def differences(claimed, present):
+    """Sentences on how a model's layers differ from those that were certified."""
+    if len(claimed) != len(present):
+        yield f"Another model: it has {len(present)} layers, the certified one {len(claimed)}."
+    for (name, settings, weights), layer in zip(claimed, present, strict=False):
+        if settings != layer.settings:
+            yield (
+                f"Layer {layer.name!r} is not the certified layer {quoted(name)}: its kind, "
+                "settings, activation or place differ."
+            )
+        elif weights != layer.weights:
+            yield f"Layer {layer.name!r} does not have the certified weights."
 
 
 def _region(header, arrays):
@@ -292,7 +316,8 @@ def _unpacked(name, arrays):
     ]
 
 
-def _exactly(found, keys, name):
+def exactly(found, keys, name):
+    """The table, if it has these fields and no others."""
     if not isinstance(found, dict):
         raise TypeError(f"the {name} is no table of fields")
     missing, unknown = sorted(keys - set(found)), sorted(set(found) - keys)

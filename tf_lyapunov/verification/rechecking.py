@@ -7,9 +7,9 @@ import time
 import numpy as np
 
 from tf_lyapunov.errors import ProofFileError
-from tf_lyapunov.verification import archive, translation
+from tf_lyapunov.verification import archive, ranges, translation
 from tf_lyapunov.verification.checking import derive, objections
-from tf_lyapunov.verification.contents import described, quoted, unpack
+from tf_lyapunov.verification.contents import described, differences, quoted, unpack
 from tf_lyapunov.verification.reading import read_with_calls
 
 _WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
@@ -76,6 +76,19 @@ class Verification:
     def __str__(self):
         return self.explain()
 
+    def fields(self):
+        """JSON-safe dict of the outcome, without what the file says of itself."""
+        return {
+            "holds": bool(self.holds),
+            "reasons": list(self.reasons),
+            "method": self.method,
+            "gain_upper_bound": self.gain_upper_bound,
+            "claimed_gain_upper_bound": self.claimed_gain_upper_bound,
+            "norm": self.norm,
+            "within": self.within,
+            "examples": len(self.claimed_radius),
+        }
+
 
 def verify(proof_path, model_or_path, input_shape=None):
     """Re-checks a proof file from a model's weights, without trusting what made it.
@@ -91,14 +104,17 @@ def verify(proof_path, model_or_path, input_shape=None):
     of the inputs and on random probes, and must agree within the rounding of its dtypes, and decide
     for the label where a radius is claimed. Not checked: sentences.
 
+    A file of ranges (`OutputBounds.save`) is checked by the same passes, over its region.
+
     Args:
-        proof_path: a file written by `Certificate.save("….npz")`.
+        proof_path: a file written by `Certificate.save("….npz")` or `OutputBounds.save`.
         model_or_path: the Keras model, or the path of its `.keras` file.
         input_shape: shape of one input, only for a model that leaves sizes open: a gain can depend
             on them, so they are not taken from the file.
 
     Returns:
-        `Verification`; `holds` is False, with reasons, for another model or a wrong claim.
+        `Verification`, or `ranges.RangeVerification`; `holds` is False, with reasons, for another
+        model or a wrong claim.
 
     Raises:
         ProofFileError: the file is missing, corrupt, of another version, or no proof file.
@@ -109,14 +125,19 @@ def verify(proof_path, model_or_path, input_shape=None):
     begin = time.monotonic()
     header, arrays = archive.read(proof_path)
     try:
-        layers, evidence, claim, notes, method = unpack(header, arrays)
+        if header["version"] == archive.RANGES:
+            contents = ranges.unpack(header, arrays)
+        else:
+            layers, evidence, claim, notes, method = unpack(header, arrays)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ProofFileError(
             f"The proof file is refused: it is incomplete ({type(error).__name__}: "
-            f"{quoted(error)}). Write it again with `Certificate.save`. "
+            f"{quoted(error)}). Write it again with `save`. "
             f"Received: {proof_path}."
         ) from error
     model, network, calls = read_with_calls(model_or_path, input_shape)
+    if header["version"] == archive.RANGES:
+        return ranges.checked(*contents, model, network, calls)
     reasons = list(differences(layers, network.layers))
     derived, radius = None, np.zeros(len(claim.radius))
     if not reasons:
@@ -142,17 +163,3 @@ def verify(proof_path, model_or_path, input_shape=None):
         norm=claim.norm,
         within=described(claim.bounds),
     )
-
-
-def differences(claimed, present):
-    """Sentences on how a model's layers differ from those that were certified."""
-    if len(claimed) != len(present):
-        yield f"Another model: it has {len(present)} layers, the certified one {len(claimed)}."
-    for (name, settings, weights), layer in zip(claimed, present, strict=False):
-        if settings != layer.settings:
-            yield (
-                f"Layer {layer.name!r} is not the certified layer {quoted(name)}: its kind, "
-                "settings, activation or place differ."
-            )
-        elif weights != layer.weights:
-            yield f"Layer {layer.name!r} does not have the certified weights."

@@ -37,6 +37,15 @@ class Call:
     plural: bool
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tried:
+    """Inputs on which a model is tried: arrays (n, …), labels (n,), and radii (n,) claimed."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    radius: np.ndarray
+
+
 def contradictions(model, network, calls, claim):
     """Sentences on where a model contradicts what was read of it.
 
@@ -44,7 +53,8 @@ def contradictions(model, network, calls, claim):
         model: the Keras model.
         network: `network.Network` read from it.
         calls: tuple of `Call`.
-        claim: `contents.Claim`; a sample of its inputs is used, which cannot be foreseen.
+        claim: `contents.Claim`, or `Tried`; a sample of its inputs is used, which cannot be
+            foreseen.
 
     Returns:
         List of sentences, empty if there is none.

@@ -1,0 +1,118 @@
+"""Proof files of ranges of outputs: what the verifier proves with the multipliers found."""
+
+import dataclasses
+
+import numpy as np
+
+from tf_lyapunov.local import recording
+from tf_lyapunov.local.places import pieces_of, places_of
+from tf_lyapunov.local.radii import Answer
+from tf_lyapunov.verification import archive, ranges
+from tf_lyapunov.verification.around.pairs import expanded
+from tf_lyapunov.verification.reading import read_with_calls
+
+# What another machine's order of sums may change of a range, relatively, and more than that.
+_ROOM = 1e-9
+# Losses below this share of a range's width go without saying.
+_SMALL = 2e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """How ranges were found.
+
+    Attributes:
+        network, flow, traced: `Network`, its `Flow`, and the `Trace` at the region's centre.
+        region: `regions.Region`.
+        rows: float64 (m, outputs), the functionals.
+        memory: `boxes.Memory` of the search.
+        multipliers: of the rows and their negatives, by position.
+        outputs: `"logits"` or `"model"`.
+        digest: of the weights and settings at the time.
+    """
+
+    network: object
+    flow: object
+    traced: object
+    region: object
+    rows: np.ndarray
+    memory: object
+    multipliers: dict
+    outputs: str
+    digest: str
+
+
+def save_ranges(found, path):
+    """Writes the proof file of an `OutputBounds`; see its `save`."""
+    source = found.source
+    if source is None:
+        raise ValueError(
+            "A proof file needs the ranges that `output_bounds` returned. Received: edited ones, "
+            "without what they were found by. Bound the outputs again."
+        )
+    network = source.network
+    if source.outputs == "model" and network.decision is not None:
+        raise ValueError(
+            "A proof file is about logits. Received: outputs='model' for model "
+            f"{network.model.name!r}, which ends in {network.decision}. Use outputs='logits'."
+        )
+    if network.digest() != source.digest:
+        raise ValueError(
+            "The model's weights have changed since its outputs were bounded. Received: model "
+            f"{network.model.name!r}. Bound them again."
+        )
+    model, read, calls = read_with_calls(network.model, source.region.center.shape)
+    pieces = _pieces(source, read)
+    region = source.region
+    claim = ranges.RangeClaim(
+        region.center,
+        np.array(region.low),
+        np.array(region.high),
+        np.array([region.radius, region.radius_l1]),
+        source.rows,
+        found.lower,
+        found.upper,
+    )
+    try:
+        lower, upper = ranges.derived(read, claim, pieces)
+    except OverflowError as error:
+        raise ValueError(
+            f"A proof file needs a region on which no value overflows. Received: {error}. Bound "
+            "the outputs over a smaller one."
+        ) from error
+    room = _ROOM * np.maximum(np.maximum(np.abs(lower), np.abs(upper)), upper - lower)
+    claim = dataclasses.replace(
+        claim,
+        lower=np.minimum(found.lower, lower - room),
+        upper=np.maximum(found.upper, upper + room),
+    )
+    wrong = [*ranges.objections(claim, lower, upper)]
+    wrong = wrong or ranges.contradictions(model, read, calls, claim)
+    if wrong:
+        raise ValueError(
+            "The verifier could not confirm these ranges, so no proof file was written. Received: "
+            f"model {network.model.name!r}. {' '.join(wrong)}"
+        )
+    archive.write(path, *ranges.pack(read, claim, pieces, _notes(found, claim)))
+
+
+def _pieces(source, read):
+    """Multipliers in the verifier's terms; none where its steps cannot be matched."""
+    wide, _ = expanded(read, read.gains()[1])
+    places = places_of(wide, source.flow)
+    if places is None:
+        return []
+    answer = Answer(0.0, source.multipliers, source.memory)
+    return pieces_of(places, recording.record(source.flow, source.traced, answer))
+
+
+def _notes(found, claim):
+    width = np.maximum(found.upper - found.lower, 1e-300)
+    lost = (claim.upper - claim.lower) / width - 1
+    many = int(np.sum(lost > _SMALL))
+    if many:
+        yield (
+            f"{many} ranges are wider than those found, by {float(np.median(lost)):.2%} in the "
+            f"median and {float(lost.max()):.2%} at most: as far as the verifier's own balls and "
+            "boxes reach with the multipliers of this file."
+        )

@@ -1,0 +1,255 @@
+"""Proof files of ranges: linear functions of a model's logits over one region of inputs."""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+
+from tf_lyapunov.verification import archive, translation
+from tf_lyapunov.verification.around import evidence
+from tf_lyapunov.verification.around.balls import Gains
+from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.around.pairs import expanded
+from tf_lyapunov.verification.around.region import Region
+from tf_lyapunov.verification.around.surroundings import Surroundings
+from tf_lyapunov.verification.contents import differences, exactly, layers_of, notes_of, quoted
+
+_HEADER = {"format", "version", "layers", "notes"}
+_REGION, _ROWS = ("center", "low", "high"), ("lower", "upper")
+_ARRAYS = {*_REGION, "radii", "functionals", *_ROWS}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RangeClaim:
+    """lower ≤ A f(x) ≤ upper for low ≤ x ≤ high, ‖x - center‖₂ and ‖x - center‖₁ within `radii`.
+
+    Attributes:
+        center, low, high: float64 of the shape of one input; the bounds possibly infinite.
+        radii: float64 (2,), in l2 and in l1, possibly infinite.
+        functionals: float64 (m, logits), the rows of A.
+        lower, upper: float64 (m,), possibly infinite.
+    """
+
+    center: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    radii: np.ndarray
+    functionals: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+    def region(self):
+        """`Region` that holds all these inputs."""
+        within = self.low, self.high
+        for radius, norm in zip(self.radii, ("l2", "l1"), strict=True):
+            if np.isfinite(radius):
+                return Region(self.center, radius, norm, within)
+        return Region(self.center, np.inf, "linf", within)
+
+    def words(self):
+        """The region on one line."""
+        parts = [f"inputs of shape {self.center.shape}"]
+        for radius, norm in zip(self.radii, ("l2", "l1"), strict=True):
+            if np.isfinite(radius):
+                parts.append(f"within {radius:.9g} of the file's centre in {norm}")
+        if np.any(np.isfinite(self.low)) or np.any(np.isfinite(self.high)):
+            widest = float(np.max(self.high - self.low))
+            parts.append(f"between the file's bounds, which are up to {widest:.9g} apart")
+        return ", ".join(parts)
+
+
+def pack(network, claim, pieces, notes=()):
+    """`(header, arrays)` for `archive.write`.
+
+    Args:
+        network: `network.Network`.
+        claim: `RangeClaim`.
+        pieces: list of `evidence.Piece`, the functionals' rows being A's and then those of -A.
+        notes: sentences.
+    """
+    header = {
+        "version": archive.RANGES,
+        "layers": [[r.name, r.settings, r.weights] for r in network.layers],
+        "notes": list(notes),
+    }
+    arrays = {name: getattr(claim, name) for name in _ARRAYS}
+    around = evidence.pack({0: list(pieces)})
+    return header, arrays | {f"around_{name}": array for name, array in around.items()}
+
+
+def unpack(header, arrays):
+    """`(layers, claim, pieces, notes)` of a file's contents.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
+    """
+    exactly(header, _HEADER, "header")
+    around = {name: arrays[f"around_{name}"] for name in evidence.ARRAYS}
+    unknown = sorted(set(arrays) - _ARRAYS - {f"around_{name}" for name in around})
+    if unknown:
+        raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
+    claim = RangeClaim(**{name: np.array(arrays[name]) for name in _ARRAYS})
+    for name in _ARRAYS:
+        array = getattr(claim, name)
+        if array.dtype.str[1:] != "f8" or np.any(np.isnan(array)):
+            raise ValueError(f"{name} is of another type, or NaN")
+    if claim.center.ndim < 1 or not (claim.low.shape == claim.high.shape == claim.center.shape):
+        raise ValueError("the bounds of the region have another shape than its centre")
+    if claim.radii.shape != (2,) or np.any(claim.radii < 0):
+        raise ValueError("the radii of the region are not two numbers ≥ 0")
+    if not (np.all(claim.low <= claim.center) and np.all(claim.center <= claim.high)):
+        raise ValueError("the centre of the region is not within its bounds")
+    if not (np.all(np.isfinite(claim.center)) and np.all(np.isfinite(claim.functionals))):
+        raise ValueError("the centre or a functional is not finite")
+    if claim.functionals.ndim != 2 or len(claim.functionals) == 0:
+        raise ValueError("there is no functional")
+    if not claim.lower.shape == claim.upper.shape == claim.functionals.shape[:1]:
+        raise ValueError("there is not one range per functional")
+    pieces = evidence.unpack(around, 1).get(0, [])
+    return layers_of(header), claim, pieces, notes_of(header)
+
+
+def derived(network, claim, pieces):
+    """`(lower, upper)`, float64 (m,), of a claim's functionals on its region.
+
+    Args:
+        network: `network.Network`.
+        claim: `RangeClaim`; what it claims is not read.
+        pieces: list of `evidence.Piece`.
+
+    Raises:
+        ValueError: if the claim or the pieces do not fit the network.
+        OverflowError: if signals on the region have no bound.
+    """
+    shape = network[network.logits].shape
+    if claim.center.shape != network.steps[0].shape:
+        raise ValueError(f"the region is about inputs of shape {claim.center.shape}")
+    if claim.functionals.shape[1] != math.prod(shape):
+        raise ValueError(f"the functionals are about {claim.functionals.shape[1]} logits")
+    region = claim.region()
+    if not np.all(np.isfinite(region.reach())):
+        raise ValueError("the region is not bounded")
+    wide, own = expanded(network, network.gains()[1])
+    count = len(claim.functionals)
+    rows = np.concatenate([claim.functionals, -claim.functionals])
+    groups, last, branches, weights = evidence.read(wide, pieces, 2 * count)
+    if branches:
+        raise ValueError("a range has no branches")
+    with np.errstate(over="ignore", invalid="ignore"):
+        around = Surroundings(wide, Gains(own), region, groups)
+        around.weigh(weights)
+        found = around.lower(wide.logits, Functionals(rows.reshape(-1, *shape)), last)
+    # Of single logits there are boxes, too.
+    low, high = (bound.reshape(-1) for bound in around.boxes[wide.logits])
+    for i, row in enumerate(rows):
+        (places,) = np.nonzero(row)
+        if len(places) == 1 and abs(row[places[0]]) == 1:
+            (j,) = places
+            found[i] = max(found[i], low[j] if row[j] > 0 else -high[j])
+    return found[:count], -found[count:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RangeVerification:
+    """Outcome of `verify` for a proof file of ranges.
+
+    Attributes:
+        holds: every claim of the file follows from the model's weights.
+        reasons: why not; empty if it holds.
+        claim: `RangeClaim`, as the file says.
+        lower, upper: float64 (m,), as derived here; infinite if nothing could be.
+        notes: what the file says of itself, unchecked: each on one line, in quotation marks.
+        seconds: wall time.
+    """
+
+    holds: bool
+    reasons: tuple
+    claim: RangeClaim
+    lower: np.ndarray
+    upper: np.ndarray
+    notes: tuple
+    seconds: float
+
+    def __bool__(self):
+        return self.holds
+
+    def explain(self):
+        """Plain text: whether the file's claims follow from the weights, and if not, why."""
+        count = len(self.claim.lower)
+        title = "VERIFIED" if self.holds else "NOT VERIFIED"
+        lines = [
+            f"{title}: ranges of {count} linear functions of the logits, for all "
+            f"{self.claim.words()}."
+        ]
+        lines += [f"  - {reason}" for reason in self.reasons]
+        if self.holds:
+            for i in range(min(count, 10)):
+                low, high = self.claim.lower[i], self.claim.upper[i]
+                lines.append(f"  function {i}: between {low:.9g} and {high:.9g}")
+            if count > 10:
+                lines.append(f"  … and {count - 10} more")
+            lines.append(
+                "Tested, not proved: called on the region's centre and on random probes, the model "
+                "agrees with what was read of it, within the rounding of its dtypes."
+            )
+        if self.notes:
+            lines.append("The file says of itself, unchecked and in its own words:")
+            lines += [f"  > {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def __str__(self):
+        return self.explain()
+
+    def fields(self):
+        """JSON-safe dict of the outcome, without what the file says of itself."""
+        return {
+            "holds": bool(self.holds),
+            "reasons": list(self.reasons),
+            "functionals": len(self.claim.lower),
+            "lower": [_number(v) for v in self.claim.lower],
+            "upper": [_number(v) for v in self.claim.upper],
+        }
+
+
+def _number(value):
+    return float(value) if np.isfinite(value) else None
+
+
+def checked(layers, claim, pieces, notes, model, network, calls):
+    """`RangeVerification` of a file's contents, see `rechecking.verify`."""
+    begin = time.monotonic()
+    reasons = list(differences(layers, network.layers))
+    count = len(claim.lower)
+    lower, upper = np.full(count, -np.inf), np.full(count, np.inf)
+    if not reasons:
+        try:
+            lower, upper = derived(network, claim, pieces)
+            reasons += objections(claim, lower, upper)
+            if not reasons:
+                reasons += contradictions(model, network, calls, claim)
+        except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
+            reasons.append(f"A bound could not be computed: {quoted(error)}.")
+    seconds = time.monotonic() - begin
+    return RangeVerification(not reasons, tuple(reasons), claim, lower, upper, notes, seconds)
+
+
+def objections(claim, lower, upper):
+    """Sentences on what a claim says and the derived ranges do not imply."""
+    wrong = ~((claim.lower <= lower) & (upper <= claim.upper))
+    if not np.any(wrong):
+        return
+    i = int(np.argmax(wrong))
+    yield (
+        f"{np.sum(wrong)} of {len(wrong)} ranges are narrower than what follows, first that of "
+        f"function {i}: {float(claim.lower[i])!r} to {float(claim.upper[i])!r} against "
+        f"{float(lower[i])!r} to {float(upper[i])!r}."
+    )
+
+
+def contradictions(model, network, calls, claim):
+    """`translation.contradictions` at the centre of the region, for which no class is claimed."""
+    tried = translation.Tried(claim.center[None], np.zeros(1, int), np.zeros(1))
+    return translation.contradictions(
+        model, network, tuple(translation.Call(*call) for call in calls), tried
+    )
