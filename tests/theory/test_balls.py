@@ -57,6 +57,15 @@ def test_the_maximizer_attains_the_dual_norm_inside_the_ball(ball, g, radius):
     )
 
 
+@balls
+@pytest.mark.parametrize("power", [-1074, -1039, -600, 0, 900])
+def test_gradients_of_any_size_point_the_same_way(ball, power):
+    g = np.ldexp(np.array([[[1.0, 1.0, -2.0]]]), power)
+    v = ball(1.0).maximizer(g)
+    np.testing.assert_allclose(v, ball(1.0).maximizer([[[1.0, 1.0, -2.0]]]), rtol=4 * ULP)
+    assert np.array_equal(ball(1.0).maximizer(np.zeros((2, 3))), np.zeros((2, 3)))
+
+
 def test_norms_are_those_of_numpy_and_per_sample():
     x = np.random.default_rng(0).normal(size=(5, 3, 2))
     rows = x.reshape(5, -1)

@@ -8,7 +8,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_lyapunov.theory import norms
+from tf_lyapunov.theory import eigenvalues, norms
 from tf_lyapunov.theory.eigenvalues import (
     Grams,
     cholesky_error,
@@ -90,6 +90,42 @@ def test_no_factorisation_passes_a_number_below_the_largest_eigenvalue(is_comple
     assert not is_below(np.full((2, 2), np.nan, order="F"), 1.0)
 
 
+@pytest.mark.parametrize("side", [1, 7, 8, 23])
+def test_large_matrices_are_factorised_in_their_other_triangle(side, monkeypatch):
+    a = np.random.default_rng(side).normal(size=(side + 3, side))
+    gram = np.tril(a.T @ a).copy(order="F")
+    top = np.linalg.norm(a, 2) ** 2
+    answers = [is_below(gram, t) for t in (top * (1 + 1e-9), top * (1 - 1e-9), 2 * top)]
+    assert answers == [True, False, True]
+    monkeypatch.setattr(eigenvalues, "_IN_PLACE", 1)
+    monkeypatch.setattr(eigenvalues, "_STRIP", 8)
+    held = gram.copy(order="F")
+    # Again and again: the triangle that is read, diagonal and all, stays as it was.
+    for _ in range(2):
+        found = [is_below(held, t) for t in (top * (1 + 1e-9), top * (1 - 1e-9), 2 * top)]
+        assert found == answers
+        assert np.array_equal(np.tril(held), gram)
+    t = largest_eigenvalue(Grams(1, lambda i: a, side + 3))
+    assert top * (1 - 1e-14) <= t <= top * (1 + 1e-9)
+
+
+def test_entries_near_one_are_not_scaled_and_others_are(monkeypatch):
+    monkeypatch.setattr(norms, "SMALLEST_SIDE", 20)
+    monkeypatch.setattr(norms, "SVD_SIZE", 1)
+    kernel = np.random.default_rng(0).normal(size=(30, 25))
+    truth = np.linalg.norm(kernel, 2)
+    for power in (0, 20, -40, 200, -300, -1050):
+        norms.forget()
+        own = np.ldexp(kernel, power)
+        exact = np.linalg.norm(np.ldexp(own, -power), 2) if power > -1000 else None
+        value = norm_upper_bound(own, LinearMap("dense", (30,))).value
+        if exact is None:  # subnormal numbers, rounded when they were scaled down
+            exact = np.linalg.norm(np.ldexp(own, 1000), 2)
+            assert value >= np.ldexp(exact, -1000) * (1 - 1e-14)
+            continue
+        assert np.ldexp(truth, power) * (1 - 1e-14) <= value <= np.ldexp(truth, power) * (1 + 1e-9)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 60), st.integers(0, 5))
 def test_banded_matrices_agree_with_full_ones(seed, side, width):
@@ -99,7 +135,7 @@ def test_banded_matrices_agree_with_full_ones(seed, side, width):
     matrix = scipy.sparse.diags(diagonals, offsets, shape=(side, side)).tocsr()
     truth = np.linalg.norm(matrix.toarray(), 2) ** 2
     t = largest_banded((matrix.T @ matrix).tocsr(), side)
-    # ARPACK stops at machine accuracy of the residual; margins cover what that leaves.
+    # Margins cover what ARPACK's residual leaves of the eigenvalue.
     assert truth * (1 - 1e-14) <= t <= truth * (1 + 1e-8)
 
 

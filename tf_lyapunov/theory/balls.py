@@ -154,6 +154,9 @@ class L2(Ball):
 
     def maximizer(self, gradient) -> np.ndarray:
         gradient = np.asarray(gradient, np.float64)
+        # In units of the power of two next to the largest entry: subnormal numbers have few digits.
+        top = np.abs(gradient).reshape(len(gradient), -1).max(axis=1, initial=0.0)
+        gradient = np.ldexp(gradient, -_column(np.frexp(top)[1], gradient.ndim))
         size = self.norm(gradient)
         unit = np.divide(
             gradient,

@@ -14,6 +14,10 @@ from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
 SMALL_SIDE = 24
 # Above this side Lanczos steps find the largest eigenvalue sooner than a full solver.
 LANCZOS_SIDE = 160
+# Residual of an eigenvector at which Lanczos ends, relative: the eigenvalue is off by its square.
+_RITZ = 1e-8
+# Sides from which a factor takes the place of the triangle that is not used, and rows of a strip.
+_IN_PLACE, _STRIP = 2048, 256
 # Relative margins tried above a computed eigenvalue until a factorisation proves one.
 _MARGINS = (2.0**-42, 2.0**-30, 2.0**-20, 2.0**-14, 2.0**-10, 2.0**-6, 0.1, 0.5, 2.0, 8.0)
 
@@ -81,14 +85,14 @@ def largest_eigenvalue(grams, tol=0.0):
         forming = gamma((4 if np.iscomplexobj(a) else 1) * (grams.terms + 2)) * 1.01 * trace
         if trace * (1 + 1e-10) + forming <= t or is_below(triangle, t, forming):
             continue
-        t = max(t, _proved(triangle, a, trace, forming, tol))
+        t = max(t, _proved(triangle, trace, forming, tol))
     return t
 
 
-def _proved(triangle, a, trace, forming, tol):
+def _proved(triangle, trace, forming, tol):
     """A t that a factorisation proves, from an eigenvalue that is no proof."""
     side, is_complex = len(triangle), np.iscomplexobj(triangle)
-    top = _top(triangle, a)
+    top = _top(triangle)
     for margin in _MARGINS:
         t = top * (1 + max(margin, tol))
         t += 1.1 * (forming + cholesky_error(side, t, is_complex))
@@ -101,21 +105,38 @@ def is_below(triangle, t, forming=0.0):
     """Whether λ_max ≤ t is proved of a matrix within `forming` (in norm) of a computed G.
 
     Args:
-        triangle: `(n, n)`, Fortran order; its lower triangle is G's.
+        triangle: `(n, n)`, Fortran order; its lower triangle is G's. Of large ones the other
+            triangle is written to, and nothing else is left changed.
         t: float.
         forming: float.
     """
     side, is_complex = len(triangle), np.iscomplexobj(triangle)
     shift = t * (1 - 8 * UNIT_ROUNDOFF) - forming
     shift -= cholesky_error(side, max(shift, 0.0), is_complex)
-    diagonal = np.diagonal(triangle).real
+    diagonal = np.diagonal(triangle).real.copy()
     if not shift > 0 or not np.all(diagonal < shift):
         return False
-    matrix = -triangle
-    matrix[np.diag_indices(side)] = shift - diagonal
     solve = lapack.zpotrf if is_complex else lapack.dpotrf
-    factor, info = solve(matrix, lower=1, overwrite_a=1, clean=0)
-    return info == 0 and bool(np.all(np.isfinite(np.diagonal(factor))))
+    lower = is_complex or side < _IN_PLACE
+    matrix = -triangle if lower else _mirrored(triangle)
+    places = np.diag_indices(side)
+    matrix[places] = shift - diagonal
+    factor, info = solve(matrix, lower=int(lower), overwrite_a=1, clean=0)
+    proved = info == 0 and bool(np.all(np.isfinite(np.diagonal(factor))))
+    if not lower:
+        triangle[places] = diagonal
+    return proved
+
+
+def _mirrored(triangle):
+    """The same array, with minus the lower triangle in the upper one: no copy is made."""
+    side = len(triangle)
+    for start in range(0, side, _STRIP):
+        stop = min(start + _STRIP, side)
+        triangle[:start, start:stop] = -triangle[start:stop, :start].T
+        corner = triangle[start:stop, start:stop]
+        corner[...] = np.tril(corner) - np.tril(corner, -1).T
+    return triangle
 
 
 def _gram(a):
@@ -126,20 +147,21 @@ def _gram(a):
     return triangle, float(np.trace(triangle).real)
 
 
-def _top(triangle, a):
+def _top(triangle):
     """The largest eigenvalue, as computed: it steers and proves nothing."""
     side = len(triangle)
     if side <= LANCZOS_SIDE:
         return max(float(np.linalg.eigvalsh(triangle)[-1]), 0.0)
     from scipy.sparse.linalg import LinearOperator
 
-    conjugate = np.conj(a.T)
+    # Half of the bytes of A, or fewer, and one pass for A*A.
+    multiply = blas.zhemv if np.iscomplexobj(triangle) else blas.dsymv
 
     def apply(v):
-        return conjugate @ (a @ v.ravel())
+        return multiply(1.0, triangle, v.ravel(), lower=1)
 
-    start = np.random.default_rng(0).normal(size=side).astype(a.dtype)
-    operator = LinearOperator((side, side), matvec=apply, dtype=a.dtype)
+    start = np.random.default_rng(0).normal(size=side).astype(triangle.dtype)
+    operator = LinearOperator((side, side), matvec=apply, dtype=triangle.dtype)
     return _lanczos(operator, start, lambda: apply(start))
 
 
@@ -243,7 +265,7 @@ def _lanczos(operator, start, image):
     from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 
     options = {"k": 1, "v0": start, "return_eigenvectors": False, "maxiter": 100}
-    options["ncv"] = min(32, len(start))
+    options["ncv"], options["tol"] = min(32, len(start)), _RITZ
     try:
         return max(float(eigsh(operator, **options)[0].real), 0.0)
     except ArpackNoConvergence as stopped:

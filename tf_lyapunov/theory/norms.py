@@ -40,6 +40,8 @@ EXACT_BANDED_SIDE, EXACT_PRODUCTS = 6000, 2e9
 SVD_SIZE = 2**14
 # Below this many products a call, threads of BLAS cost more than they bring.
 _THREADED = 1e9
+# Powers of two of the largest entry at which squares are far from over- and underflow.
+_NEAR = 64
 # Symbols, and stacks of small matrices, are made in parts of this many entries.
 _ENTRIES = 2**21
 # Share of entries that are not zero from which a matrix is treated as full.
@@ -188,15 +190,17 @@ def _remember(key, bound):
 
 def _norm_upper_bound(kernel, linear_map, method, tol):
     kernel = _without_idle_taps(kernel, linear_map)
-    largest = float(np.max(np.abs(kernel), initial=0.0))
+    largest = max(float(kernel.max(initial=0.0)), -float(kernel.min(initial=0.0)))
     if largest == 0.0:
         return NormBound(0.0, "zero", True)
     # A power of two keeps the scaling exact and the squares away from over- and underflow.
     power = math.frexp(largest)[1]
     side = min(kernel.shape[-2:])
+    if side >= SMALLEST_SIDE and abs(power) < _NEAR:
+        power = 0  # no copy is made
     small = side**2 * max(kernel.shape[-2:]) < _THREADED
     with one_thread() if small else contextlib.nullcontext():
-        scaled = np.ldexp(kernel, -power)
+        scaled = np.ldexp(kernel, -power) if power else kernel
         bound = _scaled_norm_upper_bound(scaled, linear_map, method, (1 + tol) ** 2 - 1)
     try:
         value = math.nextafter(math.ldexp(float(bound.value), power), math.inf)
@@ -256,7 +260,7 @@ def _dense(kernel, tol):
         announce(
             f"The norm of a matrix of {rows}×{side}",
             side**2 * (rows + side),  # the Gram matrix, and three factorisations
-            8 * (2 * rows * side + 2 * side**2),
+            8 * (rows * side + side**2),
             "It is remembered while the weights stay as they are.",
         )
     return NormBound(
