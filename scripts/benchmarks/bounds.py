@@ -48,13 +48,13 @@ def measure(quick):
     """
     earlier, found = os.environ.get("TFL_EARLIER"), []
     for case in CASES[: 2 if quick else None]:
-        row, now = {"what": " ".join(map(str, case))}, _ran(ROOT, *case)
+        row, now = {"what": " ".join(map(str, case))}, ran(ROOT, *case)
         if earlier:
-            row |= _compared(now, _ran(pathlib.Path(earlier).resolve(), *case, limit=LIMIT))
+            row |= _compared(now, ran(pathlib.Path(earlier).resolve(), *case, limit=LIMIT))
         found.append(row | _own(now))
         print(found[-1], file=sys.stderr, flush=True)
     for case in () if quick else LARGE:
-        found.append({"what": " ".join(map(str, case))} | _own(_ran(ROOT, *case)))
+        found.append({"what": " ".join(map(str, case))} | _own(ran(ROOT, *case)))
         print(found[-1], file=sys.stderr, flush=True)
     return {"rows": found}
 
@@ -72,9 +72,11 @@ def _own(now):
     return row if now[2] is None else row | {"value": now[2]}
 
 
-def _ran(root, *arguments, limit=None):
+def ran(root, *arguments, limit=None, threads=None):
     """(CPU seconds, wall seconds, value) of one process; `_GIVEN_UP` for one beyond its limit."""
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    if threads is not None:
+        environment |= {f"{name}_NUM_THREADS": str(threads) for name in ("OPENBLAS", "OMP", "MKL")}
     before = _cpu_of_children()
     try:
         done = subprocess.run(

@@ -18,6 +18,7 @@ from tf_lyapunov.local.outputs import OutputBounds
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program.logits import Float64Logits
 from tf_lyapunov.verification import archive, verify
+from tf_lyapunov.verification.around import surroundings
 
 REGIONS = {
     "l2": lambda x: Region.ball(x, 0.3),
@@ -100,6 +101,19 @@ def test_a_linear_model_has_its_exact_range(tmp_path):
     found.save(tmp_path / "r.npz")
     claim = verify(tmp_path / "r.npz", model).claim
     assert -9.0 - 1e-7 < claim.lower[0] <= -9.0 and 11.0 <= claim.upper[0] < 11.0 + 1e-7
+
+
+def test_rows_are_passed_in_blocks(tmp_path, monkeypatch):
+    path, model = tmp_path / "r.npz", network_of("dense")
+    x = np.clip(inputs_of(model, 1)[0], -3, 3).astype(np.float64)
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    output_bounds(model, Region.ball(x, 0.2), rows).save(path)
+    whole = verify(path, model)
+    monkeypatch.setattr(surroundings, "_BLOCK", 1)
+    parts = verify(path, model)
+    assert whole.holds and parts.holds
+    assert np.allclose(parts.lower, whole.lower, rtol=1e-9, atol=1e-12)
+    assert np.allclose(parts.upper, whole.upper, rtol=1e-9, atol=1e-12)
 
 
 # Tampering --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tf_lyapunov.verification.around.balls import Gains
 from tf_lyapunov.verification.around.functionals import Functionals
 from tf_lyapunov.verification.around.pairs import expanded
 from tf_lyapunov.verification.around.region import Region
+from tf_lyapunov.verification.around.relaxation import Multipliers
 from tf_lyapunov.verification.around.surroundings import Surroundings
 from tf_lyapunov.verification.contents import differences, exactly, layers_of, notes_of, quoted
 
@@ -139,7 +140,11 @@ def derived(network, claim, pieces):
     with np.errstate(over="ignore", invalid="ignore"):
         around = Surroundings(wide, Gains(own), region, groups)
         around.weigh(weights)
-        found = around.lower(wide.logits, Functionals(rows.reshape(-1, *shape)), last)
+        found = [
+            around.lower(wide.logits, Functionals(rows[k].reshape(-1, *shape)), _of_rows(last, k))
+            for k in around.blocks(2 * count)
+        ]
+    found = np.concatenate(found)
     # Of single logits there are boxes, too.
     low, high = (bound.reshape(-1) for bound in around.boxes[wide.logits])
     for i, row in enumerate(rows):
@@ -148,6 +153,12 @@ def derived(network, claim, pieces):
             (j,) = places
             found[i] = max(found[i], low[j] if row[j] > 0 else -high[j])
     return found[:count], -found[count:]
+
+
+def _of_rows(multipliers, rows):
+    return {
+        name: Multipliers(m.columns, m.shares[rows], m.lam[rows]) for name, m in multipliers.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

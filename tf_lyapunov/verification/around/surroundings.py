@@ -181,7 +181,7 @@ class Surroundings:
         low, high = (v.copy().reshape(-1) for v in self.boxes[name])
         shape, left, parts = self.values[name].shape, units, []
         for group in self.groups.get(name, ()):
-            parts += [(group.units[k], group.of(k)) for k in self._blocks(len(group.units))]
+            parts += [(group.units[k], group.of(k)) for k in self.blocks(len(group.units))]
             left = np.setdiff1d(left, group.units)
         parts += [(some, None) for some in self._tiles(name, left)]
         for some, multipliers in parts:
@@ -192,7 +192,8 @@ class Surroundings:
         self._keep(name, low.reshape(shape), high.reshape(shape))
         self.done.add(name)
 
-    def _blocks(self, count):
+    def blocks(self, count):
+        """Slices of so many units, whose rows and their negatives are passed together."""
         step = max(_BLOCK // max(v.size for v in self.values.values()) // 2, 16)
         return [slice(k, min(k + step, count)) for k in range(0, count, step)]
 
@@ -204,7 +205,7 @@ class Surroundings:
         if len(shape) > 1:
             places = units // shape[-1]
             return np.split(units, np.flatnonzero(np.diff(places)) + 1)
-        return [units[k] for k in self._blocks(len(units))]
+        return [units[k] for k in self.blocks(len(units))]
 
     # Backwards ----------------------------------------------------------------------------------
 
