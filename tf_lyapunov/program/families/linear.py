@@ -13,6 +13,7 @@ from tf_lyapunov.program.operation import Operation, frozen, with_error
 from tf_lyapunov.program.weights import LINEAR_LAYERS, inference_value, kernel_maps
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import LinearMap, convolution_axes, convolution_taps
+from tf_lyapunov.theory.threads import one_thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Linear(Operation):
 # Bytes of the patches that one product reads, which stay in the cache between the two, and of
 # those of one sample beyond which each tap has its own product.
 _PATCHES, _LARGEST = 2**18, 2**22
+# Rows of a product at least, for which the kernel is read once.
+_ROWS = 64
 
 
 def convolved(x, kernel, linear_map):
@@ -98,15 +101,20 @@ def convolved(x, kernel, linear_map):
     linear_map = dataclasses.replace(linear_map, input_shape=tuple(x.shape[1:]))
     axes = convolution_axes(kernel.shape, linear_map)
     out = np.zeros((len(x), *linear_map.output_shape(kernel.shape)))
-    if linear_map.kind == "conv" and linear_map.groups == 1:
-        sample = 8 * math.prod(a.output for a in axes) * math.prod(kernel.shape[:-1])
-        # Zeros of the padding must not meet an infinite weight.
-        if 0 < sample <= _LARGEST and np.all(np.isfinite(kernel)):
-            return _by_patches(x, kernel, axes, out, max(_PATCHES // sample, 1))
-    turned = linear_map.kind == "conv_transpose"
-    for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
-        read, write = (narrow, wide) if turned else (wide, narrow)
-        out[write] += _tap(x[read], kernel[tap], linear_map)
+    # Products of a few million flops: two threads of BLAS would wait for one another, on a busy
+    # machine a time slice each.
+    with one_thread():
+        if linear_map.kind == "conv" and linear_map.groups == 1:
+            rows = math.prod(a.output for a in axes)
+            sample = 8 * rows * math.prod(kernel.shape[:-1])
+            # Zeros of the padding must not meet an infinite weight.
+            if 0 < sample <= _LARGEST and np.all(np.isfinite(kernel)):
+                samples = max(_PATCHES // sample, math.ceil(_ROWS / rows))
+                return _by_patches(x, kernel, axes, out, samples)
+        turned = linear_map.kind == "conv_transpose"
+        for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
+            read, write = (narrow, wide) if turned else (wide, narrow)
+            out[write] += _tap(x[read], kernel[tap], linear_map)
     return out
 
 
