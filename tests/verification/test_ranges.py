@@ -356,7 +356,7 @@ def test_what_cannot_be_proved_is_not_written(tmp_path):
 
 
 def test_a_file_of_ranges_is_no_certificate(file):
-    with pytest.raises(ProofFileError, match=r"ranges of outputs.*Received: "):
+    with pytest.raises(ProofFileError, match=r"outputs over a region.*Received: "):
         Certificate.load(file)
 
 

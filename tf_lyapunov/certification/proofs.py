@@ -227,10 +227,10 @@ def save_proof(certificate, path):
 def claimed_fields(path):
     """Fields of the certificate that a proof file claims, unchecked, as in its JSON form."""
     header, arrays = archive.read(path)
-    if header["version"] == archive.RANGES:
+    if header["version"] > 2:
         raise ProofFileError(
-            "The proof file is about ranges of outputs, and no certificate of radii. Check it by "
-            f"`tf_lyapunov.verification.verify`. Received: {path}."
+            "The proof file is about outputs over a region, and no certificate of radii. Check it "
+            f"by `tf_lyapunov.verification.verify`. Received: {path}."
         )
     try:
         found = {**header["certificate"], **{name: arrays[name].tolist() for name in _ARRAYS}}

@@ -15,6 +15,8 @@ from tf_lyapunov.program import rounding
 _FIRST, _MOST, _SECONDS = 16, 4096, 0.4
 # Numbers that open domains may hold, boxes of hidden units above all, before the best is split.
 _ROOM = 2**26
+# Numbers of boxes that are kept for a proof file.
+_LEAVES = 2**22
 # Weight of a row's own slope beside what relaxations lose, in the choice of an input.
 _OWN = 0.2
 
@@ -30,6 +32,8 @@ class InputTree(Tree):
     def __init__(self, domains, unsafe, attacker, clock):
         super().__init__(unsafe, attacker, clock)
         self.domains = domains
+        # Boxes that are proved, for a proof file; None where they are too many for one.
+        self.leaves = []
 
     def run(self, root_bound=-np.inf, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.
@@ -114,6 +118,7 @@ class InputTree(Tree):
         closed = np.where(holds, values, np.inf)
         self.closed = min(self.closed, float(closed.min()))
         mask = mask & ~holds
+        self._keep(low, high, ~mask.any(axis=1))
         bounds = np.where(mask, values, np.inf)
         target = bounds.argmin(axis=1)
         bound = bounds[np.arange(len(bounds)), target]
@@ -132,6 +137,13 @@ class InputTree(Tree):
             record = float(bound[i]), next(self.counter), (low[i], high[i]), held, mask[i], at[i]
             heapq.heappush(self.heap, record)
         return low, high, corners, bound
+
+    def _keep(self, low, high, proved):
+        if self.leaves is None:
+            return
+        self.leaves += [(low[i].copy(), high[i].copy()) for i in np.flatnonzero(proved)]
+        if len(self.leaves) * low.shape[1] > _LEAVES:
+            self.leaves = None
 
     def _margins(self, low, high, corners):
         """Least margin at a corner and the centre of every domain, where they lie in the region.

@@ -22,14 +22,14 @@ _NOTHING = 1e-5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """How ranges were found.
+    """How bounds over a region were found.
 
     Attributes:
         network, flow, traced: `Network`, its `Flow`, and the `Trace` at the region's centre.
         region: `regions.Region`.
         rows: float64 (m, outputs), the functionals.
         memory: `boxes.Memory` of the search.
-        multipliers: of the rows and their negatives, by position.
+        multipliers: by position, of the rows and their negatives, or of a property's rows.
         outputs: `"logits"` or `"model"`.
         digest: of the weights and settings at the time.
     """
@@ -54,18 +54,9 @@ def save_ranges(found, path):
             "without what they were found by. Bound the outputs again."
         )
     network = source.network
-    if source.outputs == "model" and network.decision is not None:
-        raise ValueError(
-            "A proof file is about logits. Received: outputs='model' for model "
-            f"{network.model.name!r}, which ends in {network.decision}. Use outputs='logits'."
-        )
-    if network.digest() != source.digest:
-        raise ValueError(
-            "The model's weights have changed since its outputs were bounded. Received: model "
-            f"{network.model.name!r}. Bound them again."
-        )
+    check_unchanged(source)
     model, read, calls = read_with_calls(network.model, source.region.center.shape)
-    pieces = _pieces(source, read)
+    pieces = pieces_for(source, read)
     region = source.region
     claim = ranges.RangeClaim(
         region.center,
@@ -76,7 +67,7 @@ def save_ranges(found, path):
         found.lower,
         found.upper,
     )
-    with _overflow():
+    with overflow_named():
         lower, upper = ranges.derived(read, claim, pieces)
     room = _ROOM * np.maximum(np.maximum(np.abs(lower), np.abs(upper)), upper - lower)
     claim = dataclasses.replace(
@@ -85,7 +76,7 @@ def save_ranges(found, path):
         upper=np.maximum(found.upper, upper + room),
     )
     wrong = [*ranges.objections(claim, lower, upper)]
-    with _overflow():
+    with overflow_named():
         wrong = wrong or ranges.contradictions(model, read, calls, claim)
     if wrong:
         raise ValueError(
@@ -96,17 +87,33 @@ def save_ranges(found, path):
 
 
 @contextlib.contextmanager
-def _overflow():
+def overflow_named():
+    """Within it what overflows is an error that names the region."""
     try:
         yield
     except OverflowError as error:
         raise ValueError(
-            f"A proof file needs a region on which no value overflows. Received: {error}. Bound "
-            "the outputs over a smaller one."
+            f"A proof file needs a region on which no value overflows. Received: {error}. Use "
+            "a smaller one."
         ) from error
 
 
-def _pieces(source, read):
+def check_unchanged(source):
+    """Refuses what is no longer about the model, or about what is behind its logits."""
+    network = source.network
+    if source.outputs == "model" and network.decision is not None:
+        raise ValueError(
+            "A proof file is about logits. Received: outputs='model' for model "
+            f"{network.model.name!r}, which ends in {network.decision}. Use outputs='logits'."
+        )
+    if network.digest() != source.digest:
+        raise ValueError(
+            "The model's weights have changed since its outputs were bounded. Received: model "
+            f"{network.model.name!r}. Bound them again."
+        )
+
+
+def pieces_for(source, read):
     """Multipliers in the verifier's terms; none where its steps cannot be matched."""
     wide, _ = expanded(read, read.gains()[1])
     places = places_of(wide, source.flow)

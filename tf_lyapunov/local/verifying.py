@@ -8,12 +8,14 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import tried
 from tf_lyapunov.local.attacking import Attacker, Counterexample
-from tf_lyapunov.local.boxes import CROWN, Effort, surround_proved
+from tf_lyapunov.local.boxes import CROWN, Effort, Memory, surround_proved
 from tf_lyapunov.local.clock import Clock
 from tf_lyapunov.local.domains import Domains
 from tf_lyapunov.local.inputtree import InputTree
 from tf_lyapunov.local.outputs import read_around
-from tf_lyapunov.local.property import Property
+from tf_lyapunov.local.property import Property, Unsafe
+from tf_lyapunov.local.propertyfiles import save_property
+from tf_lyapunov.local.ranges import Source
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.local.unittree import RATE, UnitTree
 from tf_lyapunov.program import rounding
@@ -46,6 +48,10 @@ class Verification:
         seconds: that it took.
         timeout: seconds that were allowed.
         text: the property in words.
+        unsafe: `property.Unsafe`, the property as it was resolved.
+        leaves: boxes on which it was proved if the region was split along its inputs, empty if it
+            was not split, None if otherwise.
+        source: `ranges.Source`, what a proof file is made of.
     """
 
     status: str
@@ -57,6 +63,27 @@ class Verification:
     seconds: float
     timeout: float
     text: str
+    unsafe: Unsafe | None = dataclasses.field(default=None, repr=False)
+    leaves: list | None = dataclasses.field(default=None, repr=False)
+    source: Source | None = dataclasses.field(default=None, repr=False)
+
+    def save(self, path):
+        """Writes a proof file (`.npz`) of a property that is PROVED: the region and its parts.
+
+        `tf_lyapunov.verification.verify` and `tf-lyapunov verify` re-check it from the model's
+        weights alone, on the region as a whole with the multipliers found, or on every box of a
+        partition along the inputs. Proofs by splits of hidden units have no proof file.
+
+        Args:
+            path: file name; an existing file is replaced.
+
+        Raises:
+            ValueError: if the property is not proved, or by branches that a file does not hold, or
+                about what is behind a softmax or sigmoid; if the model has changed since; or if
+                `verify` would refuse the two. Nothing is written then.
+            UnsupportedLayerError: naming a layer that the verifier does not know.
+        """
+        save_property(self, path)
 
     @property
     def is_proved(self):
@@ -147,7 +174,7 @@ def verify_property(model, region, property, *, timeout=60.0, outputs="logits", 
                 "The class of a single probability is a matter of its logit. Received: a property "
                 "`classified_as` with outputs='model'. Use outputs='logits'."
             )
-        unsafe = property.resolved(size)
+        unsafe, digest = property.resolved(size), network.digest()
     rng = np.random.default_rng(seed)
     attacker = Attacker(network, flow, region, unsafe, outputs, rng)
     if property.has_labels and size == 1 and network.decision is None:
@@ -173,6 +200,9 @@ def verify_property(model, region, property, *, timeout=60.0, outputs="logits", 
         clock.passed(),
         clock.timeout,
         str(property),
+        unsafe,
+        search.leaves,
+        Source(network, flow, traced, region, unsafe.rows, *search.whole, outputs, digest),
     )
 
 
@@ -183,6 +213,8 @@ class _Search:
         bounds: float64 (sets,), what is proved of each unsafe set so far.
         branches, open: numbers of parts.
         is_proved: whether nothing is open.
+        leaves: see `Verification`.
+        whole: `(memory, multipliers)` of the whole region.
     """
 
     def __init__(self, flow, traced, region, unsafe, attacker, clock):
@@ -190,7 +222,7 @@ class _Search:
         self.unsafe, self.attacker, self.clock = unsafe, attacker, clock
         self.bounds = np.full(len(unsafe.starts), -np.inf)
         self.branches, self.open, self.is_proved = 0, 1, False
-        self.bound = -np.inf
+        self.bound, self.leaves, self.whole = -np.inf, None, (None, None)
 
     def run(self, branching, effort):
         """A counterexample, or None."""
@@ -199,9 +231,11 @@ class _Search:
             branching = "inputs" if moving <= _FEW else "units"
         try:
             with stage("bounding the region"):
-                around = self._around(CROWN)
-                open_ = self._whole(around)
+                memory = Memory()
+                around = self._around(CROWN, memory)
+                open_ = self._whole(around, memory)
             if not len(open_):
+                self.leaves = []
                 return None
             if branching == "inputs":
                 tree = InputTree(Domains(around), self.unsafe, self.attacker, self.clock)
@@ -223,22 +257,27 @@ class _Search:
         self.open = tree.open
         self.is_proved = tree.open == 0 and tree.counterexample is None
         if branching == "inputs":
+            self.leaves = tree.leaves if self.is_proved and self._is_box() else None
             self.bound = max(self.bound, tree.bound)
         else:
             self.bound = max(self.bound, min(tree.bound, float(closed.min(initial=np.inf))))
         return tree.counterexample
 
-    def _around(self, effort):
+    def _is_box(self):
+        return bool(np.isinf(min(self.region.radius, self.region.radius_l1)))
+
+    def _around(self, effort, memory=None):
         """Proved boxes of the whole region, by multipliers that were searched first."""
         return surround_proved(
-            self.flow, self.traced, self.region, effort, deadline=self.clock.deadline
+            self.flow, self.traced, self.region, effort, memory, deadline=self.clock.deadline
         )
 
-    def _whole(self, around):
+    def _whole(self, around, memory):
         """Bounds every set on the whole region; gives those that are open."""
         target = self.flow.output
         c = self.unsafe.rows.reshape(-1, *around.trace.shape(target))
         multipliers, _ = tried(around, c, target, trials=CROWN.margin_trials)
+        self.whole = memory, multipliers
         lower = around.lower(c, target, multipliers) - self.unsafe.bounds
         excess = rounding.down(lower)[None]
         self.branches = 1

@@ -14,8 +14,8 @@ from tf_lyapunov.writing import write_bytes
 
 FORMAT = "tf_lyapunov.proof"
 # Version 2 has radii in other norms, within bounds, and by bounds around single inputs. Version 3
-# is about ranges of outputs over a region.
-VERSION, VERSIONS, RANGES = 1, (1, 2, 3), 3
+# is about ranges of outputs over a region, version 4 about a property of them.
+VERSION, VERSIONS, RANGES, PROPERTIES = 1, (1, 2, 3, 4), 3, 4
 _MEMBERS = 64
 _LARGEST_HEADER, _LARGEST_FILE = 2**26, 2**32
 _KINDS = "fiub"

@@ -11,9 +11,9 @@ from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.balls import Gains
 from tf_lyapunov.verification.around.functionals import Functionals
 from tf_lyapunov.verification.around.pairs import expanded
-from tf_lyapunov.verification.around.region import Region
 from tf_lyapunov.verification.around.relaxation import Multipliers
 from tf_lyapunov.verification.around.surroundings import Surroundings
+from tf_lyapunov.verification.claimed import ClaimedRegion
 from tf_lyapunov.verification.contents import differences, exactly, layers_of, notes_of, quoted
 
 _HEADER = {"format", "version", "layers", "notes"}
@@ -22,43 +22,17 @@ _ARRAYS = {*_REGION, "radii", "functionals", *_ROWS}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RangeClaim:
-    """lower ≤ A f(x) ≤ upper for low ≤ x ≤ high, ‖x - center‖₂ and ‖x - center‖₁ within `radii`.
+class RangeClaim(ClaimedRegion):
+    """lower ≤ A f(x) ≤ upper for all x of a region.
 
     Attributes:
-        center, low, high: float64 of the shape of one input; the bounds possibly infinite.
-        radii: float64 (2,), in l2 and in l1, possibly infinite.
         functionals: float64 (m, logits), the rows of A.
         lower, upper: float64 (m,), possibly infinite.
     """
 
-    center: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    radii: np.ndarray
     functionals: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-
-    def region(self):
-        """`Region` that holds all these inputs."""
-        within = self.low, self.high
-        for radius, norm in zip(self.radii, ("l2", "l1"), strict=True):
-            if np.isfinite(radius):
-                return Region(self.center, radius, norm, within)
-        return Region(self.center, np.inf, "linf", within)
-
-    def words(self):
-        """The region on one line."""
-        parts = [f"inputs of shape {self.center.shape}"]
-        for radius, norm in zip(self.radii, ("l2", "l1"), strict=True):
-            if np.isfinite(radius):
-                parts.append(f"within {radius:.9g} of the file's centre in {norm}")
-        if np.any(np.isfinite(self.low)) or np.any(np.isfinite(self.high)):
-            with np.errstate(over="ignore"):
-                widest = float(np.max(self.high - self.low))
-            parts.append(f"between the file's bounds, which are up to {widest:.9g} apart")
-        return ", ".join(parts)
 
 
 def pack(network, claim, pieces, notes=()):
@@ -96,20 +70,53 @@ def unpack(header, arrays):
         array = getattr(claim, name)
         if array.dtype.str[1:] != "f8" or np.any(np.isnan(array)):
             raise ValueError(f"{name} is of another type, or NaN")
-    if claim.center.ndim < 1 or not (claim.low.shape == claim.high.shape == claim.center.shape):
-        raise ValueError("the bounds of the region have another shape than its centre")
-    if claim.radii.shape != (2,) or np.any(claim.radii < 0):
-        raise ValueError("the radii of the region are not two numbers ≥ 0")
-    if not (np.all(claim.low <= claim.center) and np.all(claim.center <= claim.high)):
-        raise ValueError("the centre of the region is not within its bounds")
-    if not (np.all(np.isfinite(claim.center)) and np.all(np.isfinite(claim.functionals))):
-        raise ValueError("the centre or a functional is not finite")
+    claim.check()
+    if not np.all(np.isfinite(claim.functionals)):
+        raise ValueError("a functional is not finite")
     if claim.functionals.ndim != 2 or len(claim.functionals) == 0:
         raise ValueError("there is no functional")
     if not claim.lower.shape == claim.upper.shape == claim.functionals.shape[:1]:
         raise ValueError("there is not one range per functional")
     pieces = evidence.unpack(around, 1).get(0, [])
     return layers_of(header), claim, pieces, notes_of(header)
+
+
+class Passes:
+    """Lower bounds of linear functions of a network's logits, region by region.
+
+    Args:
+        network: `network.Network`.
+    """
+
+    def __init__(self, network):
+        self.network, own = expanded(network, network.gains()[1])
+        self.gains, self.shape = Gains(own), network[network.logits].shape
+
+    def lower(self, region, rows, pieces=()):
+        """`(bounds, box)`: float64 (r,), and `(low, high)` of the logits, flat.
+
+        Args:
+            region: `Region`, bounded.
+            rows: float64 (r, logits).
+            pieces: list of `evidence.Piece`, the last of them about these rows.
+
+        Raises:
+            ValueError: if the pieces do not fit the network.
+            OverflowError: if signals on the region have no bound.
+        """
+        groups, last, branches, weights = evidence.read(self.network, pieces, len(rows))
+        if branches:
+            raise ValueError("a range has no branches")
+        target = self.network.logits
+        with np.errstate(over="ignore", invalid="ignore"):
+            around = Surroundings(self.network, self.gains, region, groups)
+            around.weigh(weights)
+            found = [
+                around.lower(target, Functionals(rows[k].reshape(-1, *self.shape)), _of(last, k))
+                for k in around.blocks(len(rows))
+            ]
+        box = tuple(bound.reshape(-1) for bound in around.boxes[target])
+        return np.concatenate(found), box
 
 
 def derived(network, claim, pieces):
@@ -133,22 +140,10 @@ def derived(network, claim, pieces):
         region = claim.region()
     if not np.all(np.isfinite(region.reach())):
         raise ValueError("the region is not bounded")
-    wide, own = expanded(network, network.gains()[1])
     count = len(claim.functionals)
     rows = np.concatenate([claim.functionals, -claim.functionals])
-    groups, last, branches, weights = evidence.read(wide, pieces, 2 * count)
-    if branches:
-        raise ValueError("a range has no branches")
-    with np.errstate(over="ignore", invalid="ignore"):
-        around = Surroundings(wide, Gains(own), region, groups)
-        around.weigh(weights)
-        found = [
-            around.lower(wide.logits, Functionals(rows[k].reshape(-1, *shape)), _of_rows(last, k))
-            for k in around.blocks(2 * count)
-        ]
-    found = np.concatenate(found)
+    found, (low, high) = Passes(network).lower(region, rows, pieces)
     # Of single logits there are boxes, too.
-    low, high = (bound.reshape(-1) for bound in around.boxes[wide.logits])
     for i, row in enumerate(rows):
         (places,) = np.nonzero(row)
         if len(places) == 1 and abs(row[places[0]]) == 1:
@@ -157,7 +152,7 @@ def derived(network, claim, pieces):
     return found[:count], -found[count:]
 
 
-def _of_rows(multipliers, rows):
+def _of(multipliers, rows):
     return {
         name: Multipliers(m.columns, m.shares[rows], m.lam[rows]) for name, m in multipliers.items()
     }

@@ -7,11 +7,13 @@ import time
 import numpy as np
 
 from tf_lyapunov.errors import ProofFileError
-from tf_lyapunov.verification import archive, ranges, translation
+from tf_lyapunov.verification import archive, properties, ranges, translation
 from tf_lyapunov.verification.checking import derive, objections
 from tf_lyapunov.verification.contents import described, differences, quoted, unpack
 from tf_lyapunov.verification.reading import read_with_calls
 
+# What reads and checks files that are no certificates.
+_OTHERS = {archive.RANGES: ranges, archive.PROPERTIES: properties}
 _WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
 
@@ -104,17 +106,19 @@ def verify(proof_path, model_or_path, input_shape=None):
     of the inputs and on random probes, and must agree within the rounding of its dtypes, and decide
     for the label where a radius is claimed. Not checked: sentences.
 
-    A file of ranges (`OutputBounds.save`) is checked by the same passes, over its region.
+    Files of ranges (`OutputBounds.save`) and of properties (`local.verifying.Verification.save`)
+    are checked by the same passes, over their region or its parts.
 
     Args:
-        proof_path: a file written by `Certificate.save("….npz")` or `OutputBounds.save`.
+        proof_path: a file written by `Certificate.save("….npz")`, or by `save` of what
+            `output_bounds` or `verify_property` gave.
         model_or_path: the Keras model, or the path of its `.keras` file.
         input_shape: shape of one input, only for a model that leaves sizes open: a gain can depend
             on them, so they are not taken from the file.
 
     Returns:
-        `Verification`, or `ranges.RangeVerification`; `holds` is False, with reasons, for another
-        model or a wrong claim.
+        `Verification`, `ranges.RangeVerification` or `properties.PropertyVerification`; `holds` is
+        False, with reasons, for another model or a wrong claim.
 
     Raises:
         ProofFileError: the file is missing, corrupt, of another version, or no proof file.
@@ -125,8 +129,9 @@ def verify(proof_path, model_or_path, input_shape=None):
     begin = time.monotonic()
     header, arrays = archive.read(proof_path)
     try:
-        if header["version"] == archive.RANGES:
-            contents = ranges.unpack(header, arrays)
+        other = _OTHERS.get(header["version"])
+        if other is not None:
+            contents = other.unpack(header, arrays)
         else:
             layers, evidence, claim, notes, method = unpack(header, arrays)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -136,8 +141,8 @@ def verify(proof_path, model_or_path, input_shape=None):
             f"Received: {proof_path}."
         ) from error
     model, network, calls = read_with_calls(model_or_path, input_shape)
-    if header["version"] == archive.RANGES:
-        return ranges.checked(*contents, model, network, calls)
+    if other is not None:
+        return other.checked(*contents, model, network, calls)
     reasons = list(differences(layers, network.layers))
     derived, radius = None, np.zeros(len(claim.radius))
     if not reasons:

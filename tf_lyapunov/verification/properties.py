@@ -1,0 +1,226 @@
+"""Proof files of properties: no output of a region lies in one of several polyhedra.
+
+The region may be divided: a tree of boxes, each halved along one input, on whose leaves the rows
+of every set are bounded by passes of their own. The leaves cover the region by construction.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from tf_lyapunov.verification import archive
+from tf_lyapunov.verification.arithmetic import down
+from tf_lyapunov.verification.around import evidence
+from tf_lyapunov.verification.claimed import ClaimedRegion
+from tf_lyapunov.verification.contents import differences, exactly, layers_of, notes_of, quoted
+from tf_lyapunov.verification.ranges import Passes, contradictions
+
+_HEADER = {"format", "version", "layers", "notes"}
+_REAL = ("center", "low", "high", "radii", "rows", "bounds", "points")
+_WHOLE = ("strict", "starts", "axes")
+# In place of an axis.
+LEAF = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PropertyClaim(ClaimedRegion):
+    """For all x of a region f(x) lies in none of the sets {y : A_k y ≤ b_k}, < in strict rows.
+
+    Attributes:
+        rows: float64 (r, logits), the rows of all A_k, one set after the other.
+        bounds: float64 (r,), b.
+        strict: int64 (r,), 1 where a row is A y < b.
+        starts: int64 (sets,), the first row of each.
+        axes: int64 (nodes,), in preorder, the flat input along which a box is halved, or `LEAF`.
+        points: float64 (nodes,), where.
+    """
+
+    rows: np.ndarray
+    bounds: np.ndarray
+    strict: np.ndarray
+    starts: np.ndarray
+    axes: np.ndarray
+    points: np.ndarray
+
+    def holds(self, lower):
+        """Whether lower bounds (r,) of the rows keep outputs out of every set."""
+        excess = down(lower - self.bounds)
+        outside = np.where(self.strict == 1, excess >= 0, excess > 0)
+        return bool(np.all(np.logical_or.reduceat(outside, self.starts)))
+
+    def leaves(self):
+        """Boxes `(low, high)` of the leaves, in preorder.
+
+        Raises:
+            ValueError: if the tree has other nodes than its splits say.
+        """
+        waiting, size = [(self.low, self.high)], self.center.size
+        for axis, point in zip(self.axes, self.points, strict=True):
+            if not waiting:
+                raise ValueError("the tree has more nodes than its splits say")
+            low, high = waiting.pop()
+            if axis == LEAF:
+                yield low, high
+                continue
+            if not 0 <= axis < size or not low.flat[axis] <= point <= high.flat[axis]:
+                raise ValueError("a box is split outside of itself")
+            upper, lower = low.copy(), high.copy()
+            upper.flat[axis] = lower.flat[axis] = point
+            waiting += [(upper, high), (low, lower)]
+        if waiting:
+            raise ValueError("the tree ends before its splits do")
+
+
+def pack(network, claim, pieces=(), notes=()):
+    """`(header, arrays)` for `archive.write`; the pieces are those of a tree of one leaf."""
+    header = {
+        "version": archive.PROPERTIES,
+        "layers": [[r.name, r.settings, r.weights] for r in network.layers],
+        "notes": list(notes),
+    }
+    arrays = {name: getattr(claim, name) for name in (*_REAL, *_WHOLE)}
+    around = evidence.pack({0: list(pieces)} if pieces else {})
+    return header, arrays | {f"around_{name}": array for name, array in around.items()}
+
+
+def unpack(header, arrays):
+    """`(layers, claim, pieces, notes)` of a file's contents.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
+    """
+    exactly(header, _HEADER, "header")
+    around = {name: arrays[f"around_{name}"] for name in evidence.ARRAYS}
+    known = {*_REAL, *_WHOLE, *(f"around_{name}" for name in around)}
+    unknown = sorted(set(arrays) - known)
+    if unknown:
+        raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
+    for names, kind in ((_REAL, "f8"), (_WHOLE, "i8")):
+        for name in names:
+            if arrays[name].dtype.str[1:] != kind or np.any(np.isnan(arrays[name])):
+                raise ValueError(f"{name} is of another type, or NaN")
+    claim = PropertyClaim(**{name: np.array(arrays[name]) for name in (*_REAL, *_WHOLE)})
+    claim.check()
+    rows, starts, count = claim.rows, claim.starts, len(claim.bounds)
+    if rows.ndim != 2 or not (rows.shape[:1] == claim.bounds.shape == claim.strict.shape):
+        raise ValueError("the rows of the sets have another shape than their bounds")
+    if not np.all(np.isfinite(rows)) or not np.all(np.isfinite(claim.bounds)):
+        raise ValueError("a row of a set is not finite")
+    if not np.all((claim.strict == 0) | (claim.strict == 1)):
+        raise ValueError("a row is neither strict nor not")
+    if starts.ndim != 1 or not len(starts) or starts[0] != 0 or starts[-1] >= count:
+        raise ValueError("the sets do not begin at their rows")
+    if np.any(np.diff(starts) <= 0):
+        raise ValueError("a set has no rows")
+    if claim.axes.ndim != 1 or claim.axes.shape != claim.points.shape or not len(claim.axes):
+        raise ValueError("the tree has another shape than its points")
+    pieces = evidence.unpack(around, 1).get(0, [])
+    if len(claim.axes) > 1 and (pieces or np.any(np.isfinite(claim.radii))):
+        raise ValueError("a region that is divided is a box, without multipliers")
+    return layers_of(header), claim, pieces, notes_of(header)
+
+
+def failures(network, claim, pieces=(), passes=None):
+    """Boxes `(low, high)` of leaves on which the property does not follow.
+
+    Raises:
+        ValueError: if the claim or the pieces do not fit the network.
+        OverflowError: if signals on a part have no bound.
+    """
+    passes = Passes(network) if passes is None else passes
+    if claim.center.shape != network.steps[0].shape:
+        raise ValueError(f"the region is about inputs of shape {claim.center.shape}")
+    if claim.rows.shape[1] != np.prod(passes.shape):
+        raise ValueError(f"the sets are about {claim.rows.shape[1]} logits")
+    if len(claim.axes) == 1:
+        for low, high in claim.leaves():
+            region = claim.region()
+            if not np.all(np.isfinite(region.reach())):
+                raise ValueError("the region is not bounded")
+            if not claim.holds(passes.lower(region, claim.rows, pieces)[0]):
+                yield low, high
+        return
+    if not (np.all(np.isfinite(claim.low)) and np.all(np.isfinite(claim.high))):
+        raise ValueError("the region is not bounded")
+    for low, high in claim.leaves():
+        if not claim.holds(passes.lower(box_region(low, high), claim.rows)[0]):
+            yield low, high
+
+
+def box_region(low, high):
+    """`Region` of a box around its middle."""
+    center = np.clip(low / 2 + high / 2, low, high)
+    return ClaimedRegion(center, low, high, np.full(2, np.inf)).region()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PropertyVerification:
+    """Outcome of `verify` for a proof file of a property.
+
+    Attributes:
+        holds: the property follows from the model's weights.
+        reasons: why not; empty if it holds.
+        claim: `PropertyClaim`, as the file says.
+        leaves: parts of the region.
+        notes: what the file says of itself, unchecked: each on one line, in quotation marks.
+        seconds: wall time.
+    """
+
+    holds: bool
+    reasons: tuple
+    claim: PropertyClaim
+    leaves: int
+    notes: tuple
+    seconds: float
+
+    def __bool__(self):
+        return self.holds
+
+    def explain(self):
+        """Plain text: whether the property follows from the weights, and if not, why."""
+        sets = len(self.claim.starts)
+        lines = [
+            f"{'VERIFIED' if self.holds else 'NOT VERIFIED'}: the logits lie in none of {sets} "
+            f"sets of {len(self.claim.bounds)} linear inequalities in all, for all "
+            f"{self.claim.words()}; in {self.leaves} parts."
+        ]
+        lines += [f"  - {reason}" for reason in self.reasons]
+        if self.holds:
+            lines.append(
+                "Tested, not proved: called on the region's centre and on random probes, the model "
+                "agrees with what was read of it, within the rounding of its dtypes."
+            )
+        if self.notes:
+            lines.append("The file says of itself, unchecked and in its own words:")
+            lines += [f"  > {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def __str__(self):
+        return self.explain()
+
+    def fields(self):
+        """JSON-safe dict of the outcome, without what the file says of itself."""
+        return {
+            "holds": bool(self.holds),
+            "reasons": list(self.reasons),
+            "unsafe_sets": len(self.claim.starts),
+            "inequalities": len(self.claim.bounds),
+            "leaves": self.leaves,
+        }
+
+
+def checked(layers, claim, pieces, notes, model, network, calls):
+    """`PropertyVerification` of a file's contents, see `rechecking.verify`."""
+    begin = time.monotonic()
+    reasons = list(differences(layers, network.layers))
+    if not reasons:
+        try:
+            if next(failures(network, claim, pieces), None) is not None:
+                reasons.append("On a part of the region the property does not follow.")
+            else:
+                reasons += contradictions(model, network, calls, claim)
+        except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
+            reasons.append(f"A bound could not be computed: {quoted(error)}.")
+    leaves, seconds = int(np.sum(claim.axes == LEAF)), time.monotonic() - begin
+    return PropertyVerification(not reasons, tuple(reasons), claim, leaves, notes, seconds)
