@@ -283,6 +283,35 @@ def test_integer_images_are_certified_with_rescaling_inside():
         certify(model, x + 0.5)
 
 
+def test_inputs_that_bfloat16_rounds_lose_what_it_moves_them_by():
+    """1 + 2⁻⁹ becomes 1: the boundary is at 0, and 1 - 2⁻⁹ around the input given is certified."""
+    dense = layers.Dense(2, use_bias=False, dtype="float32")
+    model = keras.Sequential([keras.Input((2,), dtype="bfloat16"), dense])
+    dense.set_weights([np.array([[1.0, -1.0], [0.0, 0.0]])])
+    x = np.array([[1 + 2.0**-9, 0.0], [1.0, 0.0], [-1 - 2.0**-7 - 2.0**-9, 0.0]])
+    for precision in ("model", "float64"):
+        proof = certify(model, x.astype("float32"), precision=precision)
+        expected = np.array([1 - 2.0**-9, 1.0, 1 + 2.0**-7 - 2.0**-9])
+        assert np.all(proof.radius <= expected * (1 + 1e-12))
+        assert np.allclose(proof.radius, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="finite in the model's input dtype bfloat16"):
+        certify(model, np.full((1, 2), 3.4e38, "float32"))
+
+
+def test_steps_without_an_allowance_are_not_said_to_be_compared():
+    """Sums of 3,000 products in float16 have no bound on their rounding."""
+    model = keras.Sequential(
+        [
+            keras.Input((5,), dtype="float16"),
+            layers.Dense(3000, activation="relu", dtype="float16"),
+            layers.Dense(2, dtype="float16", name="too_long"),
+        ]
+    )
+    found = certify(model, np.ones((2, 5), "float32"))
+    assert not np.any(found.radius > 0)
+    assert "Not validated on its own, for its rounding or its kind: too_long." in found.explain()
+
+
 def test_settings_that_backends_round_to_float32_are_in_the_allowance_of_float64():
     """LeakyReLU(0.1) in float64 has slope float32(0.1), 1.5e-9 off: more than float64 rounds."""
     model = keras.Sequential(

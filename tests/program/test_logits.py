@@ -1,5 +1,7 @@
 """Models are evaluated as they are: by their program, or by their own layers, never by copies."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tf_lyapunov import (
 from tf_lyapunov.certification import read_network
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program.logits import Float64Logits, LogitsModel
+from tf_lyapunov.theory import threads as blas
 
 
 def classifier(head="softmax", dtype="float32"):
@@ -144,3 +147,22 @@ def test_threads_change_no_logit(monkeypatch, count):
         # Sums of 36 products of a few layers, in another order.
         assert np.allclose(logits, whole, rtol=1e-13, atol=1e-13)
         assert list(kept) == [name] and len(kept[name]) == count
+
+
+def test_whoever_interrupts_leaves_no_thread_and_blas_as_it_was(monkeypatch):
+    """While the error is kept, as notebooks keep the last one."""
+    exact = Float64Logits(read_network(classifier(dtype="float64")))
+    for module in ("tf_lyapunov.program.logits", "tf_lyapunov.theory.threads"):
+        monkeypatch.setattr(f"{module}.blas_threads", lambda: 2)
+
+    def interrupted(items, *_):
+        for item in items:
+            yield item
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tf_lyapunov.program.logits.steps", interrupted)
+    before, running = blas._held["count"], threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as kept:
+        exact.evaluate(inputs(8), 2)
+    assert kept.value is not None
+    assert blas._held["count"] == before and threading.active_count() == running

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -231,6 +232,110 @@ def test_other_weights_are_another_model(file):
     assert np.all(np.isinf(found.lower)) and np.all(np.isinf(found.upper))
 
 
+# Edges -------------------------------------------------------------------------------------------
+
+
+def center():
+    return np.clip(inputs_of(network_of("dense"), 1)[0], -3, 3).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        lambda x: Region.ball(x, 0.0),
+        lambda x: Region.ball(x, 0.0, "l1"),
+        lambda x: Region.ball(x, 5e-324),
+        lambda x: Region.box(x, x),
+        lambda x: Region.box(x, x + np.array([0, 0, 0.1, 0, 0.2])),
+        lambda x: Region.ball(x, 0.3, bounds=(x, np.inf)),
+        lambda x: Region.ball(x, 1e30),
+        lambda x: Region.ball(x, 1e160, bounds=(x - 0.1, x + 0.1)),
+        lambda x: Region(x, np.full(5, -np.inf), np.full(5, np.inf), 0.3, 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("error::RuntimeWarning:tf_lyapunov.verification")
+def test_regions_at_their_limits(region, tmp_path):
+    path, model = tmp_path / "r.npz", network_of("dense")
+    found = output_bounds(model, region(center()))
+    found.save(path)
+    claim = verify(path, model).claim
+    width = found.upper - found.lower
+    # Nothing to speak of is lost, and points are not said to lose many times their rounding.
+    size = np.maximum(np.abs(claim.lower), np.abs(claim.upper))
+    assert np.all(claim.upper - claim.lower <= 1.02 * width + 1e-8 * size)
+    assert verify(path, model).notes == ()
+    middle = values(model, found.source.region.center[None], np.eye(3))[0]
+    assert np.all(claim.lower <= middle) and np.all(middle <= claim.upper)
+
+
+def test_a_box_within_a_huge_ball_is_the_box(tmp_path):
+    """1e160 squared is beyond all numbers: the ball has no say, whatever its radius."""
+    x, model, claims = center(), network_of("dense"), []
+    for radius in (1e10, 1e160, 1e308):
+        region = Region.ball(x, radius, bounds=(x - 0.1, x + 0.1))
+        output_bounds(model, region).save(tmp_path / "r.npz")
+        claims.append(verify(tmp_path / "r.npz", model).claim)
+    output_bounds(model, Region.box(x - 0.1, x + 0.1)).save(tmp_path / "r.npz")
+    box = verify(tmp_path / "r.npz", model).claim
+    for claim in claims:
+        assert np.allclose(claim.lower, box.lower, rtol=1e-3, atol=1e-3)
+        assert np.allclose(claim.upper, box.upper, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings(
+    "error:invalid value encountered:RuntimeWarning:tf_lyapunov.local.ranges"
+)
+def test_functionals_of_zeros_and_beyond_all_numbers(tmp_path):
+    path, model = tmp_path / "r.npz", network_of("dense")
+    rows = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1e130, 0.0, 0.0]])
+    output_bounds(model, Region.ball(center(), 0.1), rows).save(path)
+    proof = verify(path, model)
+    claim = proof.claim
+    assert proof.holds and -1e-20 < claim.lower[0] <= 0 <= claim.upper[0] < 1e-20
+    assert np.isfinite(claim.lower[1]) and np.isneginf(claim.lower[2])
+    record = json.loads(json.dumps(proof.fields()))
+    assert record["lower"][2] is None and record["upper"][2] is None
+    assert len(proof.notes) == 1 and len(proof.notes[0]) < 300 and "times as wide" in proof.notes[0]
+
+
+def test_what_does_not_fit_is_named():
+    model = network_of("dense")
+    with pytest.raises(
+        ValueError, match=r"one or more finite rows of 3 .*Received: shape \(0, 3\)"
+    ):
+        output_bounds(model, Region.ball(center(), 0.1), np.zeros((0, 3)))
+    with pytest.raises(ValueError, match=r"finite in the model's input dtype\. Received: .*1e\+39"):
+        output_bounds(model, Region.ball(np.full(5, 1e39), 1.0))
+
+
+def test_a_centre_beyond_the_dtype_is_no_raw_error(tmp_path, monkeypatch):
+    """bfloat16 ends below float32, in which its numbers are carried."""
+    model = keras.Sequential(
+        [keras.Input((2,), dtype="bfloat16"), keras.layers.Dense(1, dtype="bfloat16")]
+    )
+    found = output_bounds(model, Region.ball(np.array([3.4e38, 0.0]), 1.0))
+    with pytest.raises(ValueError, match=r"no value overflows\. Received: an input is beyond"):
+        found.save(tmp_path / "r.npz")
+    assert not (tmp_path / "r.npz").exists()
+
+
+@pytest.mark.parametrize("point", [300.0, -7.5])
+def test_centres_that_whole_numbers_cannot_hold(point, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((2,), dtype="int8"),
+            keras.layers.Rescaling(1 / 127),
+            keras.layers.Dense(2, activation="relu"),
+            keras.layers.Dense(1),
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = output_bounds(filled(model), Region.ball(np.full(2, point), 3.0, "linf"))
+        found.save(tmp_path / "r.npz")
+    assert verify(tmp_path / "r.npz", model).holds
+
+
 # What is not written ----------------------------------------------------------------------------
 
 
@@ -263,8 +368,15 @@ def test_the_command_says_what_is_proved(file, tmp_path, capsys):
     assert main(["verify", str(file), str(model), "--json"]) == DONE
     record = json.loads(capsys.readouterr().out)
     assert record["holds"] and record["functionals"] == 4 and len(record["lower"]) == 4
+    assert record["claimed_lower"] <= record["lower"] and "in l2" in record["region"]
     other = filled(KINDS["dense"](), seed=9)
     other.save(model)
     assert main(["verify", str(file), str(model)]) == NOT_PROVED
+    capsys.readouterr()
+    assert main(["verify", str(file), str(model), "--json"]) == NOT_PROVED
+    # What is not proved is not given as a range.
+    record = json.loads(capsys.readouterr().out)
+    assert not record["holds"] and record["lower"] == [None] * 4 == record["upper"]
+    assert None not in record["claimed_lower"]
     file.write_bytes(file.read_bytes()[:-40])
     assert main(["verify", str(file), str(model)]) == BAD_INPUT

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tf_lyapunov.program import rounding
+from tf_lyapunov.verification.arithmetic import rounded
 
 # Float64 entries held at once.
 _BLOCK = 2**22
@@ -90,9 +91,11 @@ def _checked(x, tensor, name):
             f"All batches of {name} must have the shape (n, {str(tensor.shape[1:])[1:]} with "
             f"n ≥ 1. Received: shape {x.shape}."
         )
-    dtype = np.float32 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
+    half = tensor.dtype == "bfloat16"
+    dtype = np.dtype(np.float32 if half else tensor.dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-        cast = x.astype(dtype, copy=False)
+        # NumPy has no bfloat16: its numbers, in float32.
+        cast = rounded(x, "bfloat16").astype(dtype) if half else x.astype(dtype, copy=False)
     norms, moved = np.zeros(len(x)), np.zeros(len(x))
     rows = max(_BLOCK // max(cast[0].size, 1), 1)
     for start in range(0, len(x), rows):
@@ -103,7 +106,7 @@ def _checked(x, tensor, name):
                 "Received: NaN or infinity. Remove these inputs first."
             )
         norms[block] = rounding.euclidean_norms_up(cast[block])
-        if cast.dtype != x.dtype:
+        if half or cast.dtype != x.dtype:
             difference = x[block].astype(np.float64) - cast[block].astype(np.float64)
             moved[block] = rounding.euclidean_norms_up(difference)
     if dtype.kind in "iub" and np.any(moved > 0):

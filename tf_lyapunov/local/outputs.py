@@ -72,7 +72,8 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
 
     Raises:
         UnsupportedLayerError: naming a step without a proven gain.
-        ValueError: if shapes do not fit, or functionals are not finite.
+        ValueError: if shapes do not fit, functionals are none or not finite, or the region's
+            centre is beyond the model's input dtype.
 
     Example:
 
@@ -86,10 +87,10 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
     network, flow, traced = read_around(model, region, outputs)
     size = traced.values[-1].size
     rows = np.eye(size) if functionals is None else np.asarray(functionals, np.float64)
-    if rows.ndim != 2 or rows.shape[1] != size or not np.all(np.isfinite(rows)):
+    if rows.ndim != 2 or rows.shape[1] != size or not len(rows) or not np.all(np.isfinite(rows)):
         raise ValueError(
-            f"`functionals` must be finite rows of {size} numbers, one per output. Received: "
-            f"shape {rows.shape}."
+            f"`functionals` must be one or more finite rows of {size} numbers, one per output. "
+            f"Received: shape {rows.shape}."
         )
     effort = effort or Effort()
     memory = Memory()
@@ -164,10 +165,24 @@ def read_around(model, region, outputs):
     if outputs not in ("logits", "model"):
         raise ValueError(f"`outputs` must be 'logits' or 'model'. Received: outputs={outputs!r}.")
     network = read_network(model, [(None, *region.center.shape)])
-    dtype = network.graph.inputs[0].dtype
-    validate(network, [region.center[None].astype("float32" if dtype == "bfloat16" else dtype)])
+    validate(network, [_carried(region.center[None], network.graph.inputs[0].dtype)])
     flow = flow_of(network, decision=outputs == "model")
     return network, flow, trace(flow, region.center)
+
+
+def _carried(x, dtype):
+    """Inputs in the model's input dtype, or in float32, which holds those of bfloat16."""
+    if "int" in dtype:  # compared at the nearest that it can hold
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(x), limits.min, limits.max).astype(dtype)
+    with np.errstate(over="ignore"):
+        found = x.astype("float32" if dtype == "bfloat16" else dtype)
+    if not np.all(np.isfinite(found)):
+        raise ValueError(
+            "The centre of a region must be finite in the model's input dtype. Received: numbers "
+            f"up to {np.max(np.abs(x)):.3g} for {dtype}. Use a centre that the model can receive."
+        )
+    return found
 
 
 class SlopeGains(LocalGains):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tf_lyapunov.local.ranges import check_unchanged, pieces_for
+from tf_lyapunov.local.ranges import check_unchanged, overflow_named, pieces_for
 from tf_lyapunov.verification import archive, properties
 from tf_lyapunov.verification.ranges import Passes, contradictions
 from tf_lyapunov.verification.reading import read_with_calls
@@ -42,7 +42,7 @@ def save_property(found, path):
         np.array([properties.LEAF]),
         np.zeros(1),
     )
-    try:
+    with overflow_named():
         nodes = [(properties.LEAF, 0.0)]
         if found.leaves:
             nodes = _tree(
@@ -51,13 +51,9 @@ def save_property(found, path):
         axes, points = zip(*nodes, strict=True)
         claim = _with_tree(claim, axes, points)
         failed = next(properties.failures(read, claim, pieces, passes), None)
-    except OverflowError as error:
-        raise ValueError(
-            f"A proof file needs a region on which no value overflows. Received: {error}."
-        ) from error
-    wrong = contradictions(model, read, calls, claim) if failed is None else [
-        "It does not prove all parts of the region by its own bounds."
-    ]  # fmt: skip
+        wrong = contradictions(model, read, calls, claim) if failed is None else [
+            "It does not prove all parts of the region by its own bounds."
+        ]  # fmt: skip
     if wrong:
         raise ValueError(
             "The verifier could not confirm this property, so no proof file was written. "

@@ -1,5 +1,6 @@
 """Proof files of ranges of outputs: what the verifier proves with the multipliers found."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -15,6 +16,8 @@ from tf_lyapunov.verification.reading import read_with_calls
 _ROOM = 1e-9
 # Losses below this share of a range's width go without saying.
 _SMALL = 2e-3
+# Width, relative to its ends, from which a range is more than rounding.
+_NOTHING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,13 +67,8 @@ def save_ranges(found, path):
         found.lower,
         found.upper,
     )
-    try:
+    with overflow_named():
         lower, upper = ranges.derived(read, claim, pieces)
-    except OverflowError as error:
-        raise ValueError(
-            f"A proof file needs a region on which no value overflows. Received: {error}. Bound "
-            "the outputs over a smaller one."
-        ) from error
     room = _ROOM * np.maximum(np.maximum(np.abs(lower), np.abs(upper)), upper - lower)
     claim = dataclasses.replace(
         claim,
@@ -78,13 +76,26 @@ def save_ranges(found, path):
         upper=np.maximum(found.upper, upper + room),
     )
     wrong = [*ranges.objections(claim, lower, upper)]
-    wrong = wrong or ranges.contradictions(model, read, calls, claim)
+    with overflow_named():
+        wrong = wrong or ranges.contradictions(model, read, calls, claim)
     if wrong:
         raise ValueError(
             "The verifier could not confirm these ranges, so no proof file was written. Received: "
             f"model {network.model.name!r}. {' '.join(wrong)}"
         )
     archive.write(path, *ranges.pack(read, claim, pieces, _notes(found, claim)))
+
+
+@contextlib.contextmanager
+def overflow_named():
+    """Within it what overflows is an error that names the region."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(
+            f"A proof file needs a region on which no value overflows. Received: {error}. Use "
+            "a smaller one."
+        ) from error
 
 
 def check_unchanged(source):
@@ -113,12 +124,16 @@ def pieces_for(source, read):
 
 
 def _notes(found, claim):
-    width = np.maximum(found.upper - found.lower, 1e-300)
-    lost = (claim.upper - claim.lower) / width - 1
-    many = int(np.sum(lost > _SMALL))
+    with np.errstate(over="ignore", invalid="ignore"):
+        least, width = found.upper - found.lower, claim.upper - claim.lower
+        # Of ranges of next to nothing, sizes are what rounding is a share of.
+        size = _NOTHING * np.maximum(np.abs(claim.lower), np.abs(claim.upper)) + 1e-100
+        many = int(np.sum(width - least > _SMALL * np.maximum(least, size)))
+        factors = width / np.maximum(least, 1e-300)
+    factors = factors[~np.isnan(factors)]  # without an end before and after
     if many:
         yield (
-            f"{many} ranges are wider than those found, by {float(np.median(lost)):.2%} in the "
-            f"median and {float(lost.max()):.2%} at most: as far as the verifier's own balls and "
-            "boxes reach with the multipliers of this file."
+            f"{many} ranges are wider than those found, {float(np.median(factors)):.5g} times as "
+            f"wide in the median and {float(factors.max()):.5g} times at most: as far as the "
+            "verifier's own balls and boxes reach with the multipliers of this file."
         )

@@ -117,6 +117,16 @@ class Region:
         room = np.minimum(self.high - self.center, self.center - self.low)
         return bool(np.any(room < reach))
 
+    @functools.cached_property
+    def is_box(self):
+        """Whether the box lies within the balls, whose squares would overflow if they are huge."""
+        with np.errstate(over="ignore"):
+            reach = rounding.up(np.maximum(self.high - self.center, self.center - self.low))
+            if not np.all(np.isfinite(reach)):
+                return False
+            corner = float(rounding.euclidean_norms_up(reach.reshape(1, -1))[0])
+            return corner <= self.radius and np.sum(reach) * (1 + 1e-9) <= self.radius_l1
+
     def minimum(self, c):
         """Lower bounds on cᵀ(x - center) over the region, by weak duality, and where they are.
 
@@ -148,9 +158,9 @@ class Region:
         # Rounded inwards they leave points out, as far as `slack` holds.
         low = low.reshape(len(low), -1).astype(c.dtype, copy=False)
         high = high.reshape(len(high), -1).astype(c.dtype, copy=False)
-        if np.isfinite(self.radius):
+        if np.isfinite(self.radius) and not self.is_box:
             value, step = _ball_and_box(flat, low, high, self.radius)
-        elif np.isfinite(self.radius_l1):
+        elif np.isfinite(self.radius_l1) and not self.is_box:
             value, step = _cross_and_box(flat, low, high, self.radius_l1)
         else:
             step = np.where(flat > 0, low, high)

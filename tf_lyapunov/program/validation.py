@@ -188,11 +188,10 @@ def _hidden(step, read, output, given):
             f"rounding allowance of {error[worst]:.2g} for {step.dtype}",
         )
     rows[given:] = False
-    spread = float(np.std(value[rows])) if np.any(rows) else 0.0
-    if spread == 0:
-        return 0.0
-    share = float(np.median(error[rows])) / spread
-    return math.inf if math.isnan(share) else share
+    if not np.any(rows):  # what overflows, or has no allowance, is compared with nothing
+        return math.inf
+    spread = float(np.std(value[rows]))
+    return float(np.median(error[rows])) / spread if spread > 0 else 0.0
 
 
 def _unfaithful(step, text):

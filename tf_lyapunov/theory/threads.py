@@ -43,7 +43,8 @@ def each_in_threads(function, items):
 
     Each then has one thread of BLAS, and none waits for another. NumPy lets others run meanwhile;
     Python code does not, so that this is for large arrays alone. Within `one_thread`, and where
-    the user allows BLAS one thread, it is a plain loop.
+    the user allows BLAS one thread, it is a plain loop. Whoever may end early closes the generator,
+    which holds BLAS at one thread until then.
 
     Example:
 

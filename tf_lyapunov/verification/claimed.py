@@ -47,6 +47,7 @@ class ClaimedRegion:
             if np.isfinite(radius):
                 parts.append(f"within {radius:.9g} of the file's centre in {norm}")
         if np.any(np.isfinite(self.low)) or np.any(np.isfinite(self.high)):
-            widest = float(np.max(self.high - self.low))
+            with np.errstate(over="ignore"):
+                widest = float(np.max(self.high - self.low))
             parts.append(f"between the file's bounds, which are up to {widest:.9g} apart")
         return ", ".join(parts)

@@ -136,7 +136,8 @@ def derived(network, claim, pieces):
         raise ValueError(f"the region is about inputs of shape {claim.center.shape}")
     if claim.functionals.shape[1] != math.prod(shape):
         raise ValueError(f"the functionals are about {claim.functionals.shape[1]} logits")
-    region = claim.region()
+    with np.errstate(over="ignore"):
+        region = claim.region()
     if not np.all(np.isfinite(region.reach())):
         raise ValueError("the region is not bounded")
     count = len(claim.functionals)
@@ -209,18 +210,25 @@ class RangeVerification:
         return self.explain()
 
     def fields(self):
-        """JSON-safe dict of the outcome, without what the file says of itself."""
+        """JSON-safe dict of the outcome, without what the file says of itself.
+
+        `lower` and `upper` are those derived here, None where there is none; `claimed_lower` and
+        `claimed_upper` are the file's, and true only if it holds.
+        """
         return {
             "holds": bool(self.holds),
             "reasons": list(self.reasons),
+            "region": self.claim.words(),
             "functionals": len(self.claim.lower),
-            "lower": [_number(v) for v in self.claim.lower],
-            "upper": [_number(v) for v in self.claim.upper],
+            "lower": _numbers(self.lower),
+            "upper": _numbers(self.upper),
+            "claimed_lower": _numbers(self.claim.lower),
+            "claimed_upper": _numbers(self.claim.upper),
         }
 
 
-def _number(value):
-    return float(value) if np.isfinite(value) else None
+def _numbers(values):
+    return [float(v) if np.isfinite(v) else None for v in values]
 
 
 def checked(layers, claim, pieces, notes, model, network, calls):

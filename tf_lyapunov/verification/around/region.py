@@ -42,6 +42,9 @@ class Region:
         if not np.all(self.left <= self.right):
             raise ValueError("an input lies further outside the bounds than its radius")
         self.is_cut = bool(np.any(self.left > -self.radius) or np.any(self.right < self.radius))
+        self._whole = float(row_norms_up(self.reach().reshape(1, -1))[0])
+        # A box within the ball is all there is, and squares of huge radii would overflow.
+        self.is_box = norm == "linf" or (norm == "l2" and self.is_cut and self._whole <= radius)
 
     def box(self):
         """`(low, high)` of x, rounded outwards."""
@@ -53,8 +56,7 @@ class Region:
 
     def l2_radius(self):
         """Bound on ‖x - x⁰‖₂."""
-        whole = float(row_norms_up(self.reach().reshape(1, -1))[0])
-        return whole if self.norm == "linf" else min(whole, self.radius)
+        return self._whole if self.norm == "linf" else min(self._whole, self.radius)
 
     def minimum(self, c):
         """`(value, size)`: lower bounds of cᵀ(x - x⁰) up to γ_n·size, float64 (rows,) each.
@@ -65,7 +67,7 @@ class Region:
         left, right = (c.of(v).reshape(-1) for v in (self.left, self.right))
         flat = c.rows.reshape(len(c.rows), -1)
         size = 8 * (np.abs(flat) @ c.of(self.reach()).reshape(-1))
-        if self.norm == "linf":
+        if self.is_box:
             return np.minimum(flat * left, flat * right).sum(axis=1), size
         if self.norm == "l2":
             # Squares of tiny numbers underflow, and a large radius makes up for them.
@@ -76,8 +78,8 @@ class Region:
             step = np.clip(-flat / lam[:, None], left, right)
             value = flat * step + (lam[:, None] / 2) * step * step
             far = np.sum(np.maximum(left * left, right * right))
-            value = value.sum(axis=1) - lam * (self.radius**2 / 2)
-            return value, size + 8 * lam * (far + self.radius**2)
+            value = value.sum(axis=1) - lam * (self.radius * self.radius / 2)
+            return value, size + 8 * lam * (far + self.radius * self.radius)
         if not self.is_cut:
             most = np.max(np.abs(flat), axis=1, initial=0.0)
             return -self.radius * most, size + 8 * self.radius * most
@@ -98,7 +100,7 @@ def _curve(c, left, right, radius, norm):
         lam = np.maximum(lam, 1e-60)
         step = np.clip(-c / lam[:, None], left, right)
         stopped = (step == left) | (step == right)
-        rest = radius**2 - np.sum(np.where(stopped, step * step, 0.0), axis=1)
+        rest = radius * radius - np.sum(np.where(stopped, step * step, 0.0), axis=1)
         free = np.sum(np.where(stopped, 0.0, c * c), axis=1)
         lam = np.where(rest > 0, np.sqrt(free / np.maximum(rest, 1e-200)), 2 * lam)
     return np.clip(lam, 1e-60, 1e60)

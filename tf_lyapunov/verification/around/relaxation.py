@@ -166,8 +166,10 @@ class Relaxation:
             far = float(np.sum(weights * np.maximum(np.abs(left), np.abs(right)) ** 2))
             on = lam > 0
             if np.any(on):
-                h = np.where(on, h - lam * (radius**2 / 2), h)
-                size = size + np.where(on, 4 * lam * (far + radius**2), 0.0)
+                # Of larger ones the size alone is beyond what counts.
+                square = min(radius, 1e150) ** 2
+                h = np.where(on, h - lam * (square / 2), h)
+                size = size + np.where(on, 4 * lam * (far + square), 0.0)
         size = size + 8 * (np.abs(g) @ self.reach[index])
         return Functionals(g.reshape(c.rows.shape), c.window), h, size
 
