@@ -109,6 +109,16 @@ def test_large_matrices_are_factorised_in_their_other_triangle(side, monkeypatch
     assert top * (1 - 1e-14) <= t <= top * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("side", [3, 30])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_has_no_bound(side, bad):
+    stack = np.ones((2, side, side))
+    stack[1, 0, 0] = bad
+    with np.errstate(invalid="ignore"):
+        assert largest_eigenvalue(Grams(2, stack.__getitem__, side)) == np.inf
+        assert largest_of_stack(stack, side) == np.inf
+
+
 def test_entries_near_one_are_not_scaled_and_others_are(monkeypatch):
     monkeypatch.setattr(norms, "SMALLEST_SIDE", 20)
     monkeypatch.setattr(norms, "SVD_SIZE", 1)

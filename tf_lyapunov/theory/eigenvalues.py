@@ -82,6 +82,8 @@ def largest_eigenvalue(grams, tol=0.0):
     for i in grams.order:
         a = grams.factor(i)
         triangle, trace = _gram(a)
+        if not trace < np.inf:  # NaN either: nothing is known
+            return np.inf
         forming = gamma((4 if np.iscomplexobj(a) else 1) * (grams.terms + 2)) * 1.01 * trace
         if trace * (1 + 1e-10) + forming <= t or is_below(triangle, t, forming):
             continue
@@ -187,6 +189,8 @@ def largest_of_stack(stack, terms, tol=0.0):
     gram = np.conj(stack.swapaxes(-1, -2)) @ stack
     trace = float(np.trace(gram, axis1=-2, axis2=-1).real.max())
     forming = gamma((4 if is_complex else 1) * (terms + 2)) * 1.01 * trace
+    if not trace < np.inf:
+        return np.inf
     top = float(np.linalg.eigvalsh(gram)[:, -1].max())
     for margin in _MARGINS:
         t = top * (1 + max(margin, tol))

@@ -166,8 +166,7 @@ class Relaxation:
             far = float(np.sum(weights * np.maximum(np.abs(left), np.abs(right)) ** 2))
             on = lam > 0
             if np.any(on):
-                # Of larger ones the size alone is beyond what counts.
-                square = min(radius, 1e150) ** 2
+                square = radius * radius  # infinite for huge ones, as the size then is
                 h = np.where(on, h - lam * (square / 2), h)
                 size = size + np.where(on, 4 * lam * (far + square), 0.0)
         size = size + 8 * (np.abs(g) @ self.reach[index])
