@@ -1,8 +1,10 @@
 """Proof files of properties that hold on a region, or on every part of it."""
 
+import dataclasses
+
 import numpy as np
 
-from tf_lyapunov.local.ranges import check_unchanged, overflow_named, pieces_for
+from tf_lyapunov.local.ranges import check_unchanged, overflow_named, pieces_for, region_arrays
 from tf_lyapunov.verification import archive, properties
 from tf_lyapunov.verification.ranges import Passes, contradictions
 from tf_lyapunov.verification.reading import read_with_calls
@@ -31,10 +33,7 @@ def save_property(found, path):
     passes = Passes(read)
     pieces = pieces_for(source, read) if not found.leaves else []
     claim = properties.PropertyClaim(
-        region.center,
-        np.array(region.low),
-        np.array(region.high),
-        np.array([region.radius, region.radius_l1]),
+        *region_arrays(region),
         unsafe.rows,
         unsafe.bounds,
         unsafe.strict.astype(np.int64),
@@ -49,7 +48,9 @@ def save_property(found, path):
                 claim, passes, *(np.stack(ends) for ends in zip(*found.leaves, strict=True))
             )
         axes, points = zip(*nodes, strict=True)
-        claim = _with_tree(claim, axes, points)
+        claim = dataclasses.replace(
+            claim, axes=np.array(axes, np.int64), points=np.array(points, np.float64)
+        )
         failed = next(properties.failures(read, claim, pieces, passes), None)
         wrong = contradictions(model, read, calls, claim) if failed is None else [
             "It does not prove all parts of the region by its own bounds."
@@ -61,11 +62,6 @@ def save_property(found, path):
             "branching='inputs' where few inputs change, or on smaller regions."
         )
     archive.write(path, *properties.pack(read, claim, pieces))
-
-
-def _with_tree(claim, axes, points):
-    fields = {**claim.__dict__, "axes": np.array(axes, np.int64), "points": np.array(points, float)}
-    return properties.PropertyClaim(**fields)
 
 
 def _tree(claim, passes, low, high):

@@ -57,16 +57,7 @@ def save_ranges(found, path):
     check_unchanged(source)
     model, read, calls = read_with_calls(network.model, source.region.center.shape)
     pieces = pieces_for(source, read)
-    region = source.region
-    claim = ranges.RangeClaim(
-        region.center,
-        np.array(region.low),
-        np.array(region.high),
-        np.array([region.radius, region.radius_l1]),
-        source.rows,
-        found.lower,
-        found.upper,
-    )
+    claim = ranges.RangeClaim(*region_arrays(source.region), source.rows, found.lower, found.upper)
     with overflow_named():
         lower, upper = ranges.derived(read, claim, pieces)
     room = _ROOM * np.maximum(np.maximum(np.abs(lower), np.abs(upper)), upper - lower)
@@ -84,6 +75,12 @@ def save_ranges(found, path):
             f"model {network.model.name!r}. {' '.join(wrong)}"
         )
     archive.write(path, *ranges.pack(read, claim, pieces, _notes(found, claim)))
+
+
+def region_arrays(region):
+    """The fields of a `ClaimedRegion`."""
+    low, high = np.array(region.low), np.array(region.high)
+    return region.center, low, high, np.array([region.radius, region.radius_l1])
 
 
 @contextlib.contextmanager

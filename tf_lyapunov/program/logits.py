@@ -112,9 +112,9 @@ class Float64Logits:
         threads = 1 if self.program.declared else blas_threads()
         size = max(min(batch_size // threads, _IN_CACHE), 1)
         slices = _slices(len(arrays[0]), size)
-        run = _one_by_one if threads == 1 else each_in_threads
         # Closed here: an error that is kept, as notebooks do, keeps what it went through.
-        with no_gradients(), contextlib.closing(run(evaluated, slices)) as found:
+        run = each_in_threads(evaluated, slices, threads)
+        with no_gradients(), contextlib.closing(run) as found:
             parts = list(steps(found, "batches", len(slices)))
         logits = np.concatenate([p[0] for p in parts])
         return logits, {n: np.concatenate([p[1][n] for p in parts]) for n in kept}
@@ -172,10 +172,6 @@ class LogitsModel:
                 parts.append(as_array(self(given)))
         values = np.concatenate(parts)
         return values[:, None] if values.ndim == 1 else values
-
-
-def _one_by_one(function, items):
-    yield from map(function, items)
 
 
 def _slices(count, size):

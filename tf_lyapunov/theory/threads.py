@@ -38,7 +38,7 @@ def one_thread():
                 _held["limits"] = None
 
 
-def each_in_threads(function, items):
+def each_in_threads(function, items, threads=None):
     """`function` of every item, in their order: as many at once as BLAS would use threads for one.
 
     Each then has one thread of BLAS, and none waits for another. NumPy lets others run meanwhile;
@@ -46,13 +46,18 @@ def each_in_threads(function, items):
     the user allows BLAS one thread, it is a plain loop. Whoever may end early closes the generator,
     which holds BLAS at one thread until then.
 
+    Args:
+        function: of one item.
+        items: of any number.
+        threads: how many at once instead; 1 for a plain loop.
+
     Example:
 
     >>> list(each_in_threads(abs, [-1, 2, -3]))
     [1, 2, 3]
     """
     items = list(items)
-    count = min(blas_threads(), len(items))
+    count = min(threads or blas_threads(), len(items))
     if count < 2:
         yield from map(function, items)
         return

@@ -4,7 +4,50 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.region import Region
+from tf_lyapunov.verification.contents import exactly, layers_of, notes_of, quoted
+
+_HEADER = {"format", "version", "layers", "notes"}
+
+
+def pack(version, network, arrays, pieces=(), notes=()):
+    """`(header, arrays)` for `archive.write` of a claim about a region.
+
+    Args:
+        arrays: dict of the claim's own.
+        pieces: list of `evidence.Piece`.
+        notes: sentences.
+    """
+    header = {
+        "version": version,
+        "layers": [[r.name, r.settings, r.weights] for r in network.layers],
+        "notes": list(notes),
+    }
+    around = evidence.pack({0: list(pieces)} if pieces else {})
+    return header, arrays | {f"around_{name}": array for name, array in around.items()}
+
+
+def unpack(header, arrays, kinds):
+    """`(layers, fields, pieces, notes)` of a file's contents.
+
+    Args:
+        kinds: dict from the names of the claim's arrays to their types.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong type.
+    """
+    exactly(header, _HEADER, "header")
+    around = {name: arrays[f"around_{name}"] for name in evidence.ARRAYS}
+    unknown = sorted(set(arrays) - set(kinds) - {f"around_{name}" for name in around})
+    if unknown:
+        raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
+    for name, kind in kinds.items():
+        if arrays[name].dtype.str[1:] != kind or np.any(np.isnan(arrays[name])):
+            raise ValueError(f"{name} is of another type, or NaN")
+    fields = {name: np.array(arrays[name]) for name in kinds}
+    pieces = evidence.unpack(around, 1).get(0, [])
+    return layers_of(header), fields, pieces, notes_of(header)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

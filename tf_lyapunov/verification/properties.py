@@ -9,16 +9,14 @@ import time
 
 import numpy as np
 
-from tf_lyapunov.verification import archive
+from tf_lyapunov.verification import archive, claimed
 from tf_lyapunov.verification.arithmetic import down
-from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.claimed import ClaimedRegion
-from tf_lyapunov.verification.contents import differences, exactly, layers_of, notes_of, quoted
+from tf_lyapunov.verification.outcome import Outcome, reasons_against
 from tf_lyapunov.verification.ranges import Passes, contradictions
 
-_HEADER = {"format", "version", "layers", "notes"}
 _REAL = ("center", "low", "high", "radii", "rows", "bounds", "points")
-_WHOLE = ("strict", "starts", "axes")
+_KINDS = dict.fromkeys(_REAL, "f8") | dict.fromkeys(("strict", "starts", "axes"), "i8")
 # In place of an axis.
 LEAF = -1
 
@@ -74,14 +72,8 @@ class PropertyClaim(ClaimedRegion):
 
 def pack(network, claim, pieces=(), notes=()):
     """`(header, arrays)` for `archive.write`; the pieces are those of a tree of one leaf."""
-    header = {
-        "version": archive.PROPERTIES,
-        "layers": [[r.name, r.settings, r.weights] for r in network.layers],
-        "notes": list(notes),
-    }
-    arrays = {name: getattr(claim, name) for name in (*_REAL, *_WHOLE)}
-    around = evidence.pack({0: list(pieces)} if pieces else {})
-    return header, arrays | {f"around_{name}": array for name, array in around.items()}
+    arrays = {name: getattr(claim, name) for name in _KINDS}
+    return claimed.pack(archive.PROPERTIES, network, arrays, pieces, notes)
 
 
 def unpack(header, arrays):
@@ -90,17 +82,8 @@ def unpack(header, arrays):
     Raises:
         KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
     """
-    exactly(header, _HEADER, "header")
-    around = {name: arrays[f"around_{name}"] for name in evidence.ARRAYS}
-    known = {*_REAL, *_WHOLE, *(f"around_{name}" for name in around)}
-    unknown = sorted(set(arrays) - known)
-    if unknown:
-        raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
-    for names, kind in ((_REAL, "f8"), (_WHOLE, "i8")):
-        for name in names:
-            if arrays[name].dtype.str[1:] != kind or np.any(np.isnan(arrays[name])):
-                raise ValueError(f"{name} is of another type, or NaN")
-    claim = PropertyClaim(**{name: np.array(arrays[name]) for name in (*_REAL, *_WHOLE)})
+    layers, fields, pieces, notes = claimed.unpack(header, arrays, _KINDS)
+    claim = PropertyClaim(**fields)
     claim.check()
     rows, starts, count = claim.rows, claim.starts, len(claim.bounds)
     if rows.ndim != 2 or not (rows.shape[:1] == claim.bounds.shape == claim.strict.shape):
@@ -115,10 +98,9 @@ def unpack(header, arrays):
         raise ValueError("a set has no rows")
     if claim.axes.ndim != 1 or claim.axes.shape != claim.points.shape or not len(claim.axes):
         raise ValueError("the tree has another shape than its points")
-    pieces = evidence.unpack(around, 1).get(0, [])
     if len(claim.axes) > 1 and (pieces or np.any(np.isfinite(claim.radii))):
         raise ValueError("a region that is divided is a box, without multipliers")
-    return layers_of(header), claim, pieces, notes_of(header)
+    return layers, claim, pieces, notes
 
 
 def failures(network, claim, pieces=(), passes=None):
@@ -155,7 +137,7 @@ def box_region(low, high):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PropertyVerification:
+class PropertyVerification(Outcome):
     """Outcome of `verify` for a proof file of a property.
 
     Attributes:
@@ -174,9 +156,6 @@ class PropertyVerification:
     notes: tuple
     seconds: float
 
-    def __bool__(self):
-        return self.holds
-
     def explain(self):
         """Plain text: whether the property follows from the weights, and if not, why."""
         sets = len(self.claim.starts)
@@ -186,18 +165,7 @@ class PropertyVerification:
             f"{self.claim.words()}; in {self.leaves} parts."
         ]
         lines += [f"  - {reason}" for reason in self.reasons]
-        if self.holds:
-            lines.append(
-                "Tested, not proved: called on the region's centre and on random probes, the model "
-                "agrees with what was read of it, within the rounding of its dtypes."
-            )
-        if self.notes:
-            lines.append("The file says of itself, unchecked and in its own words:")
-            lines += [f"  > {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    def __str__(self):
-        return self.explain()
+        return "\n".join(lines + self.closing("the region's centre"))
 
     def fields(self):
         """JSON-safe dict of the outcome, without what the file says of itself."""
@@ -213,14 +181,12 @@ class PropertyVerification:
 def checked(layers, claim, pieces, notes, model, network, calls):
     """`PropertyVerification` of a file's contents, see `rechecking.verify`."""
     begin = time.monotonic()
-    reasons = list(differences(layers, network.layers))
-    if not reasons:
-        try:
-            if next(failures(network, claim, pieces), None) is not None:
-                reasons.append("On a part of the region the property does not follow.")
-            else:
-                reasons += contradictions(model, network, calls, claim)
-        except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
-            reasons.append(f"A bound could not be computed: {quoted(error)}.")
+
+    def check():
+        if next(failures(network, claim, pieces), None) is not None:
+            return ["On a part of the region the property does not follow."]
+        return contradictions(model, network, calls, claim)
+
+    reasons = reasons_against(layers, network, check)
     leaves, seconds = int(np.sum(claim.axes == LEAF)), time.monotonic() - begin
     return PropertyVerification(not reasons, tuple(reasons), claim, leaves, notes, seconds)

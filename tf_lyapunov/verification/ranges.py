@@ -6,19 +6,18 @@ import time
 
 import numpy as np
 
-from tf_lyapunov.verification import archive, translation
+from tf_lyapunov.verification import archive, claimed, translation
 from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.balls import Gains
 from tf_lyapunov.verification.around.functionals import Functionals
 from tf_lyapunov.verification.around.pairs import expanded
-from tf_lyapunov.verification.around.relaxation import Multipliers
+from tf_lyapunov.verification.around.relaxation import of_rows
 from tf_lyapunov.verification.around.surroundings import Surroundings
 from tf_lyapunov.verification.claimed import ClaimedRegion
-from tf_lyapunov.verification.contents import differences, exactly, layers_of, notes_of, quoted
+from tf_lyapunov.verification.outcome import Outcome, reasons_against
 
-_HEADER = {"format", "version", "layers", "notes"}
-_REGION, _ROWS = ("center", "low", "high"), ("lower", "upper")
-_ARRAYS = {*_REGION, "radii", "functionals", *_ROWS}
+_NAMES = ("center", "low", "high", "radii", "functionals", "lower", "upper")
+_KINDS = dict.fromkeys(_NAMES, "f8")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,14 +43,8 @@ def pack(network, claim, pieces, notes=()):
         pieces: list of `evidence.Piece`, the functionals' rows being A's and then those of -A.
         notes: sentences.
     """
-    header = {
-        "version": archive.RANGES,
-        "layers": [[r.name, r.settings, r.weights] for r in network.layers],
-        "notes": list(notes),
-    }
-    arrays = {name: getattr(claim, name) for name in _ARRAYS}
-    around = evidence.pack({0: list(pieces)})
-    return header, arrays | {f"around_{name}": array for name, array in around.items()}
+    arrays = {name: getattr(claim, name) for name in _KINDS}
+    return claimed.pack(archive.RANGES, network, arrays, pieces, notes)
 
 
 def unpack(header, arrays):
@@ -60,16 +53,8 @@ def unpack(header, arrays):
     Raises:
         KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
     """
-    exactly(header, _HEADER, "header")
-    around = {name: arrays[f"around_{name}"] for name in evidence.ARRAYS}
-    unknown = sorted(set(arrays) - _ARRAYS - {f"around_{name}" for name in around})
-    if unknown:
-        raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
-    claim = RangeClaim(**{name: np.array(arrays[name]) for name in _ARRAYS})
-    for name in _ARRAYS:
-        array = getattr(claim, name)
-        if array.dtype.str[1:] != "f8" or np.any(np.isnan(array)):
-            raise ValueError(f"{name} is of another type, or NaN")
+    layers, fields, pieces, notes = claimed.unpack(header, arrays, _KINDS)
+    claim = RangeClaim(**fields)
     claim.check()
     if not np.all(np.isfinite(claim.functionals)):
         raise ValueError("a functional is not finite")
@@ -77,8 +62,7 @@ def unpack(header, arrays):
         raise ValueError("there is no functional")
     if not claim.lower.shape == claim.upper.shape == claim.functionals.shape[:1]:
         raise ValueError("there is not one range per functional")
-    pieces = evidence.unpack(around, 1).get(0, [])
-    return layers_of(header), claim, pieces, notes_of(header)
+    return layers, claim, pieces, notes
 
 
 class Passes:
@@ -112,7 +96,9 @@ class Passes:
             around = Surroundings(self.network, self.gains, region, groups)
             around.weigh(weights)
             found = [
-                around.lower(target, Functionals(rows[k].reshape(-1, *self.shape)), _of(last, k))
+                around.lower(
+                    target, Functionals(rows[k].reshape(-1, *self.shape)), of_rows(last, k)
+                )
                 for k in around.blocks(len(rows))
             ]
         box = tuple(bound.reshape(-1) for bound in around.boxes[target])
@@ -152,14 +138,8 @@ def derived(network, claim, pieces):
     return found[:count], -found[count:]
 
 
-def _of(multipliers, rows):
-    return {
-        name: Multipliers(m.columns, m.shares[rows], m.lam[rows]) for name, m in multipliers.items()
-    }
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class RangeVerification:
+class RangeVerification(Outcome):
     """Outcome of `verify` for a proof file of ranges.
 
     Attributes:
@@ -179,9 +159,6 @@ class RangeVerification:
     notes: tuple
     seconds: float
 
-    def __bool__(self):
-        return self.holds
-
     def explain(self):
         """Plain text: whether the file's claims follow from the weights, and if not, why."""
         count = len(self.claim.lower)
@@ -197,17 +174,7 @@ class RangeVerification:
                 lines.append(f"  function {i}: between {low:.9g} and {high:.9g}")
             if count > 10:
                 lines.append(f"  … and {count - 10} more")
-            lines.append(
-                "Tested, not proved: called on the region's centre and on random probes, the model "
-                "agrees with what was read of it, within the rounding of its dtypes."
-            )
-        if self.notes:
-            lines.append("The file says of itself, unchecked and in its own words:")
-            lines += [f"  > {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    def __str__(self):
-        return self.explain()
+        return "\n".join(lines + self.closing("the region's centre"))
 
     def fields(self):
         """JSON-safe dict of the outcome, without what the file says of itself.
@@ -234,17 +201,16 @@ def _numbers(values):
 def checked(layers, claim, pieces, notes, model, network, calls):
     """`RangeVerification` of a file's contents, see `rechecking.verify`."""
     begin = time.monotonic()
-    reasons = list(differences(layers, network.layers))
     count = len(claim.lower)
     lower, upper = np.full(count, -np.inf), np.full(count, np.inf)
-    if not reasons:
-        try:
-            lower, upper = derived(network, claim, pieces)
-            reasons += objections(claim, lower, upper)
-            if not reasons:
-                reasons += contradictions(model, network, calls, claim)
-        except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
-            reasons.append(f"A bound could not be computed: {quoted(error)}.")
+
+    def check():
+        nonlocal lower, upper
+        lower, upper = derived(network, claim, pieces)
+        found = list(objections(claim, lower, upper))
+        return found or contradictions(model, network, calls, claim)
+
+    reasons = reasons_against(layers, network, check)
     seconds = time.monotonic() - begin
     return RangeVerification(not reasons, tuple(reasons), claim, lower, upper, notes, seconds)
 

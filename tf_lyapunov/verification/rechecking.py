@@ -9,7 +9,8 @@ import numpy as np
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import archive, properties, ranges, translation
 from tf_lyapunov.verification.checking import derive, objections
-from tf_lyapunov.verification.contents import described, differences, quoted, unpack
+from tf_lyapunov.verification.contents import described, quoted, unpack
+from tf_lyapunov.verification.outcome import Outcome, reasons_against
 from tf_lyapunov.verification.reading import read_with_calls
 
 # What reads and checks files that are no certificates.
@@ -18,7 +19,7 @@ _WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Verification:
+class Verification(Outcome):
     """Outcome of `verify`.
 
     Attributes:
@@ -46,9 +47,6 @@ class Verification:
     norm: str = "l2"
     within: str | None = None
 
-    def __bool__(self):
-        return self.holds
-
     def explain(self):
         """Plain text: whether the file's claims follow from the weights, and if not, why."""
         count, proved = len(self.claimed_radius), int(np.sum(self.claimed_radius > 0))
@@ -66,17 +64,7 @@ class Verification:
                 "Derived from the weights alone, by float64 arithmetic rounded outwards: gain "
                 f"{self.gain_upper_bound:.6g}, and no claimed radius exceeds its own."
             )
-            lines.append(
-                "Tested, not proved: called on inputs of the file and on random probes, the model "
-                "agrees with what was read of it, within the rounding of its dtypes."
-            )
-        if self.notes:
-            lines.append("The file says of itself, unchecked and in its own words:")
-            lines += [f"  > {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    def __str__(self):
-        return self.explain()
+        return "\n".join(lines + self.closing("inputs of the file"))
 
     def fields(self):
         """JSON-safe dict of the outcome, without what the file says of itself."""
@@ -143,18 +131,19 @@ def verify(proof_path, model_or_path, input_shape=None):
     model, network, calls = read_with_calls(model_or_path, input_shape)
     if other is not None:
         return other.checked(*contents, model, network, calls)
-    reasons = list(differences(layers, network.layers))
     derived, radius = None, np.zeros(len(claim.radius))
-    if not reasons:
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                derived = derive(network, evidence)
-                reasons, radius = objections(network, derived, claim)
-            if not reasons:
-                calls = tuple(translation.Call(*call) for call in calls)
-                reasons += translation.contradictions(model, network, calls, claim)
-        except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
-            reasons.append(f"A bound could not be computed: {quoted(error)}.")
+
+    def check():
+        nonlocal derived, radius
+        derived = derive(network, evidence)
+        found, radius = objections(network, derived, claim)
+        if found:
+            return found
+        return translation.contradictions(
+            model, network, tuple(translation.Call(*call) for call in calls), claim
+        )
+
+    reasons = reasons_against(layers, network, check)
     return Verification(
         holds=not reasons,
         reasons=tuple(reasons),

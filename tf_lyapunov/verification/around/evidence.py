@@ -21,7 +21,7 @@ import dataclasses
 import numpy as np
 
 from tf_lyapunov.verification.around.maxima import cells_of
-from tf_lyapunov.verification.around.relaxation import Multipliers
+from tf_lyapunov.verification.around.relaxation import Multipliers, of_rows
 from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPooling
 
 ARRAYS = {"inputs": "i8", "layout": "i8", "units": "i4", "shares": "u1", "numbers": "f4"}
@@ -96,10 +96,7 @@ class Group:
         """Multipliers of a slice of the units."""
         count = len(self.units)
         rows = np.r_[np.arange(count)[part], count + np.arange(count)[part]]
-        return {
-            name: Multipliers(m.columns, m.shares[rows], m.lam[rows])
-            for name, m in self.multipliers.items()
-        }
+        return of_rows(self.multipliers, rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,11 +116,7 @@ class Branches:
         halves = {}
         for bit, (name, unit, point) in enumerate(self.splits):
             halves.setdefault(name, []).append((unit, point, bool(branch >> bit & 1)))
-        rows = slice(branch, branch + 1)
-        return halves, {
-            name: Multipliers(m.columns, m.shares[rows], m.lam[rows])
-            for name, m in self.multipliers.items()
-        }
+        return halves, of_rows(self.multipliers, slice(branch, branch + 1))
 
 
 def pack(pieces):

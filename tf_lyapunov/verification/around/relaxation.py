@@ -44,6 +44,13 @@ class Multipliers:
     lam: np.ndarray
 
 
+def of_rows(multipliers, rows):
+    """Some rows of a dict from names of steps to `Multipliers`."""
+    return {
+        name: Multipliers(m.columns, m.shares[rows], m.lam[rows]) for name, m in multipliers.items()
+    }
+
+
 class Relaxation:
     """(L) of one activation.
 
