@@ -7,7 +7,7 @@ import numpy as np
 
 from tf_lyapunov import __version__
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.onnx import agreement, running
+from tf_lyapunov.onnx import comparing, running
 from tf_lyapunov.onnx.graph import BATCH, Graph
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.network import Network, read_network
@@ -41,7 +41,7 @@ class Exported:
     inputs: dict
     output: str
     digest: str
-    agreement: agreement.Agreement
+    agreement: comparing.Agreement
     unsupported: tuple = ()
 
     def explain(self):
@@ -58,6 +58,22 @@ class Exported:
                 "cannot run this file; export in float32 if it must."
             )
         return "\n".join(lines)
+
+    def record(self):
+        """The same for programs, of JSON types."""
+        return {
+            "written": str(self.path),
+            "opset": self.opset,
+            "dtype": self.dtype,
+            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
+            "output": self.output,
+            "model_digest": self.digest,
+            "checked_by": self.agreement.evaluator,
+            "probes": self.agreement.inputs,
+            "operations": self.agreement.operations,
+            "largest_difference": self.agreement.difference,
+            "unsupported_by_onnxruntime": list(self.unsupported),
+        }
 
 
 def export_onnx(model, path, *, dtype="float32", opset=DEFAULT_OPSET, input_shapes=None, rng=None):
@@ -85,7 +101,7 @@ def export_onnx(model, path, *, dtype="float32", opset=DEFAULT_OPSET, input_shap
         ImportError: without the packages `onnx` and `onnxruntime`.
         UnsupportedLayerError: naming every step that has no ONNX form.
         ValueError: for another dtype, opset or suffix, an open size, weights that do not fit.
-        Disagreement: if the file computes something else; nothing is written.
+        UnfaithfulExport: if the file computes something else; nothing is written.
 
     Example:
 
@@ -171,7 +187,7 @@ def write_program(program, inputs, dtype, opset):
         dtype, opset: of the graph.
 
     Returns:
-        `(graph, records, output)`: `Graph`, what `agreement.compare` reads, and the name of the
+        `(graph, records, output)`: `Graph`, what `comparing.compare` reads, and the name of the
         output.
 
     Raises:
@@ -197,29 +213,32 @@ def write_program(program, inputs, dtype, opset):
         read = [names[n] for n in step.inputs]
         for operation in step.operations:
             name = graph.apply(operation, read)
-            records.append((step.name, operation, tuple(read), name))
+            records.append([step.name, operation, tuple(read), name])
             read = [name]
         graph.label(read[0], step.name)
         names[step.name] = read[0]
     graph.scope = ""
-    return graph, records, graph.output(names[program.output])
+    output = graph.output(names[program.output])
+    for record in records:
+        record.append(graph.labelled(graph.beneath(record[3])[0]))
+    return graph, records, output
 
 
 def check(program, graph, records, output, file, rng=None):
-    """Runs a file on probes and compares it with its program; see `agreement`.
+    """Runs a file on probes and compares it with its program; see `comparing`.
 
     Returns:
         `(Agreement, operators that onnxruntime lacks)`.
 
     Raises:
-        Disagreement: naming the first step that differs.
+        UnfaithfulExport: naming the first step that differs.
     """
     rng = np.random.default_rng() if rng is None else rng
     kinds = list(graph.inputs.items())
-    drawn = agreement.probes([(shape, kind) for _, (kind, shape) in kinds], rng)
+    drawn = comparing.probes([(shape, kind) for _, (kind, shape) in kinds], rng)
     fed = dict(zip(graph.inputs, drawn, strict=True))
-    precision = agreement.precision_of(graph.dtype)
-    seen = [n for _, _, read, last in records for n in (*read, last)]
+    precision = comparing.precision_of(graph.dtype)
+    seen = [n for _, _, read, last, _ in records for n in (*read, last)]
     beneath = sorted({graph.beneath(n)[0] for n in seen} | {output})
     run, evaluator, lacking = running.runner(graph, beneath)
     values = run(fed)
@@ -227,16 +246,16 @@ def check(program, graph, records, output, file, rng=None):
         base, axes = graph.beneath(name)
         if axes is not None:
             values[name] = np.transpose(values[base], axes)
-    count = agreement.compare(records, values, precision)
+    count = comparing.compare(records, values, precision)
     alone = values[output]
     whole = running.outputs(file, fed, lacking)
-    agreement.check_same(alone, whole, graph.dtype, "the whole file")
+    comparing.check_same(alone, whole, graph.dtype, "the whole file")
     one = running.outputs(file, {n: x[1:2] for n, x in fed.items()}, lacking)
-    agreement.check_same(whole[1:2], one, graph.dtype, "a batch of one")
+    comparing.check_same(whole[1:2], one, graph.dtype, "a batch of one")
     exact = _evaluated(program, [fed[n] for n in graph.inputs])
     finite = np.isfinite(exact) & np.isfinite(whole)
     difference = float(np.max(np.abs(exact - whole)[finite], initial=0.0))
-    return agreement.Agreement(evaluator, len(drawn[0]), count, difference), lacking
+    return comparing.Agreement(evaluator, len(drawn[0]), count, difference), lacking
 
 
 def _evaluated(program, arrays):

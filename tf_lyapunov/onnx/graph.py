@@ -231,6 +231,11 @@ class Graph:
         below, (axis,), back = self.below(name, (axis,))
         return back(self.node("Slice", below, (start,), (stop,), (axis,), (step,)))
 
+    def halves(self, name, axis):
+        """The two halves of an operation's input along an axis."""
+        size = self.sizes(name)[axis - 1]
+        return self.part(name, axis, 0, size // 2), self.part(name, axis, size // 2, size)
+
     def reduce(self, kind, name, axes, keepdims):
         """`"Sum"`, `"Mean"`, `"Max"`, `"Min"`, `"L1"` or `"L2"` over axes, batch axis 0."""
         below, places, back = self.below(name, axes)

@@ -1,10 +1,12 @@
 """ONNX model files from graphs, and what runs them: onnxruntime, or the reference evaluator."""
 
+import contextlib
 import re
 
 import numpy as np
 
 from tf_lyapunov import __version__
+from tf_lyapunov.errors import UnfaithfulExport
 from tf_lyapunov.onnx.graph import BATCH
 
 
@@ -67,8 +69,24 @@ def model_of(graph, outputs, name, properties=None, shape=None):
     )
     helper.set_model_props(model, properties or {})
     if shape is not None:
-        onnx.checker.check_model(model, full_check=True)
+        with _accepting("onnx.checker"):
+            onnx.checker.check_model(model, full_check=True)
     return model
+
+
+@contextlib.contextmanager
+def _accepting(judge):
+    """What fails within is a file that would be wrong."""
+    try:
+        yield
+    except (MemoryError, UnfaithfulExport):
+        raise
+    except Exception as error:  # each of the two packages has a dozen kinds of its own
+        raise UnfaithfulExport(
+            f"{judge} must accept the ONNX file. Received: {type(error).__name__}: "
+            f"{str(error).strip()[:500]} Nothing was written. Please report this model, with the "
+            "versions of onnx and onnxruntime."
+        ) from error
 
 
 def _node(onnx, node):
@@ -142,8 +160,11 @@ def _lacking(model):
     _, onnxruntime = require()
     errors = onnxruntime.capi.onnxruntime_pybind11_state
     try:
-        _session(model, False)
-    except errors.NotImplemented as error:
+        with _accepting("onnxruntime"):
+            _session(model, False)
+    except UnfaithfulExport as error:
+        if not isinstance(error.__cause__, errors.NotImplemented):
+            raise
         found = re.search(r"implementation for (\w+)\(", str(error))
         return (found[1] if found else "an operator",)
     return ()
@@ -152,6 +173,22 @@ def _lacking(model):
 def _run(model, names, fed, lacking, optimized):
     onnx, _ = require()
     if lacking:
-        with np.errstate(all="ignore"):
-            return onnx.reference.ReferenceEvaluator(model).run(names, fed)
-    return _session(model, optimized).run(names, fed)
+        with np.errstate(all="ignore"), _accepting("The reference evaluator of onnx"):
+            return onnx.reference.ReferenceEvaluator(model, new_ops=[_erf()]).run(names, fed)
+    with _accepting("onnxruntime"):
+        return _session(model, optimized).run(names, fed)
+
+
+def _erf():
+    """The error function for the reference evaluator, whose own computes in float32."""
+    from onnx.reference.op_run import OpRun
+
+    class Erf(OpRun):
+        op_domain = ""
+
+        def _run(self, x):
+            from scipy.special import erf
+
+            return (erf(x).astype(x.dtype),)
+
+    return Erf

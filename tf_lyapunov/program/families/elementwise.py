@@ -104,7 +104,11 @@ def _write_relu(graph, x, negative_slope=0.0, max_value=None):
 def _write_leaky(graph, x, negative_slope=0.2):
     if graph.in_attribute(negative_slope):
         return graph.pointwise("LeakyRelu", x, alpha=float(negative_slope))
-    below = graph.pointwise("Mul", graph.pointwise("Min", x, 0.0), negative_slope)
+    return _write_bent(graph, x, negative_slope)
+
+
+def _write_bent(graph, x, slopes):
+    below = graph.pointwise("Mul", graph.pointwise("Min", x, 0.0), slopes)
     return graph.pointwise("Add", graph.pointwise("Relu", x), below)
 
 
@@ -120,13 +124,13 @@ def _write_ramp(graph, x, slope):
     return _write_clip(graph, y, 0.0, 1.0)
 
 
-def _write_exponential(graph, x, kind, alpha, factor=1.0, rate=1.0, **attributes):
-    """factor·x above 0 and factor·α·(exp(rate·x) - 1) below."""
+def _write_exponential(graph, x, kind, depth, factor=1.0, rate=1.0, **attributes):
+    """factor·x above 0 and factor·depth·(exp(rate·x) - 1) below."""
     if not graph.is_double:
         return graph.pointwise(kind, x, **attributes)
     below = graph.pointwise("Mul", graph.pointwise("Min", x, 0.0), rate)
     below = graph.pointwise("Sub", graph.pointwise("Exp", below), 1.0)
-    below = graph.pointwise("Mul", below, factor * alpha)
+    below = graph.pointwise("Mul", below, factor * depth)
     above = graph.pointwise("Relu", x)
     if factor != 1:
         above = graph.pointwise("Mul", above, factor)
@@ -279,10 +283,13 @@ class Kinked(Operation):
         return with_error(signals, value, error)
 
     def write(self, graph, names):
+        (x,) = names
+        if graph.is_double:
+            return _write_bent(graph, x, self.slopes)
         # Slopes of one axis would meet the last one.
-        slopes = self.slopes.reshape((1,) * (len(graph.sizes(*names)) - self.slopes.ndim)
+        slopes = self.slopes.reshape((1,) * (len(graph.sizes(x)) - self.slopes.ndim)
                                      + self.slopes.shape)  # fmt: skip
-        return graph.pointwise("PRelu", *names, slopes)
+        return graph.pointwise("PRelu", x, slopes)
 
 
 @dataclasses.dataclass(frozen=True)

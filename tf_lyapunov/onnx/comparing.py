@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.errors import UnfaithfulExport
 from tf_lyapunov.program.operation import Precision, Signal
 from tf_lyapunov.program.rounding import UNIT_ROUNDOFF, underflow
 
@@ -42,18 +43,6 @@ class Agreement:
             f"of {self.operations} operations; outputs differ by at most {self.difference:.3g}. "
             "A check, not a proof."
         )
-
-
-class Disagreement(ValueError):
-    """An ONNX file computes something else than the program it was made of.
-
-    Attributes:
-        step: name of the first step that differs.
-    """
-
-    def __init__(self, message, step=""):
-        super().__init__(message)
-        self.step = step
 
 
 def precision_of(dtype):
@@ -91,7 +80,7 @@ def compare(records, values, precision):
     """Compares operations with what a file's nodes gave.
 
     Args:
-        records: list of `(step, operation, names of inputs, name of output)`.
+        records: list of `(step, operation, names of inputs, name of output, name of its node)`.
         values: dict of float64 arrays by name.
         precision: `Precision` of the file's arithmetic.
 
@@ -99,13 +88,13 @@ def compare(records, values, precision):
         Number of operations.
 
     Raises:
-        Disagreement: naming the first one that differs.
+        UnfaithfulExport: naming the first one that differs.
     """
-    for step, operation, inputs, output in records:
+    for step, operation, inputs, output, node in records:
         with np.errstate(all="ignore"):
             read = [Signal(values[n], np.zeros_like(values[n])) for n in inputs]
             signal = operation.forward(read, precision)
-        _check(step, f"node {output!r}", values[output], signal.value, signal.error)
+        _check(step, f"node output {node!r}", values[output], signal.value, signal.error)
     return len(records)
 
 
@@ -127,7 +116,7 @@ def check_same(alone, whole, dtype, what):
 def _check(step, where, held, value, error):
     if value.shape != held.shape:
         reason = f"its shape is {held.shape}, that of the program {value.shape}"
-        raise _disagreement(step, where, reason)
+        raise _unfaithful(step, where, reason)
     with np.errstate(all="ignore"):
         rows = np.isfinite(value) & (np.abs(value) + error < np.finfo(np.float32).max)
         off = np.where(rows, np.abs(held - value) - error, 0.0)
@@ -138,12 +127,13 @@ def _check(step, where, held, value, error):
             f"it gives {held[worst]:.8g} where the program gives {value[worst]:.8g}, with a "
             f"rounding allowance of {error[worst]:.2g}"
         )
-        raise _disagreement(step, where, reason)
+        raise _unfaithful(step, where, reason)
 
 
-def _disagreement(step, where, reason):
-    return Disagreement(
+def _unfaithful(step, where, reason):
+    return UnfaithfulExport(
         f"The ONNX file contradicts the program. Received: step {step!r}, {where}: {reason}. "
-        "Nothing was written. Please report this model, and the versions of onnx and onnxruntime.",
+        "Nothing was written. Numbers that overflow in float32 need dtype='float64'; else report "
+        "this model, with the versions of onnx and onnxruntime.",
         step,
     )
