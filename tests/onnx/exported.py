@@ -233,6 +233,7 @@ CASES = {
         "power": lambda: chain(IMAGE, ours.LocalResponseNormalization(2, 2.0, 2.0, 1.3)),
         "rows": lambda: chain(IMAGE, L.Conv2D(3, 1), ours.LocalResponseNormalization(9, axis=1)),
         "series": lambda: chain(SERIES, ours.LocalResponseNormalization(1)),
+        "vector": lambda: chain(VECTOR, ours.LocalResponseNormalization(2)),
     },
     "residuals": {
         "images": lambda: branches(ours.ConvexCombination()),

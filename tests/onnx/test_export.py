@@ -464,3 +464,11 @@ def test_reading_a_model_to_export_it_leaves_it_as_it_was(tmp_path):
     assert nodes == [len(layer._inbound_nodes) for layer in model.layers]
     assert all(np.array_equal(a, ops.convert_to_numpy(b))
                for a, b in zip(before, model.weights, strict=True))  # fmt: skip
+
+
+def test_channels_beside_a_large_one_keep_their_digits_under_response_normalization(tmp_path):
+    model, path = chain(VECTOR, tfl.layers.LocalResponseNormalization(1)), tmp_path / "net.onnx"
+    tfl.export_onnx(model, path)
+    x = np.array([[1000, 0.1, 0.2, 0.1, 0.3, 0.1]], np.float32)
+    exact = read_network(model).program.logits(x.astype(np.float64))
+    assert np.allclose(exported.outputs(path, x), exact, rtol=1e-5)

@@ -47,33 +47,30 @@ class ResponseNormalized(Operation):
         return with_error(signals, value, error)
 
     def write(self, graph, names):
+        """By means over windows of channels.
+
+        onnxruntime's own LRN updates one running sum, so that a large entry spoils the channels
+        behind it: 0.1 beside 1000 comes out wrong by a thousandth.
+        """
         (x,) = names
-        rank, width = len(graph.sizes(x)) + 1, 2 * self.reach + 1
-        if rank == 4 and not graph.is_double:
-            order = (0, self.axis, *(a for a in range(1, rank) if a != self.axis))
-            y = graph.node(
-                "LRN",
-                graph.transposed(x, order),
-                size=width,
-                bias=float(self.bias),
-                alpha=float(self.alpha) * width,
-                beta=float(self.beta),
-            )
-            return graph.transposed(y, np.argsort(order).tolist())
-        # Windows of channels as those of a pool over the last axis.
-        channels = graph.sizes(x)[self.axis - 1]
+        sizes, width = graph.sizes(x), 2 * self.reach + 1
+        rank = len(sizes) + 1
         order = (*(a for a in range(rank) if a != self.axis), self.axis)
         x = graph.transposed(x, order)
-        shape = [graph.sizes(*names)[a - 1] for a in order[1:]]
-        squares = graph.reshape(graph.pointwise("Mul", x, x), (1, -1, channels))
+        squares = graph.node("Mul", x, x)
+        if rank == 2:
+            squares = graph.reshape(squares, (1, *sizes))
+        ends = (*[0] * max(rank - 3, 0), self.reach)
         energy = graph.node(
             "AveragePool",
             squares,
-            kernel_shape=(1, width),
-            pads=(0, self.reach, 0, self.reach),
+            kernel_shape=(*[1] * max(rank - 3, 0), width),
+            pads=(*ends, *ends),
             count_include_pad=1,
         )
-        energy = graph.node("Mul", graph.reshape(energy, shape), self.alpha * width)
+        if rank == 2:
+            energy = graph.reshape(energy, sizes)
+        energy = graph.node("Mul", energy, self.alpha * width)
         factor = graph.node("Pow", graph.node("Add", energy, self.bias), -self.beta)
         return graph.transposed(graph.node("Mul", x, factor), np.argsort(order).tolist())
 
