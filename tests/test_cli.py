@@ -15,7 +15,7 @@ from tf_lyapunov.cli import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, main
 
 COMMANDS = (
     "design", "train", "certify", "verify", "attack", "bracket", "evaluate", "report", "run",
-    "export-mat", "import-mat",
+    "export-mat", "import-mat", "export-onnx",
 )  # fmt: skip
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = """

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+import tf_lyapunov as tfl
 from tf_lyapunov import certify, lipschitz_upper_bound, register_gain
 from tf_lyapunov.certification import read_network
 from tf_lyapunov.errors import UnfaithfulReading, UnsupportedLayerError
@@ -96,3 +97,13 @@ def test_every_family_exports_the_names_of_the_page_and_reads_what_it_bounds(fam
     assert not {n for n in vars(family) if n.isupper() and n.startswith(("READER", "BARE"))} - names
     assert set(getattr(family, "RULES", ())) <= set(getattr(family, "READERS", ()))
     assert set(getattr(family, "BARE_RULES", ())) <= set(getattr(family, "BARE_READERS", ()))
+
+
+def test_the_family_of_the_page_is_exported(family, tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    model, _ = network_of(family)
+    vocabulary.include(family)
+    tfl.export_onnx(model, tmp_path / "net.onnx")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert kinds == ["Gemm", "Relu", "Atan", "Mul", "Gemm"]

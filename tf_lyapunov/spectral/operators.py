@@ -89,8 +89,11 @@ def _scatter(y, kernel, linear_map):
         full = _full_depthwise(y, kernel, axes)
     else:
         width = kernel.shape[-1] // linear_map.groups
+        # TensorFlow has transposed convolutions with dilation on some processors only.
+        spread = any(a.dilation > 1 for a in axes)
+        transposed = _full_spread if spread else _full
         parts = [
-            ops.conv_transpose(y[..., g * width : (g + 1) * width], block, **_geometry(axes))
+            transposed(y[..., g * width : (g + 1) * width], block, axes)
             for g, block in enumerate(ops.split(kernel, linear_map.groups, axis=-1))
         ]
         full = ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
@@ -100,19 +103,38 @@ def _scatter(y, kernel, linear_map):
     return full[(slice(None), *crop)]
 
 
+def _full(y, kernel, axes):
+    """x[j] = Σ_t K[t] y[(j - t·d)/s], on all positions that a tap reaches."""
+    return ops.conv_transpose(y, kernel, **_geometry(axes))
+
+
+def _full_spread(y, kernel, axes):
+    """`_full` as a convolution of the signal with zeros between its neighbours."""
+    turned = ops.swapaxes(_flipped(kernel), -1, -2)
+    return ops.conv(_surrounded(y, axes), turned, **_geometry(axes) | {"strides": 1})
+
+
 def _full_depthwise(y, kernel, axes):
     """x[j, c] = Σ_{t, m} K[t, c, m] y[(j - t·d)/s, c, m]: one convolution for all channels."""
     *taps, channels, multiplier = kernel.shape
-    for i, axis in enumerate(axes):
-        y = _spread(y, i + 1, axis.stride)
-    around = [[axis.extent - 1] * 2 for axis in axes]
-    flipped = ops.flip(kernel, tuple(range(len(taps))))
     full = ops.depthwise_conv(
-        ops.pad(y, [[0, 0], *around, [0, 0]]),
-        ops.reshape(flipped, (*taps, channels * multiplier, 1)),
+        _surrounded(y, axes),
+        ops.reshape(_flipped(kernel), (*taps, channels * multiplier, 1)),
         **_geometry(axes) | {"strides": 1},
     )
     return ops.sum(ops.reshape(full, (*full.shape[:-1], channels, multiplier)), axis=-1)
+
+
+def _flipped(kernel):
+    return ops.flip(kernel, tuple(range(len(kernel.shape) - 2)))
+
+
+def _surrounded(y, axes):
+    """y with the zeros that strides leave between its entries, and taps meet around them."""
+    for i, axis in enumerate(axes):
+        y = _spread(y, i + 1, axis.stride)
+    around = [[axis.extent - 1] * 2 for axis in axes]
+    return ops.pad(y, [[0, 0], *around, [0, 0]])
 
 
 def _spread(y, axis, stride):

@@ -46,6 +46,34 @@ class ResponseNormalized(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        """By means over windows of channels.
+
+        onnxruntime's own LRN updates one running sum, so that a large entry spoils the channels
+        behind it: 0.1 beside 1000 comes out wrong by a thousandth.
+        """
+        (x,) = names
+        sizes, width = graph.sizes(x), 2 * self.reach + 1
+        rank = len(sizes) + 1
+        order = (*(a for a in range(rank) if a != self.axis), self.axis)
+        x = graph.transposed(x, order)
+        squares = graph.node("Mul", x, x)
+        if rank == 2:
+            squares = graph.reshape(squares, (1, *sizes))
+        ends = (*[0] * max(rank - 3, 0), self.reach)
+        energy = graph.node(
+            "AveragePool",
+            squares,
+            kernel_shape=(*[1] * max(rank - 3, 0), width),
+            pads=(*ends, *ends),
+            count_include_pad=1,
+        )
+        if rank == 2:
+            energy = graph.reshape(energy, sizes)
+        energy = graph.node("Mul", energy, self.alpha * width)
+        factor = graph.node("Pow", graph.node("Add", energy, self.bias), -self.beta)
+        return graph.transposed(graph.node("Mul", x, factor), np.argsort(order).tolist())
+
     def _factor(self, x):
         with np.errstate(over="ignore"):
             squares = np.moveaxis(np.square(x), self.axis, -1)
