@@ -108,6 +108,32 @@ def monitored_epoch(images, watched):
     return run
 
 
+def verify_property(inputs, width, room):
+    """Parts of a box on which a row of a random network is bounded, up to `room` above a sample."""
+    import keras
+    import numpy as np
+
+    import tf_lyapunov as tfl
+
+    dense, inputs, width = keras.layers.Dense, int(inputs), int(width)
+    hidden = [dense(width, "relu") for _ in range(3)]
+    model = keras.Sequential([keras.Input((inputs,)), *hidden, dense(5)])
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape) * 1.4 / np.sqrt(weight.shape[0]))
+    x = rng.uniform(-1.0, 1.0, (100_000, inputs)).astype("float32")
+    y = model.predict(x, batch_size=10_000, verbose=0)[:, 0]
+    region = tfl.Region.box(np.full(inputs, -1.0), np.full(inputs, 1.0))
+    property = tfl.Property.linear(np.eye(5)[0], float(y.max() + float(room) * y.std()))
+
+    def run():
+        found = tfl.verify_property(model, region, property, timeout=250)
+        assert found.is_proved, found
+        return found.branches
+
+    return run
+
+
 def _network(name, side):
     import keras
 

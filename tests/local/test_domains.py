@@ -1,5 +1,7 @@
 """Bounds over many boxes at once lie below every value in them, and meet where boxes are small."""
 
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -193,3 +195,72 @@ def test_lines_enclose_every_activation_on_every_interval(name):
     # Both touch the function, up to what cells between knots miss.
     off = (value - lines.low_slope * t - shift).min(axis=0)
     assert np.all(off <= 0.02 + 0.15 * (high - low))
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "residual", "pooled"])
+def test_units_begin_with_their_own_row_of_the_matrix(name, monkeypatch):
+    _, region, domains, rng = setting(name, "box")
+    low, high = parts(domains, region, 4, rng, 1.0)
+    box, lines, _, _ = domains.propagated(low, high, dict.fromkeys(domains.kept), lambda: None)
+    for target in domains.kept:
+        at = rng.integers(0, len(domains.whole[target][0]), 9)
+        own = np.sort(rng.integers(0, 4, 9))
+        found, slopes = domains._units(at, own, target, box, lines)
+        c = np.eye(len(domains.whole[target][0]))[at]
+        plain, steep = domains.lower(np.concatenate([c, -c]), own, target, box, lines)
+        size = np.abs(domains.whole[target]).max()
+        assert np.allclose(found, plain, rtol=0, atol=1e-12 * size)
+        assert np.allclose(slopes, steep, rtol=0, atol=1e-12 * np.abs(steep).max())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+def test_bounds_at_single_points_lie_below_the_exact_value(scale):
+    """Where boxes have no width only rounding is left, of numbers that cancel."""
+    flow, region, domains, rng = setting("relu", "box")
+    low, _ = parts(domains, region, 20, rng, 1.0)
+    rows = rng.normal(size=(3, 2)) * scale
+    rows[2] = rows[0] * (1 + 2.0**-40)
+    rows = np.concatenate([rows, rows[:1] - rows[2:]])
+    boxes, wanted = dict.fromkeys(domains.kept), np.ones((20, 4), bool)
+    found = domains.bound(low, low.copy(), boxes, rows, wanted, lambda: None).lower
+    for x, lower in zip(low, found, strict=True):
+        y = exactly(flow, x)
+        for row, value in zip(rows, lower, strict=True):
+            exact = sum(Fraction(float(a)) * b for a, b in zip(row, y, strict=True))
+            assert Fraction(float(value)) <= exact
+            assert float(exact) - value <= 1e-9 * np.abs(row).sum()
+
+
+def exactly(flow, x):
+    """The function of dense layers and ReLUs in rational numbers."""
+    x = [Fraction(float(v)) for v in x]
+    for link in flow.links:
+        if hasattr(link.operation, "kernel"):
+            kernel, bias = link.operation.kernel, link.operation.bias
+            x = [
+                sum(Fraction(float(w)) * v for w, v in zip(column, x, strict=True))
+                + Fraction(float(b))
+                for column, b in zip(kernel.T, bias, strict=True)
+            ]
+        else:
+            x = [max(v, Fraction(0)) for v in x]
+    return x
+
+
+def test_a_box_that_all_rows_share_bounds_them_below_their_exact_minimum():
+    flow, region, domains, rng = setting("relu", "box")
+    kernel = flow.links[0].operation.kernel
+    low, high = parts(domains, region, 1, rng, 1.0)
+    c = rng.normal(size=(30, 3)) * 10.0 ** rng.integers(-8, 8, (30, 1))
+    own = domains._at_input(c, np.zeros(30, int), low, high)
+    assert kernel.shape[0] == 3
+    center = domains.center
+    for row, value in zip(c, own, strict=True):
+        terms = [
+            Fraction(float(a)) * (Fraction(float(start if a > 0 else end)) - Fraction(float(m)))
+            for a, start, end, m in zip(row, low[0], high[0], center, strict=True)
+        ]
+        # What `lower` takes off for the input alone.
+        lost = domains.rounding * float(np.abs(row) @ domains.sizes[0])
+        assert Fraction(float(value - lost)) <= sum(terms)
+        assert abs(float(sum(terms)) - value) <= 2 * lost

@@ -89,3 +89,14 @@ def test_a_convolution_in_one_product_is_the_one_by_taps():
         plain = operation._map(x, operation.kernel)
         found = maps.convolved_forth(x, operation.kernel, operation.linear_map)
         assert np.allclose(found, plain, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_columns_of_zeros_change_nothing(share):
+    rng = np.random.default_rng(0)
+    kernel, c = rng.normal(size=(300, 200)), rng.normal(size=(64, 200))
+    c[:, rng.random(200) >= share] = 0.0
+    found = maps._dense_back(c, kernel)
+    size = np.abs(c) @ np.abs(kernel.T)
+    assert found.shape == (64, 300)
+    assert np.all(np.abs(found - np.einsum("ij,kj->ik", c, kernel)) <= 400 * 2.0**-53 * size)

@@ -77,7 +77,7 @@ class Attacker:
         if found or not steps or stop():
             return found
         # For every set the points where it is nearest.
-        excess = self._sets(Evaluation(self.flow, points).outputs)
+        excess = self.sets(Evaluation(self.flow, points).outputs)
         keep = max(2, min(len(points), 64 // sets))
         order = np.argsort(excess, axis=0, kind="stable")[:keep]
         if sets > 32:
@@ -88,7 +88,8 @@ class Attacker:
         return self._descend(points[order].reshape(-1, *points.shape[1:]),
                              np.tile(near, len(order)), steps, stop)  # fmt: skip
 
-    def _sets(self, outputs):
+    def sets(self, outputs):
+        """Largest entry of A y - b per set (n, sets), infinite where it is no number."""
         with np.errstate(invalid="ignore"):
             excess = outputs @ self.unsafe.rows.T - self.unsafe.bounds
         return self.unsafe.of_rows(np.where(np.isnan(excess), np.inf, excess))
@@ -141,7 +142,10 @@ class Attacker:
 
     def tried(self, x):
         """A `Counterexample` among points near the region (n, *shape), or None."""
-        outputs = Evaluation(self.flow, x).outputs
+        return self.shown(x, Evaluation(self.flow, x).outputs)
+
+    def shown(self, x, outputs):
+        """The same where the outputs (n, outputs) are known, nearly."""
         return self._seen(x, outputs @ self.unsafe.rows.T - self.unsafe.bounds)
 
     def _seen(self, x, excess):

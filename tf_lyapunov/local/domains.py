@@ -32,6 +32,7 @@ from tf_lyapunov.local.lines import (
     breaks_of,
     interval_of,
     lines_of,
+    repeated,
     window_lines,
 )
 from tf_lyapunov.local.maxima import is_window_maximum, windows_of
@@ -40,8 +41,11 @@ from tf_lyapunov.program import rounding
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _MARGIN = 1 + 1e-9
-# Entries of one block of rows, at the widest step.
-_BLOCK = 2**17
+# Entries of one block of rows, at the widest step: what a core's own cache holds a few times, below
+# which new arrays need no new pages. Rows of a block at least, for products of matrices.
+_BLOCK, _LEAST = 2**15, 128
+# Entries of the matrix that leads from units back to what their link reads, at most.
+_TABLE = 2**20
 # Inputs that move, up to which the slopes of hidden units by each are kept.
 _FEW = 32
 
@@ -103,7 +107,7 @@ class Domains:
         self.has_ends = not all(
             around._linear(link) or self._has_lines(link.operation) for link in self.flow.links
         )
-        self._slopes, self.affine = {}, [True]
+        self._slopes, self._tables, self.affine = {}, {}, [True]
         for link in self.flow.links:
             linear = around._linear(link) and all(self.affine[i] for i in link.inputs)
             self.affine.append(linear)
@@ -215,18 +219,24 @@ class Domains:
             found.setdefault(source, []).append((c, gap))
         return found
 
-    def losses(self, bounded, rows):
-        """What relaxations lose to the width of each input, about, for one row of each domain.
+    def chunk(self, rows):
+        """How many domains to bound at once: as many as a core's own cache holds."""
+        widest = max(math.prod(s) for s in self.shapes)
+        return int(np.clip(_BLOCK // (widest * rows), 16, 512))
+
+    def losses(self, bounded, own, rows):
+        """What relaxations lose to the width of each input, about, for one row of some domains.
 
         A unit whose box spans u - l by input j's part |a_j|·width_j owes it that share of what the
         gap of its lines costs the row. Inputs that nothing is known of lose 0.
 
         Args:
             bounded: `Bounded`.
-            rows: int (domains,), position of each domain's row among those that were bounded.
+            own: int (n,), the domains.
+            rows: int (n,), position of each one's row among those that were bounded.
 
         Returns:
-            float64 (domains, inputs), to be multiplied by the widths.
+            float64 (n, inputs), to be multiplied by the widths.
         """
         total = np.zeros((len(rows), len(self.center)))
         for source, parts in bounded.costs.items():
@@ -234,8 +244,8 @@ class Domains:
             if steep is None:
                 continue
             for c, gap in parts:
-                weight = np.abs(c[rows]) * gap
-                total[:, self.moving] += np.einsum("bu,bun->bn", weight, np.abs(steep))
+                weight = np.abs(c[rows]) * gap[own]
+                total[:, self.moving] += np.einsum("bu,bun->bn", weight, np.abs(steep[own]))
         return total
 
     def _tighten(self, source, box, boxes, lines, link, empty, deadline_passed, since):
@@ -260,15 +270,12 @@ class Domains:
                 mask &= (source > since)[:, None]
             domain, unit = np.nonzero(mask)
             width = max(math.prod(s) for s in self.shapes[: source + 1])
-            block = max(_BLOCK // width // 2, 16)
+            block = max(_BLOCK // width, _LEAST) // 2
             for start in range(0, len(domain), block):
                 deadline_passed()
                 some, at = domain[start : start + block], unit[start : start + block]
                 count = len(some)
-                c = np.zeros((2 * count, low.shape[1]))
-                c[np.arange(count), at] = 1.0
-                c[count + np.arange(count), at] = -1.0
-                found, slopes = self.lower(c, np.concatenate([some, some]), source, box, lines)
+                found, slopes = self._units(at, some, source, box, lines)
                 low[some, at] = np.maximum(low[some, at], found[:count])
                 high[some, at] = np.minimum(high[some, at], -found[count:])
                 if steep is not None:
@@ -352,12 +359,51 @@ class Domains:
         """What rounding takes from bounds of rows of a position on any domain, at most: (p,)."""
         return self.rounding * (np.abs(c) @ self.sizes[target]) * _MARGIN + 1e-290
 
+    def _units(self, at, domain, target, box, lines):
+        """`lower` of units of a position, one per domain, and of their negatives behind them."""
+        count, size = len(at), len(self.whole[target][0])
+        table = self._table(target)
+        if table is None:
+            c = np.zeros((2 * count, size))
+            c[np.arange(count), at] = 1.0
+            c[count + np.arange(count), at] = -1.0
+            return self.lower(c, domain, target, box, lines)
+        # What a pass begins with is a row of the matrix itself.
+        held = {}
+        for i, rows in table[0]:
+            c = np.take(rows, at, axis=0)
+            c = np.concatenate([c, -c])
+            held[i] = held[i] + c if i in held else c
+        constant = np.concatenate([table[1][at], -table[1][at]])
+        lost = self.rounding * self.sizes[target][at] * _MARGIN + 1e-290
+        lost = np.concatenate([lost, lost])
+        return self._back(held, constant, lost, domain, target - 1, box, lines, None)
+
+    def _table(self, k):
+        """`(matrices, shift)` of a linear link, its units row by row, or None if it is too large.
+
+        Products with unit vectors are exact, so that these are the link's own numbers.
+        """
+        if k not in self._tables:
+            link, size = self.flow.links[k - 1], len(self.whole[k][0])
+            shapes = [self.shapes[i] for i in link.inputs]
+            self._tables[k] = None
+            if self.around._linear(link) and size * max(map(math.prod, shapes)) <= _TABLE:
+                eye = np.eye(size).reshape(size, *self.shapes[k])
+                found = maps.adjoint(link.operation, eye, shapes)
+                found = [np.ascontiguousarray(f.reshape(size, -1)) for f in found]
+                shift = maps.offset(link.operation)
+                shift = 0.0 if shift is None else shift
+                shift = np.broadcast_to(shift, self.shapes[k]).reshape(-1)
+                self._tables[k] = list(zip(link.inputs, found, strict=True)), shift
+        return self._tables[k]
+
     def lower(self, c, domain, target, box, lines, passed=None):
         """Proved lower bounds of rows of a position, each over one domain.
 
         Args:
-            c: float64 (p, entries).
-            domain: int (p,).
+            c: float64 (m·d, entries).
+            domain: int (d,), of rows d apart from one another.
             target: position.
             box: dict from positions to intervals (domains, entries).
             lines: dict from positions to `Lines`, as far as the target needs them.
@@ -368,8 +414,11 @@ class Domains:
             `(lower, slopes)`: float64 (p,), and (p, inputs), the row's coefficients at the input.
         """
         lost = self.lost(c, target)
-        held = {target: c}
-        constant, size = np.zeros(len(c)), np.zeros(len(c))
+        return self._back({target: c}, np.zeros(len(c)), lost, domain, target, box, lines, passed)
+
+    def _back(self, held, constant, lost, domain, target, box, lines, passed):
+        """A pass from the coefficients `held` by position, and what `lower` returns of it."""
+        size = np.zeros(len(constant))
         for k in range(target, 0, -1):
             if k not in held:
                 continue
@@ -393,13 +442,13 @@ class Domains:
                 if passed is not None:
                     size += np.abs(found[0]) @ self.reads[k]
             else:
-                constant += self._plain(c, domain, box[k])
+                constant += self._plain(c, repeated(domain, len(c)), box[k])
                 continue
             for i, part in zip(link.inputs, found, strict=True):
                 held[i] = held[i] + part if i in held else part
         slopes = held.get(0)
         if slopes is None:
-            slopes = np.zeros((len(c), len(self.center)))
+            slopes = np.zeros((len(constant), len(self.center)))
         else:
             constant += slopes @ self.center + self._at_input(slopes, domain, *box[0])
         if passed is not None:
@@ -413,8 +462,10 @@ class Domains:
     def _at_input(self, c, domain, low, high):
         low, high = low - self.center, high - self.center
         if self.is_box and len(low) == 1:
-            return np.maximum(c, 0.0) @ low[0] + np.minimum(c, 0.0) @ high[0]
-        low, high = low[domain % len(low)], high[domain % len(low)]
+            # c⁺low + c⁻high.
+            return c @ low[0] + np.minimum(c, 0.0) @ (high[0] - low[0])
+        domain = repeated(domain, len(c)) % len(low)
+        low, high = low[domain], high[domain]
         if self.is_box:
             return np.einsum("ij,ij->i", c, np.where(c > 0, low, high))
         return self.region.minimum_between(c.reshape(-1, *self.shapes[0]), low, high)[0]

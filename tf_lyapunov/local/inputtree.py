@@ -1,18 +1,25 @@
 """Branch and bound on the input: boxes halved until every one is proved, the worst first."""
 
-import heapq
+import dataclasses
 import time
 
 import numpy as np
 
 from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.local.climbing import Climber
 from tf_lyapunov.local.domains import narrowed
 from tf_lyapunov.local.evaluating import Evaluation
+from tf_lyapunov.local.pool import Parts, Pool
 from tf_lyapunov.local.tree import Tree
 from tf_lyapunov.program import rounding
+from tf_lyapunov.theory.threads import each_in_threads
 
 # Domains of one batch: few at first, then as many as pass in this time.
 _FIRST, _MOST, _SECONDS = 16, 4096, 0.4
+# Domains from which a batch is worth several threads.
+_THREADED = 256
+# Share of the time for the attack.
+_ATTACKED = 0.2
 # Numbers that open domains may hold, boxes of hidden units above all, before the best is split.
 _ROOM = 2**26
 # Numbers of boxes that are kept for a proof file.
@@ -31,9 +38,29 @@ class InputTree(Tree):
 
     def __init__(self, domains, unsafe, attacker, clock):
         super().__init__(unsafe, attacker, clock)
-        self.domains = domains
-        # Boxes that are proved, for a proof file; None where they are too many for one.
-        self.leaves = []
+        self.domains, self.pool = domains, Pool()
+        self.climber, self.spent = Climber(attacker), 0.0
+        # Boxes that are proved, `(low, high)` of one batch after the other, for a proof file; None
+        # where they are too many for one.
+        self._proved, self._count = [], 0
+        # Boxes of units that an affine map of the input gives exactly need not be kept.
+        exact = domains.affine if domains.is_box else [False] * len(domains.affine)
+        self.kept = [k for k in domains.kept if not exact[k]]
+
+    @property
+    def leaves(self):
+        """Boxes that are proved, list of `(low, high)`, or None if they are too many."""
+        if self._proved is None:
+            return None
+        return [pair for low, high in self._proved for pair in zip(low, high, strict=True)]
+
+    @property
+    def bound(self):
+        return min([self.closed, self.pool.least, *self.stuck])
+
+    @property
+    def open(self):
+        return len(self.pool) + len(self.stuck)
 
     def run(self, root_bound=-np.inf, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.
@@ -42,122 +69,115 @@ class InputTree(Tree):
             root_bound: of the whole region, known already.
             report: called with the number of domains after every batch.
         """
-        region, kept = self.domains.region, self.domains.kept
-        attacker = self.attacker
-        low, high = attacker.low.reshape(1, -1), attacker.high.reshape(1, -1)
-        # Within the region's reach, rounded outwards.
-        low, high = rounding.down(low), rounding.up(high)
-        low = np.maximum(low, region.low.reshape(1, -1))
-        high = np.minimum(high, region.high.reshape(1, -1))
-        sets = len(self.unsafe.starts)
-        self.heap = [
-            (root_bound, next(self.counter), (low[0], high[0]), {}, np.ones(sets, bool), -1)
-        ]
-        size, rounds = _FIRST, 0
-        batch = self._pop(1)
-        split = False
-        while batch:
+        batch, size, rounds = self._whole(root_bound), _FIRST, 0
+        parts = batch
+        while parts is not None:
             begin = time.monotonic()
             try:
-                parts = self._bounded(batch, kept, split)
+                bounded = self._bounded(parts)
             except OutOfTime:
-                for record in batch:
-                    heapq.heappush(self.heap, record)
+                self.pool.push(batch)
                 return
             rounds += 1
-            report(len(parts[0]))
-            found = self._shown(*parts, rounds)
-            if found is not None or self.clock.is_up():
+            report(len(parts))
+            self.counterexample = self._shown(bounded, rounds)
+            if self.counterexample is not None or self.clock.is_up():
                 return
             spent = max(time.monotonic() - begin, 1e-4)
             limit = min(_SECONDS, 0.05 * self.clock.timeout)
             size = int(np.clip(size * np.clip(limit / spent, 0.5, 2.0), 1, _MOST))
-            batch, split = self._pop(size), True
+            batch = self._pop(size)
+            parts = None if batch is None else batch.halves()
+
+    def _whole(self, bound):
+        """The region as the one part."""
+        region, attacker = self.domains.region, self.attacker
+        # Within the region's reach, rounded outwards.
+        low = rounding.down(attacker.low.reshape(1, -1))
+        high = rounding.up(attacker.high.reshape(1, -1))
+        low = np.maximum(low, region.low.reshape(1, -1))
+        high = np.minimum(high, region.high.reshape(1, -1))
+        mask = np.ones((1, len(self.unsafe.starts)), bool)
+        return Parts(np.array([bound]), low, high, mask, np.zeros(1, int), {})
 
     def _pop(self, count):
-        if not self.heap:
-            return []
-        numbers = sum(2 * len(self.domains.whole[k][0]) for k in self.domains.kept)
-        if len(self.heap) * numbers < _ROOM:
-            return [heapq.heappop(self.heap) for _ in range(min(count, len(self.heap)))]
-        # No room for more: those that are nearly proved first; a sorted list is a heap.
-        self.heap.sort()
-        found, self.heap = self.heap[-count:], self.heap[:-count]
-        return found
+        numbers = sum(2 * len(self.domains.whole[k][0]) for k in self.kept)
+        if len(self.pool) * (numbers + 1) < _ROOM:
+            return self.pool.pop(count)
+        # No room for more: those that are nearly proved first.
+        return self.pool.pop(count, worst=False)
 
-    def _bounded(self, batch, kept, split):
-        """Bounds of the halves of a batch (or of the batch itself), and what is open again."""
-        low = np.stack([record[2][0] for record in batch])
-        high = np.stack([record[2][1] for record in batch])
-        mask = np.stack([record[4] for record in batch])
-        before = np.array([record[0] for record in batch])
-        boxes = dict.fromkeys(kept)
-        if split:
-            for k in kept:
-                boxes[k] = tuple(
-                    np.repeat(np.stack([record[3][k][e] for record in batch]), 2, axis=0).astype(
-                        np.float64
-                    )
-                    for e in (0, 1)
-                )
-            low, high, mask, before = (np.repeat(v, 2, axis=0) for v in (low, high, mask, before))
-            at = np.repeat([record[5] for record in batch], 2)
-            rows = np.arange(len(at))
-            middle = low[rows, at] / 2 + high[rows, at] / 2
-            even = rows % 2 == 0
-            high[rows[even], at[even]] = middle[even]
-            low[rows[~even], at[~even]] = middle[~even]
-        unsafe = self.unsafe
+    def _bounded(self, parts):
+        """Bounds parts, puts what is open into the pool, and gives what the attacker is shown."""
+        step = self.domains.chunk(len(self.unsafe.rows))
+        chunks = [parts.rows(slice(start, start + step)) for start in range(0, len(parts), step)]
+        threads = 1 if len(parts) < _THREADED else None
+        found = list(each_in_threads(self._part, chunks, threads))
+        self.branches += len(parts)
+        for part in found:
+            self.closed = min(self.closed, part.closed)
+            self._keep(*part.proved)
+        found = [part for part in found if part.open is not None]
+        for part in found:
+            self.stuck += part.stuck
+        if found:
+            self.pool.push(Parts.joined([part.open for part in found]))
+        return [part.shown for part in found]
+
+    def _part(self, parts):
+        """`_Found` of some parts, whose boxes are in float64."""
+        low, high, unsafe, mask = parts.low, parts.high, self.unsafe, parts.mask
+        boxes = dict.fromkeys(self.domains.kept) | parts.boxes
         wanted = mask[:, unsafe.set_of]
         bounded = self.domains.bound(low, high, boxes, unsafe.rows, wanted, self.clock.check)
         excess = rounding.down(bounded.lower - unsafe.bounds)
-        self.branches += len(low)
         holds = unsafe.holds(excess) & mask
-        values = np.maximum(unsafe.of_rows(excess), before[:, None])
+        values = np.maximum(unsafe.of_rows(excess), parts.bound[:, None])
         # A set that is left behind counts with the bound that it was left with.
-        closed = np.where(holds, values, np.inf)
-        self.closed = min(self.closed, float(closed.min()))
+        closed = float(np.where(holds, values, np.inf).min(initial=np.inf))
         mask = mask & ~holds
-        self._keep(low, high, ~mask.any(axis=1))
-        bounds = np.where(mask, values, np.inf)
+        is_open = mask.any(axis=1)
+        proved = low[~is_open], high[~is_open]
+        own = np.flatnonzero(is_open)
+        if not len(own):
+            return _Found(None, proved, closed)
+        low, high, mask = low[own], high[own], mask[own]
+        bounds = np.where(mask, values[own], np.inf)
         target = bounds.argmin(axis=1)
-        bound = bounds[np.arange(len(bounds)), target]
-        rows = bounded.place[np.arange(len(low)), self._deciding(excess, target)]
+        bound = bounds[np.arange(len(own)), target]
+        rows = bounded.place[own, self._deciding(excess[own], target)]
         slopes = np.where((rows >= 0)[:, None], bounded.slopes[rows], 0.0)
         corners = np.where(slopes > 0, low, high)
-        at = self._chosen(bounded, rows, slopes, low, high)
-        narrow = {k: narrowed(*boxes[k]) for k in kept}
-        margins, lost = self._margins(low, high, corners), bounded.lost[rows]
-        for i in np.flatnonzero(mask.any(axis=1)):
-            a, b = low[i, at[i]], high[i, at[i]]
-            if not a < a / 2 + b / 2 < b or margins[i] <= lost[i]:
-                self.stuck.append(float(bound[i]))
-                continue
-            held = {k: (a[i].copy(), b[i].copy()) for k, (a, b) in narrow.items()}
-            record = float(bound[i]), next(self.counter), (low[i], high[i]), held, mask[i], at[i]
-            heapq.heappush(self.heap, record)
-        return low, high, corners, bound
+        at = self._chosen(bounded, own, rows, slopes, low, high)
+        points, outputs, margins = self._seen(low, high, corners)
+        a, b = (v[np.arange(len(own)), at] for v in (low, high))
+        middle = a / 2 + b / 2
+        divides = (a < middle) & (middle < b) & (margins > bounded.lost[rows])
+        boxes = {k: narrowed(*(v[own] for v in boxes[k])) for k in self.kept}
+        parts = Parts(bound, low, high, mask, at, boxes).rows(divides)
+        stuck = [float(v) for v in bound[~divides]]
+        return _Found(parts, proved, closed, stuck, (points, outputs, corners, bound))
 
-    def _keep(self, low, high, proved):
-        if self.leaves is None:
+    def _keep(self, low, high):
+        if self._proved is None or not len(low):
             return
-        self.leaves += [(low[i].copy(), high[i].copy()) for i in np.flatnonzero(proved)]
-        if len(self.leaves) * low.shape[1] > _LEAVES:
-            self.leaves = None
+        self._proved.append((low, high))
+        self._count += low.size
+        if self._count > _LEAVES:
+            self._proved = None
 
-    def _margins(self, low, high, corners):
-        """Least margin at a corner and the centre of every domain, where they lie in the region.
+    def _seen(self, low, high, corners):
+        """A corner and the centre of every domain, the outputs there, and their least margin.
 
         What rounding takes off is about the same on every part: one that holds a point whose margin
-        is below that would never be proved.
+        is below that would never be proved. Points outside of the region have no margin.
         """
-        shape, found = self.attacker.low.shape, []
-        for points in (corners, low / 2 + high / 2):
-            moved = self.attacker.projected(points.reshape(-1, *shape))
-            inside = np.all(moved.reshape(points.shape) == points, axis=1)
-            margins = self.unsafe.margin(Evaluation(self.domains.flow, moved).outputs)
-            found.append(np.where(inside, margins, np.inf))
-        return np.minimum(*found)
+        points = np.concatenate([corners, low / 2 + high / 2])
+        moved = self.attacker.projected(points.reshape(-1, *self.attacker.low.shape))
+        inside = np.all(moved.reshape(points.shape) == points, axis=1)
+        outputs = Evaluation(self.domains.flow, moved).outputs
+        margins = np.where(inside, self.unsafe.margin(outputs), np.inf)
+        return moved, outputs, margins.reshape(2, -1).min(axis=0)
 
     def _deciding(self, excess, target):
         """The row that decides each domain's worst set."""
@@ -166,30 +186,54 @@ class InputTree(Tree):
         own = (index >= starts[target][:, None]) & (index < ends[target][:, None])
         return np.where(own, excess, -np.inf).argmax(axis=1)
 
-    def _chosen(self, bounded, rows, slopes, low, high):
+    def _chosen(self, bounded, own, rows, slopes, low, high):
         """The input along which to split each domain: whose width costs its bound most.
 
         What relaxations lose shrinks with the width; what the row itself moves along an input is
         part of the function, but decides which half is the worse one.
         """
         width = high - low
-        score = (self.domains.losses(bounded, rows) + _OWN * np.abs(slopes)) * width
+        score = (self.domains.losses(bounded, own, rows) + _OWN * np.abs(slopes)) * width
         # Where nothing is lost, the widest for its share of the region.
         whole = np.maximum((self.attacker.high - self.attacker.low).reshape(-1), 1e-300)
         largest = score.max(axis=1, keepdims=True)
         score += np.where(largest > 0, 1e-3 * largest, 1.0) * width / whole
         return np.argmax(score, axis=1)
 
-    def _shown(self, low, high, corners, bound, rounds):
-        """Shows corners and centres to the attacker, and descends from the worst now and then."""
-        attacker, shape = self.attacker, self.attacker.low.shape
-        points = np.concatenate([corners, low / 2 + high / 2])
-        points = attacker.projected(points.reshape(-1, *shape))
-        found = attacker.tried(points)
-        if found is None and self.heap and (rounds & (rounds - 1)) == 0 and rounds > 1:
-            worst = np.argsort(bound, kind="stable")[:16]
-            found = attacker.search(
-                corners[worst].reshape(-1, *shape), starts=8, steps=20, stop=self.clock.is_up
-            )
-        self.counterexample = found
+    def _shown(self, found, rounds):
+        """Shows corners and centres to the attacker, descends from the worst now and then, and
+        climbs on for a share of the time."""
+        if not found:
+            return None
+        attacker, shape, begin = self.attacker, self.attacker.low.shape, time.monotonic()
+        points, outputs, corners, bound = map(np.concatenate, zip(*found, strict=True))
+        worst = corners[np.argsort(bound, kind="stable")[:16]].reshape(-1, *shape)
+        found = attacker.shown(points, outputs)
+        if found is None and rounds > 1 and rounds & (rounds - 1) == 0:
+            found = attacker.search(worst, starts=8, steps=20, stop=self.clock.is_up)
+        self.spent += time.monotonic() - begin
+        while found is None and self.spent < _ATTACKED * self.clock.passed():
+            begin = time.monotonic()
+            found = self.climber.step(worst)
+            self.spent += time.monotonic() - begin
         return found
+
+
+@dataclasses.dataclass(eq=False)
+class _Found:
+    """What was found of some parts.
+
+    Attributes:
+        open: `Parts` that may be split, or None if nothing is open.
+        proved: `(low, high)` of those that are proved.
+        closed: the least bound with which a set was left behind.
+        stuck: bounds of parts that cannot be split.
+        shown: of open parts, points and the outputs there, corners where the bounds are attained,
+            and these.
+    """
+
+    open: Parts | None
+    proved: tuple
+    closed: float
+    stuck: list = ()
+    shown: tuple = ()

@@ -32,18 +32,31 @@ class Lines:
         self.shift = self.high_shift if self.low_shift is None else self.high_shift - self.low_shift
 
     def through(self, c, domain):
-        """`(coefficients per input, constants)` of (C), for rows of some domains."""
-        minus = np.minimum(c, 0.0)
-        added = np.einsum("ij,ij->i", minus, self.shift[domain])
+        """`(coefficients per input, constants)` of (C), for rows of some domains.
+
+        Args:
+            c: float64 (m·d, units).
+            domain: int (d,), of rows d apart from one another.
+        """
+        if not len(c):
+            return [c], np.zeros(0)
+        rows = c.reshape(-1, len(domain), c.shape[1])
+        minus = np.minimum(rows, 0.0)
+        added = np.einsum("kij,ij->ki", minus, np.take(self.shift, domain, axis=0))
         if self.low_shift is not None:
-            added += np.einsum("ij,ij->i", c, self.low_shift[domain])
-        minus *= self.bend[domain]
-        minus += c * self.low_slope[domain]
-        return [minus], added
+            added += np.einsum("kij,ij->ki", rows, np.take(self.low_shift, domain, axis=0))
+        minus *= np.take(self.bend, domain, axis=0)
+        minus += rows * np.take(self.low_slope, domain, axis=0)
+        return [minus.reshape(c.shape)], added.reshape(-1)
 
     def gap(self, low, high):
         """How far they are apart amid a box."""
         return self.shift + self.bend * (low / 2 + high / 2)
+
+
+def repeated(domain, count):
+    """Domains of `count` rows, of which those d apart share theirs."""
+    return domain if len(domain) == count else np.tile(domain, count // max(len(domain), 1))
 
 
 def breaks_of(operation):
@@ -126,8 +139,8 @@ class WindowLines:
     size: int
 
     def through(self, c, domain):
-        """`(coefficients per input, constants)`."""
-        minus = np.minimum(c, 0.0)
+        """As that of `Lines`."""
+        minus, domain = np.minimum(c, 0.0), repeated(domain, len(c))
         found = np.zeros((len(c), self.size))
         row = np.arange(len(c))[:, None]
         np.add.at(found, (row, self.below[domain]), np.maximum(c, 0.0))

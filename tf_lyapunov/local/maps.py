@@ -22,6 +22,8 @@ from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import convolution_taps
 
 _FEW = 4
+# Rows, and entries of a matrix, from which its zero columns are worth leaving out.
+_ROWS, _LARGE = 32, 2**15
 
 
 def is_linear(operation):
@@ -126,13 +128,22 @@ def reduced_to(c, shape):
 @adjoint.register
 def _(operation: Linear, c, shapes):
     if operation.linear_map.kind == "dense":
-        return [c @ operation.kernel.T]
+        return [_dense_back(c, operation.kernel)]
     if operation.channels_first:
         c = np.moveaxis(c, 1, -1)
     (shape,) = shapes
     sizes = (*shape[1:], shape[0]) if operation.channels_first else shape
     found = convolved_back(c, operation.kernel, operation.linear_map, sizes)
     return [np.moveaxis(found, -1, 1) if operation.channels_first else found]
+
+
+def _dense_back(c, kernel):
+    """c @ kernel.T, without columns of c that are zero: those of units that are off everywhere."""
+    if c.ndim == 2 and len(c) >= _ROWS and kernel.size >= _LARGE:
+        used = np.flatnonzero(np.any(c != 0, axis=0))
+        if 4 * len(used) < 3 * kernel.shape[1]:
+            return c[:, used] @ kernel[:, used].T
+    return c @ kernel.T
 
 
 @absolute.register

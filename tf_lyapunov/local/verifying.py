@@ -17,7 +17,7 @@ from tf_lyapunov.local.property import Property, Unsafe
 from tf_lyapunov.local.propertyfiles import save_property
 from tf_lyapunov.local.ranges import Source
 from tf_lyapunov.local.regions import Region
-from tf_lyapunov.local.unittree import RATE, UnitTree
+from tf_lyapunov.local.unittree import UnitTree
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.logits import LogitsModel, check_single_output
 from tf_lyapunov.progress import reports_progress, stage
@@ -28,7 +28,9 @@ PROVED, REFUTED, UNKNOWN = "PROVED", "REFUTED", "UNKNOWN"
 # Inputs that may change, up to which these are split rather than hidden units.
 _FEW = 8
 # Of regions that are boxes, whose balls say nothing.
-_BOXED = Effort(20, (0.0,), 60, (0.0,), False, RATE, None)
+_BOXED = Effort(20, (0.0,), 60, (0.0,), False, 0.15, None)
+# What is searched on top of that, where it took at most this share of the time.
+_FURTHER, _SHARE = dataclasses.replace(_BOXED, box_steps=60), 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,9 +245,7 @@ class _Search:
                     tree.run(self.bound, entered.advance)
             else:
                 with stage("bounding the region"):
-                    balls = bool(np.isfinite(self.region.radius))
-                    effort = effort or (Effort() if balls else _BOXED)
-                    around = self._around(effort)
+                    around, effort = self._searched(effort)
                 tree = UnitTree(around, self.unsafe, self.attacker, self.clock)
                 before = {int(i): float(self.bounds[i]) for i in open_}
                 with stage("branches") as entered:
@@ -271,6 +271,18 @@ class _Search:
         return surround_proved(
             self.flow, self.traced, self.region, effort, memory, deadline=self.clock.deadline
         )
+
+    def _searched(self, effort):
+        """`(around, effort)` of the whole region, by multipliers that were searched for longer."""
+        memory, begin = Memory(), self.clock.passed()
+        balls = bool(np.isfinite(self.region.radius))
+        own = effort or (Effort() if balls else _BOXED)
+        around = self._around(own, memory)
+        spent = self.clock.passed() - begin
+        if effort is None and not balls and spent < _SHARE * self.clock.timeout:
+            # Boxes of hidden units are what every branch rests on.
+            around = self._around(_FURTHER, memory)
+        return around, own
 
     def _whole(self, around, memory):
         """Bounds every set on the whole region; gives those that are open."""
