@@ -1,5 +1,6 @@
 """Proof files of properties: written, verified, attacked and tampered with."""
 
+import dataclasses
 import functools
 import json
 
@@ -187,12 +188,13 @@ def test_what_is_not_proved_or_by_other_branches_is_not_written(tmp_path):
     assert refuted.is_refuted
     with pytest.raises(ValueError, match=r"that `verify_property` proved\. Received: .*REFUTED"):
         refuted.save(path)
-    by_units = verify_property(model, BOX, Property.classified_as(1), branching="units")
-    assert by_units.is_proved and by_units.leaves is None
-    with pytest.raises(ValueError, match=r"Received: a proof by .* branching='inputs'"):
-        by_units.save(path)
+    # As of a ball whose inputs were split.
+    by_inputs = dataclasses.replace(proved("whole ball"), leaves=None)
+    with pytest.raises(ValueError, match=r"inputs on a ball.* branching='units'"):
+        by_inputs.save(path)
     found = proved("parts")
-    fields = {k: v for k, v in found.__dict__.items() if k not in ("unsafe", "leaves", "source")}
+    left = ("unsafe", "leaves", "tree", "source")
+    fields = {k: v for k, v in found.__dict__.items() if k not in left}
     with pytest.raises(ValueError, match=r"without what it was found by"):
         Verification(**fields).save(path)
     assert not path.exists()

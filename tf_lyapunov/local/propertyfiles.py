@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.local.partfiles import save_partition
 from tf_lyapunov.local.ranges import check_unchanged, overflow_named, pieces_for, region_arrays
 from tf_lyapunov.verification import archive, properties
 from tf_lyapunov.verification.ranges import Passes, contradictions
@@ -21,13 +22,18 @@ def save_property(found, path):
             "A proof file needs a property that `verify_property` proved. Received: status "
             f"{found.status}" + ("." if source is not None else ", without what it was found by.")
         )
-    if found.leaves is None:
+    by_units = found.tree is not None and found.tree.partition.leaves is not None
+    if found.leaves is None and not by_units:
         raise ValueError(
-            "A proof file holds a region as a whole, or parts of a box split along the inputs. "
-            f"Received: a proof by {found.branches} branches of other kinds, or too many. Verify "
-            "the property with branching='inputs' on a box, or with more `effort`."
+            "A proof file holds a region as a whole, parts of a box split along the inputs, or "
+            f"parts split at hidden units. Received: a proof by {found.branches} branches, too "
+            "many or of inputs on a ball. Verify the property with branching='units', or with "
+            "more `effort`."
         )
     check_unchanged(source)
+    if found.leaves is None:
+        save_partition(found, path)
+        return
     network, region, unsafe = source.network, source.region, found.unsafe
     model, read, calls = read_with_calls(network.model, region.center.shape)
     passes = Passes(read)

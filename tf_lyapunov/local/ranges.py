@@ -97,27 +97,41 @@ def overflow_named():
 
 def check_unchanged(source):
     """Refuses what is no longer about the model, or about what is behind its logits."""
+    check_readable(source)
+    if source.network.digest() != source.digest:
+        raise ValueError(
+            "The model's weights have changed since its outputs were bounded. Received: model "
+            f"{source.network.model.name!r}. Bound them again."
+        )
+
+
+def check_readable(source):
+    """Refuses what is about what is behind the model's logits."""
     network = source.network
     if source.outputs == "model" and network.decision is not None:
         raise ValueError(
             "A proof file is about logits. Received: outputs='model' for model "
             f"{network.model.name!r}, which ends in {network.decision}. Use outputs='logits'."
         )
-    if network.digest() != source.digest:
-        raise ValueError(
-            "The model's weights have changed since its outputs were bounded. Received: model "
-            f"{network.model.name!r}. Bound them again."
-        )
 
 
-def pieces_for(source, read):
-    """Multipliers in the verifier's terms; none where its steps cannot be matched."""
+def places_for(source, read):
+    """`places_of` the verifier's own reading, or None."""
     wide, _ = expanded(read, read.gains()[1])
-    places = places_of(wide, source.flow)
+    return places_of(wide, source.flow)
+
+
+def pieces_for(source, read, **options):
+    """Multipliers in the verifier's terms; none where its steps cannot be matched.
+
+    Args:
+        options: of `recording.record`.
+    """
+    places = places_for(source, read)
     if places is None:
         return []
     answer = Answer(0.0, source.multipliers, source.memory)
-    return pieces_of(places, recording.record(source.flow, source.traced, answer))
+    return pieces_of(places, recording.record(source.flow, source.traced, answer, **options))
 
 
 def _notes(found, claim):

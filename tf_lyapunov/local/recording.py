@@ -17,7 +17,7 @@ from tf_lyapunov.local.windows import Windows
 LEVELS, WEIGHTS = 255, -2
 # Bytes of a record beyond which shares of boxes are left out.
 LARGEST = 2**18
-_LARGEST, _FAR = 6e4, 2.0
+_LARGEST, _FAR, _MOST = 6e4, 2.0, 1e30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +26,8 @@ class Shares:
 
     Attributes:
         columns: int32 (m,), flat units.
-        shares: float16 (rows, m); or uint8, from the first to the second of `ends` in equal steps.
+        shares: float16 or float32 (rows, m); or uint8, from the first to the second of `ends` in
+            equal steps.
         ends: float32 (2,), or None.
         logs: float32 (rows,), log λ.
     """
@@ -83,11 +84,13 @@ class Record:
         )  # fmt: skip
 
 
-def record(flow, traced, answer):
+def record(flow, traced, answer, largest=LARGEST, are_exact=False):
     """`Record` of a `radii.Answer`, or None without a proof.
 
     Args:
         flow, traced: `Flow` and its `Trace` at the input.
+        largest: bytes of shares of boxes that are kept.
+        are_exact: whether shares are kept in single precision.
     """
     if answer.multipliers is None:
         return None
@@ -98,12 +101,12 @@ def record(flow, traced, answer):
             if not any(m.share.size for m in found.multipliers.values()):
                 continue
             if windows.applies:
-                blocks += _placed(flow, traced, windows, found)
+                blocks += _placed(flow, traced, windows, found, are_exact)
             else:
-                steps = _steps(flow, found.multipliers, slice(None), None)
+                steps = _steps(flow, found.multipliers, slice(None), None, are_exact=are_exact)
                 blocks.append(Block(source, found.units.astype(np.int32), steps))
     none = np.zeros(0, np.int32)
-    steps = _steps(flow, answer.multipliers, slice(None), None, fine=True)
+    steps = _steps(flow, answer.multipliers, slice(None), None, fine=True, are_exact=are_exact)
     blocks.append(Block(flow.output, none, steps))
     weights = {
         k: Shares(np.asarray(columns, np.int32), *_coded(np.log(w)[None] / 2), np.zeros(1, "f4"))
@@ -115,10 +118,10 @@ def record(flow, traced, answer):
     for margin, branches in answer.splits.items():
         steps = _steps(flow, branches.multipliers, slice(None), None, fine=True)
         blocks.append(Block(flow.output, none, steps, branches.splits, margin))
-    return Record(answer.radius, answer.unsplit, tuple(_fitting(blocks)))
+    return Record(answer.radius, answer.unsplit, tuple(_fitting(blocks, largest)))
 
 
-def _fitting(blocks):
+def _fitting(blocks, largest):
     """Blocks without the shares of boxes that would make them too large, the largest first."""
     sizes = {}
     for block in blocks:
@@ -126,7 +129,7 @@ def _fitting(blocks):
             sizes[block.source, k] = sizes.get((block.source, k), 0) + held.shares.nbytes
     total, dropped = sum(sizes.values()), set()
     for key in sorted(sizes, key=sizes.get, reverse=True):
-        if total <= LARGEST:
+        if total <= largest:
             break
         total -= sizes[key]
         dropped.add(key)
@@ -142,7 +145,7 @@ def _without_shares(held):
     return dataclasses.replace(held, columns=held.columns[:0], shares=held.shares[:, :0])
 
 
-def _steps(flow, multipliers, rows, places, fine=False):
+def _steps(flow, multipliers, rows, places, fine=False, are_exact=False):
     """`Shares` by position, of some rows; `places` maps columns to units, -1 for none."""
     found = {}
     for k, m in multipliers.items():
@@ -153,7 +156,9 @@ def _steps(flow, multipliers, rows, places, fine=False):
         if not share.size:
             continue
         share, ends = np.nan_to_num(share), None
-        if fine:
+        if are_exact:
+            share = np.clip(share, -_MOST, _MOST).astype(np.float32)
+        elif fine:
             share = np.clip(share, -_LARGEST, _LARGEST).astype(np.float16)
         else:
             share, ends = _coded(np.clip(share, -_FAR, 1 + _FAR))
@@ -170,7 +175,7 @@ def _coded(values):
     return np.clip(codes, 0, LEVELS).astype(np.uint8), ends
 
 
-def _placed(flow, traced, windows, found):
+def _placed(flow, traced, windows, found, are_exact):
     """Blocks of single places of a convolutional position."""
     shape = traced.shape(windows.source)
     spots = found.units // shape[-1]
@@ -195,6 +200,6 @@ def _placed(flow, traced, windows, found):
             window = units(k, window)
             return np.where(window >= 0, window * count + cell, -1)
 
-        steps = _steps(flow, found.multipliers, rows, places)
+        steps = _steps(flow, found.multipliers, rows, places, are_exact=are_exact)
         blocks.append(Block(windows.source, found.units[mine].astype(np.int32), steps))
     return blocks

@@ -17,6 +17,7 @@ from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.domains import Domains, narrowed
 from tf_lyapunov.local.leaves import Leaves
 from tf_lyapunov.local.lines import breaks_of, lines_of
+from tf_lyapunov.local.partition import Partition
 from tf_lyapunov.local.relaxation import Elementwise, Multipliers
 from tf_lyapunov.local.tree import Tree
 from tf_lyapunov.program import rounding
@@ -46,6 +47,9 @@ class Branch:
         boxes: dict from positions that activations read to `(low, high)`, in float32, where boxes
             are bounded again on every branch.
         since: position of the last split, behind which boxes may be tighter now.
+        path: the splits that lead here, see `partition.Leaf`.
+        evidence: `partition.Evidence` of a bound that is enough, or None.
+        depth: number of splits.
     """
 
     number: int
@@ -56,6 +60,9 @@ class Branch:
     choices: list
     boxes: dict = dataclasses.field(default_factory=dict)
     since: int = 0
+    path: tuple | None = None
+    evidence: object = None
+    depth: int = 0
 
 
 class UnitTree(Tree):
@@ -80,6 +87,10 @@ class UnitTree(Tree):
         sources = {k: around.flow.links[k - 1].inputs[0] for k in self.columns}
         count = sum(len(c) for k, c in self.columns.items() if not domains.affine[sources[k]])
         self.domains = domains if count <= _REFRESHED else None
+        # What bounds must exceed, and the parts that are proved, for a proof file.
+        self.margin, self.partition = 0.0, Partition(self.domains is not None)
+        # Splits of every leaf, at least, and whether points are shown to the attacker.
+        self.least, self.attacks = 0, True
 
     def run(self, steps, before, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.
@@ -91,6 +102,35 @@ class UnitTree(Tree):
         """
         whole = [Branch(i, bound, {}, None, {}, []) for i, bound in before.items()]
         whole.sort(key=lambda b: b.bound)
+        self._run(whole, steps, report)
+
+    def further(self, leaf, depth, margin, clock):
+        """Leaves that part one further, all of them proved anew, or None.
+
+        Args:
+            leaf: `partition.Leaf`.
+            depth: splits beyond the leaf's own, at least, wherever there is something to split.
+            margin: float > 0 that every bound must exceed.
+            clock: `Clock`.
+        """
+        tree = copy.copy(self)
+        tree.heap, tree.stuck, tree.closed, tree.counterexample = [], [], np.inf, None
+        tree.margin, tree.clock, tree.attacks = margin, clock, False
+        tree.least = len(leaf.splits()) + depth
+        tree.around.deadline = clock.deadline
+        tree.partition = Partition(self.partition.is_renewed)
+        branch = Branch(leaf.number, -np.inf, {}, None, {}, [], path=leaf.path)
+        for k, unit, point, is_above in leaf.splits():
+            branch.splits, branch.box = tree._cut(branch, k, unit, point, is_above)
+            branch.depth += 1
+        if tree.domains is not None and leaf.path is not None:
+            tree._refresh([branch])
+            branch.bound = -np.inf
+        tree._run([branch], 3 * _STEPS, lambda count: None)
+        complete = tree.open == 0 and tree.counterexample is None
+        return tree.partition.leaves if complete else None
+
+    def _run(self, whole, steps, report):
         waiting, size, rounds = whole, _FIRST, 0
         try:
             points = []
@@ -98,7 +138,10 @@ class UnitTree(Tree):
             while waiting:
                 points += self._evaluate(waiting[:_ROWS], steps)
                 waiting = waiting[_ROWS:]
-            self.counterexample = self.attacker.search(points[:32], starts=4, stop=self.clock.is_up)
+            if self.attacks:
+                self.counterexample = self.attacker.search(
+                    points[:32], starts=4, stop=self.clock.is_up
+                )
             while self.heap and self.counterexample is None:
                 self.clock.check()
                 begin = time.monotonic()
@@ -127,19 +170,26 @@ class UnitTree(Tree):
 
     def _settle(self, branch):
         """Puts a bounded branch where it belongs."""
-        strict = self._strict(branch)
-        if branch.bound > 0 or (strict and branch.bound >= 0):
+        if self._is_closed(branch) and (branch.depth >= self.least or not branch.choices):
             self.closed = min(self.closed, branch.bound)
+            self.partition.add(branch)
         elif not branch.choices:
             self.stuck.append(branch.bound)
         else:
             self._push(branch)
+
+    def _is_closed(self, branch):
+        if self.margin:
+            return branch.bound > self.margin
+        return branch.bound > 0 or (branch.bound == 0 and self._strict(branch))
 
     def _strict(self, branch):
         start = self.unsafe.starts[branch.number]
         return bool(np.all(self.unsafe.strict[start : start + self.unsafe.lengths[branch.number]]))
 
     def _shown(self, points, rounds):
+        if not self.attacks:
+            return None
         found = self.attacker.tried(np.stack(points)) if points else None
         if found is None and points and (rounds & (rounds - 1)) == 0:
             found = self.attacker.search(points[:16], starts=4, steps=20, stop=self.clock.is_up)
@@ -197,8 +247,10 @@ class UnitTree(Tree):
 
     def _refresh(self, branches):
         """Bounds the boxes of hidden units of every branch anew; closes those that are empty."""
-        own = branches
-        if not self.domains.has_ends and all(b.box is None for b in branches):
+        own, sources = branches, {self.around.flow.links[k - 1].inputs[0] for k in self.columns}
+        # Boxes of what maxima read are not kept: every branch finds them from its own input.
+        is_known = sources.issuperset(self.domains.kept) and not self.domains.has_ends
+        if is_known and all(b.box is None for b in branches):
             own = branches[:1]
         low, high = (np.stack(v) for v in zip(*map(self._box, own), strict=True))
         boxes = {}
@@ -228,7 +280,7 @@ class UnitTree(Tree):
             multipliers = _joined([b.held for b in branches])
         else:
             multipliers, _ = tried(around, c, target)
-        stop = need + 1e-9 * (1 + np.abs(need))
+        stop = need + self.margin + 1e-9 * (1 + np.abs(need))
         if multipliers and steps:
             # Small steps, which lose at first: large ones lead nowhere from where a search ended.
             ascend(around, c, target, multipliers, steps, split=split, stop=stop, rate=RATE,
@@ -247,6 +299,11 @@ class UnitTree(Tree):
             branch.held = {k: _shifted(m.of_rows(rows), memory.get(k), rows)
                            for k, m in multipliers.items()}  # fmt: skip
             branch.choices = self._choices(branch, memory, best[i], gaps, split)
+            if self._is_closed(branch):
+                weights = (index[rows] == index[best[i]]).astype(np.float64)
+                branch.evidence = self.partition.evidence(
+                    weights, memory, multipliers, best[i], {**around.steps, **split}
+                )
             if self._is_leaf(branch) and self.leaves.applies:
                 points += self._solve(branch)
             if 0 in memory:
@@ -256,8 +313,7 @@ class UnitTree(Tree):
         return points
 
     def _is_leaf(self, branch):
-        is_open = branch.bound < 0 or (branch.bound == 0 and not self._strict(branch))
-        return is_open and not any(k for k, _, _ in branch.choices)
+        return not self._is_closed(branch) and not any(k for k, _, _ in branch.choices)
 
     def _solve(self, branch):
         """Bounds an affine branch by a linear program's duals; gives the minimisers."""
@@ -273,6 +329,11 @@ class UnitTree(Tree):
             lower = float(lower[0] - 2.0**-48 * size) / float(weights.sum())
             # Weights sum to one up to rounding, their own sum up to less.
             branch.bound = max(branch.bound, lower - 1e-12 * abs(lower))
+            if self._is_closed(branch):
+                _, _, memory = around.backward(c, target, multipliers, record=True, split=split)
+                branch.evidence = self.partition.evidence(
+                    weights, dict(memory), multipliers, 0, {**around.steps, **split}
+                )
             points.append(x.reshape(around.values[0].shape[1:]))
             if not self._is_leaf(branch):
                 break
@@ -336,21 +397,29 @@ class UnitTree(Tree):
         return [float(found[owner == i].max()) for i in range(len(branches))]
 
     def _parts(self, branch, choice):
-        k, unit, point = choice
         found = []
-        for side in (0, 1):
-            splits, box = dict(branch.splits), branch.box
-            if k == 0:
-                box = tuple(v.copy() for v in self._box(branch))
-                box[1 - side][unit] = point
-            else:
-                step = self.around.steps[k]
-                low, high = splits.get((k, unit), (step.low[0, unit], step.high[0, unit]))
-                splits[k, unit] = (low, point) if side == 0 else (point, high)
+        for side in (False, True):
+            splits, box = self._cut(branch, *choice, side)
+            path = (branch.path, *choice, side)
+            # A bound of the whole branch may be enough, where parts need their own.
+            bound = -np.inf if self.least else branch.bound
             found.append(
-                Branch(branch.number, branch.bound, splits, box, branch.held, [], branch.boxes, k)
-            )
+                Branch(branch.number, bound, splits, box, branch.held, [], branch.boxes,
+                       choice[0], path, None, branch.depth + 1)
+            )  # fmt: skip
         return found
+
+    def _cut(self, branch, k, unit, point, is_above):
+        """Splits and box of one side of a branch."""
+        splits, box = dict(branch.splits), branch.box
+        if k == 0:
+            box = tuple(v.copy() for v in self._box(branch))
+            box[0 if is_above else 1][unit] = point
+        else:
+            step = self.around.steps[k]
+            low, high = splits.get((k, unit), (step.low[0, unit], step.high[0, unit]))
+            splits[k, unit] = (point, high) if is_above else (low, point)
+        return splits, box
 
 
 class _Boxes:

@@ -53,6 +53,7 @@ class Verification:
         unsafe: `property.Unsafe`, the property as it was resolved.
         leaves: boxes on which it was proved if the region was split along its inputs, empty if it
             was not split, None if otherwise.
+        tree: `unittree.UnitTree` that proved it by splits of hidden units, or None.
         source: `ranges.Source`, what a proof file is made of.
     """
 
@@ -67,22 +68,26 @@ class Verification:
     text: str
     unsafe: Unsafe | None = dataclasses.field(default=None, repr=False)
     leaves: list | None = dataclasses.field(default=None, repr=False)
+    tree: UnitTree | None = dataclasses.field(default=None, repr=False)
     source: Source | None = dataclasses.field(default=None, repr=False)
 
     def save(self, path):
         """Writes a proof file (`.npz`) of a property that is PROVED: the region and its parts.
 
         `tf_lyapunov.verification.verify` and `tf-lyapunov verify` re-check it from the model's
-        weights alone, on the region as a whole with the multipliers found, or on every box of a
-        partition along the inputs. Proofs by splits of hidden units have no proof file.
+        weights alone: on the region as a whole with the multipliers found, on every box of a
+        partition along the inputs, or on every part of one by hidden units (and inputs), with the
+        slopes that prove it. Parts that the verifier's own bounds do not prove are parted further,
+        for as long as `timeout` allows.
 
         Args:
             path: file name; an existing file is replaced.
 
         Raises:
-            ValueError: if the property is not proved, or by branches that a file does not hold, or
-                about what is behind a softmax or sigmoid; if the model has changed since; or if
-                `verify` would refuse the two. Nothing is written then.
+            ValueError: if the property is not proved, or on a ball by splits of its inputs, or on
+                too many parts for a file, or about what is behind a softmax or sigmoid; if the
+                model has changed since; or if `verify` would refuse the two. Nothing is written
+                then.
             UnsupportedLayerError: naming a layer that the verifier does not know.
         """
         save_property(self, path)
@@ -204,6 +209,7 @@ def verify_property(model, region, property, *, timeout=60.0, outputs="logits", 
         str(property),
         unsafe,
         search.leaves,
+        search.tree,
         Source(network, flow, traced, region, unsafe.rows, *search.whole, outputs, digest),
     )
 
@@ -216,6 +222,7 @@ class _Search:
         branches, open: numbers of parts.
         is_proved: whether nothing is open.
         leaves: see `Verification`.
+        tree: see `Verification`.
         whole: `(memory, multipliers)` of the whole region.
     """
 
@@ -225,6 +232,7 @@ class _Search:
         self.bounds = np.full(len(unsafe.starts), -np.inf)
         self.branches, self.open, self.is_proved = 0, 1, False
         self.bound, self.leaves, self.whole = -np.inf, None, (None, None)
+        self.tree = None
 
     def run(self, branching, effort):
         """A counterexample, or None."""
@@ -245,7 +253,8 @@ class _Search:
                     tree.run(self.bound, entered.advance)
             else:
                 with stage("bounding the region"):
-                    around, effort = self._searched(effort)
+                    memory, around, effort = self._searched(effort)
+                self.whole = memory, self.whole[1]
                 tree = UnitTree(around, self.unsafe, self.attacker, self.clock)
                 before = {int(i): float(self.bounds[i]) for i in open_}
                 with stage("branches") as entered:
@@ -261,6 +270,7 @@ class _Search:
             self.bound = max(self.bound, tree.bound)
         else:
             self.bound = max(self.bound, min(tree.bound, float(closed.min(initial=np.inf))))
+            self.tree = tree if self.is_proved else None
         return tree.counterexample
 
     def _is_box(self):
@@ -273,7 +283,7 @@ class _Search:
         )
 
     def _searched(self, effort):
-        """`(around, effort)` of the whole region, by multipliers that were searched for longer."""
+        """`(memory, around, effort)` of the whole region, by multipliers searched for longer."""
         memory, begin = Memory(), self.clock.passed()
         balls = bool(np.isfinite(self.region.radius))
         own = effort or (Effort() if balls else _BOXED)
@@ -282,7 +292,7 @@ class _Search:
         if effort is None and not balls and spent < _SHARE * self.clock.timeout:
             # Boxes of hidden units are what every branch rests on.
             around = self._around(_FURTHER, memory)
-        return around, own
+        return memory, around, own
 
     def _whole(self, around, memory):
         """Bounds every set on the whole region; gives those that are open."""

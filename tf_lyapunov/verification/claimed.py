@@ -7,6 +7,7 @@ import numpy as np
 from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.region import Region
 from tf_lyapunov.verification.contents import exactly, layers_of, notes_of, quoted
+from tf_lyapunov.verification.words import at_least
 
 _HEADER = {"format", "version", "layers", "notes"}
 
@@ -16,7 +17,7 @@ def pack(version, network, arrays, pieces=(), notes=()):
 
     Args:
         arrays: dict of the claim's own.
-        pieces: list of `evidence.Piece`.
+        pieces: list of `evidence.Piece`; or, of several inputs, a dict of such lists by number.
         notes: sentences.
     """
     header = {
@@ -24,15 +25,19 @@ def pack(version, network, arrays, pieces=(), notes=()):
         "layers": [[r.name, r.settings, r.weights] for r in network.layers],
         "notes": list(notes),
     }
-    around = evidence.pack({0: list(pieces)} if pieces else {})
+    if not isinstance(pieces, dict):
+        pieces = {0: list(pieces)} if pieces else {}
+    around = evidence.pack(pieces)
     return header, arrays | {f"around_{name}": array for name, array in around.items()}
 
 
-def unpack(header, arrays, kinds):
+def unpack(header, arrays, kinds, inputs=None):
     """`(layers, fields, pieces, notes)` of a file's contents.
 
     Args:
         kinds: dict from the names of the claim's arrays to their types.
+        inputs: name of the array that has one entry per input, if there may be several, for which
+            the pieces are a dict.
 
     Raises:
         KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong type.
@@ -46,7 +51,9 @@ def unpack(header, arrays, kinds):
         if arrays[name].dtype.str[1:] != kind or np.any(np.isnan(arrays[name])):
             raise ValueError(f"{name} is of another type, or NaN")
     fields = {name: np.array(arrays[name]) for name in kinds}
-    pieces = evidence.unpack(around, 1).get(0, [])
+    pieces = evidence.unpack(around, 1 if inputs is None else fields[inputs].size)
+    if inputs is None:
+        pieces = pieces.get(0, [])
     return layers_of(header), fields, pieces, notes_of(header)
 
 
@@ -88,9 +95,9 @@ class ClaimedRegion:
         parts = [f"inputs of shape {self.center.shape}"]
         for radius, norm in zip(self.radii, ("l2", "l1"), strict=True):
             if np.isfinite(radius):
-                parts.append(f"within {radius:.9g} of the file's centre in {norm}")
+                parts.append(f"within {at_least(radius)} of the file's centre in {norm}")
         if np.any(np.isfinite(self.low)) or np.any(np.isfinite(self.high)):
             with np.errstate(over="ignore"):
                 widest = float(np.max(self.high - self.low))
-            parts.append(f"between the file's bounds, which are up to {widest:.9g} apart")
+            parts.append(f"between the file's bounds, which are up to {at_least(widest)} apart")
         return ", ".join(parts)

@@ -15,6 +15,7 @@ from tf_lyapunov.verification.around.relaxation import of_rows
 from tf_lyapunov.verification.around.surroundings import Surroundings
 from tf_lyapunov.verification.claimed import ClaimedRegion
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
+from tf_lyapunov.verification.words import at_least, at_most
 
 _NAMES = ("center", "low", "high", "radii", "functionals", "lower", "upper")
 _KINDS = dict.fromkeys(_NAMES, "f8")
@@ -170,8 +171,8 @@ class RangeVerification(Outcome):
         lines += [f"  - {reason}" for reason in self.reasons]
         if self.holds:
             for i in range(min(count, 10)):
-                low, high = self.claim.lower[i], self.claim.upper[i]
-                lines.append(f"  function {i}: between {low:.9g} and {high:.9g}")
+                low, high = at_least(self.claim.lower[i]), at_most(self.claim.upper[i])
+                lines.append(f"  function {i}: between {low} and {high}")
             if count > 10:
                 lines.append(f"  … and {count - 10} more")
         return "\n".join(lines + self.closing("the region's centre"))

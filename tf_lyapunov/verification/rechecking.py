@@ -7,14 +7,26 @@ import time
 import numpy as np
 
 from tf_lyapunov.errors import ProofFileError
-from tf_lyapunov.verification import archive, properties, ranges, translation
+from tf_lyapunov.verification import (
+    archive,
+    localgains,
+    partitions,
+    properties,
+    ranges,
+    translation,
+)
 from tf_lyapunov.verification.checking import derive, objections
 from tf_lyapunov.verification.contents import described, quoted, unpack
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
 from tf_lyapunov.verification.reading import read_with_calls
 
 # What reads and checks files that are no certificates.
-_OTHERS = {archive.RANGES: ranges, archive.PROPERTIES: properties}
+_OTHERS = {
+    archive.RANGES: ranges,
+    archive.PROPERTIES: properties,
+    archive.PARTITIONS: partitions,
+    archive.GAINS: localgains,
+}
 _WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
 
@@ -94,19 +106,21 @@ def verify(proof_path, model_or_path, input_shape=None):
     of the inputs and on random probes, and must agree within the rounding of its dtypes, and decide
     for the label where a radius is claimed. Not checked: sentences.
 
-    Files of ranges (`OutputBounds.save`) and of properties (`local.verifying.Verification.save`)
-    are checked by the same passes, over their region or its parts.
+    Files of ranges (`OutputBounds.save`), of properties (`local.verifying.Verification.save`) and
+    of local gains (`gain_on(…, proof=…)`) are checked by the same passes, over their region, its
+    parts or the balls.
 
     Args:
-        proof_path: a file written by `Certificate.save("….npz")`, or by `save` of what
-            `output_bounds` or `verify_property` gave.
+        proof_path: a file written by `Certificate.save("….npz")`, by `save` of what
+            `output_bounds` or `verify_property` gave, or by `gain_on`.
         model_or_path: the Keras model, or the path of its `.keras` file.
         input_shape: shape of one input, only for a model that leaves sizes open: a gain can depend
             on them, so they are not taken from the file.
 
     Returns:
-        `Verification`, `ranges.RangeVerification` or `properties.PropertyVerification`; `holds` is
-        False, with reasons, for another model or a wrong claim.
+        `Verification`, `ranges.RangeVerification`, `properties.PropertyVerification` or
+        `localgains.GainVerification`; `holds` is False, with reasons, for another model or a wrong
+        claim.
 
     Raises:
         ProofFileError: the file is missing, corrupt, of another version, or no proof file.

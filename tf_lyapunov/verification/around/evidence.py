@@ -12,8 +12,8 @@ branches of splits (rows = 2^splits); or it holds the weights of the balls that 
 by whether a unit (in `units`) lies below or above a point (in `numbers`); row b is the branch that
 lies above in the splits whose bits are set in b. A part holds multipliers of one step: its units
 (of maxima, cells of windows, window by window; `units`), then for each row and unit a share in
-`bytes` bytes (`shares`): float16, or 8 bits between two ends (in `numbers`); then log λ of each row
-(`numbers`). Every one of these numbers is arbitrary: others give other bounds.
+`bytes` bytes (`shares`): float16, float32, or 8 bits between two ends (in `numbers`); then log λ of
+each row (`numbers`). Every one of these numbers is arbitrary: others give other bounds.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Part:
     Attributes:
         step: number of the step in the network's order.
         columns: int32 (m,), flat units.
-        shares: float16 (rows, m); or uint8, from the first to the second of `ends`.
+        shares: float16 or float32 (rows, m); or uint8, from the first to the second of `ends`.
         ends: float32 (2,), or None.
         logs: float32 (rows,).
     """
@@ -55,8 +55,12 @@ class Part:
         if self.ends is not None:
             low, high = self.ends.astype(np.float64)
             shares = low + (high - low) * (shares / LEVELS)
-        lam = np.exp(np.minimum(self.logs.astype(np.float64), _LARGEST_LOG))
-        return Multipliers(self.columns, shares, lam)
+        return Multipliers(self.columns, shares, lam_of(self.logs))
+
+
+def lam_of(logs):
+    """λ of their logarithms."""
+    return np.exp(np.minimum(logs.astype(np.float64), _LARGEST_LOG))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,13 +231,13 @@ def _group(streams):
 def _part(streams, rows):
     layout, numbers = streams["layout"], streams["numbers"]
     step, width, size = layout.number(), layout.number(), layout.number()
-    if size not in (1, 2):
-        raise ValueError("a share has neither one byte nor two")
+    if size not in (1, 2, 4):
+        raise ValueError("a share has neither one byte nor two nor four")
     columns = streams["units"].take(width)
     ends = numbers.take(2) if size == 1 else None
     shares = streams["shares"].take(rows * width * size)
-    if size == 2:
-        shares = np.frombuffer(shares.tobytes(), dtype="<f2")
+    if size > 1:
+        shares = np.frombuffer(shares.tobytes(), dtype=f"<f{size}")
     if not np.all(np.isfinite(shares)) or (ends is not None and not np.all(np.isfinite(ends))):
         raise ValueError("a share is no finite number")
     return Part(step, columns, shares.reshape(rows, width), ends, numbers.take(rows))
@@ -258,13 +262,13 @@ def read(network, pieces, margins):
     groups, last, branches, weights = {}, None, {}, None
     for piece in pieces:
         step = _step(network, piece.target)
-        _check_units(piece.units, step.shape)
+        check_units(piece.units, step.shape)
         multipliers = {}
         for part in piece.parts:
             reads = _step(network, part.step)
             if reads.name in multipliers:
                 raise ValueError("the multipliers of a step are there twice")
-            _check_units(part.columns, _shared(reads))
+            check_units(part.columns, shared(reads))
             multipliers[reads.name] = part.multipliers()
         if len(piece.units):
             groups.setdefault(step.name, []).append(Group(piece.units, multipliers))
@@ -286,7 +290,7 @@ def read(network, pieces, margins):
                 if number >= piece.target:
                     raise ValueError("a step is split that lies behind the logits")
                 (source,) = _activation(network, number).inputs
-                _check_units(np.array([unit]), network[source].shape)
+                check_units(np.array([unit]), network[source].shape)
                 splits.append((network.steps[number].name, unit, point))
             if not 0 <= piece.margin < margins or piece.margin in branches:
                 raise ValueError("a margin that is split is none of the logits', or there twice")
@@ -311,14 +315,15 @@ def _activation(network, number):
     return step
 
 
-def _shared(step):
+def shared(step):
     """Shape of what shares are of: units of the signal, or cells of windows."""
     if isinstance(step.operation, (MaxPooling, GlobalPooling)):
         return (cells_of(step.operation, step.shape),)
     return step.shape
 
 
-def _check_units(units, shape):
+def check_units(units, shape):
+    """Refuses units that are not in a signal of a shape, or there twice."""
     size = int(np.prod(shape))
     if np.any(units < 0) or np.any(units >= size) or len(np.unique(units)) != len(units):
         raise ValueError("a unit is not in its signal, or is there twice")

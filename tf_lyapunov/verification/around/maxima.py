@@ -42,7 +42,8 @@ class Maximum:
     """
 
     def __init__(self, operation, center, low, high):
-        self.shape, self.radius = center.shape, np.inf
+        self.operation, self.shape, self.radius = operation, center.shape, np.inf
+        self.center = center
         center, low, high = (v.reshape(-1) for v in (center, low, high))
         self.cells, self.out = _cells(operation, self.shape)
         there = self.cells >= 0
@@ -74,6 +75,14 @@ class Maximum:
         self.largest = np.where(there, reach[self.cells], 0.0).max(axis=1)
         away = np.maximum(np.abs(self.high - self.z), np.abs(self.low - self.z))
         self.far = float(np.sum(self.weights * away * away))
+
+    def within(self, low, high):
+        """The same on a part of the box, float64 (m,) each."""
+        found = Maximum(self.operation, *(v.reshape(self.shape) for v in (self.center, low, high)))
+        # The ball is of the units that took part before.
+        if not np.any(found.units & ~self.units):
+            found.radius = self.radius
+        return found
 
     def range(self):
         """Bounds of the maxima, (*out) each."""

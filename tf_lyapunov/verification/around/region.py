@@ -10,6 +10,8 @@ what is added to cᵀd is at most what is taken off. Without a box that cuts the
 gives -r‖c‖₂ and -r max|c_i|.
 """
 
+import copy
+
 import numpy as np
 
 from tf_lyapunov.verification.arithmetic import down, row_norms_up, up
@@ -42,9 +44,32 @@ class Region:
         if not np.all(self.left <= self.right):
             raise ValueError("an input lies further outside the bounds than its radius")
         self.is_cut = bool(np.any(self.left > -self.radius) or np.any(self.right < self.radius))
+        self._settle()
+
+    def _settle(self):
         self._whole = float(row_norms_up(self.reach().reshape(1, -1))[0])
         # A box within the ball is all there is, and squares of huge radii would overflow.
-        self.is_box = norm == "linf" or (norm == "l2" and self.is_cut and self._whole <= radius)
+        self.is_box = self.norm == "linf" or (
+            self.norm == "l2" and self.is_cut and self._whole <= self.radius
+        )
+
+    def half(self, unit, point, is_above):
+        """The part in which a flat input lies above or below a point, or None if there is none.
+
+        The centre stays, and may lie outside of the part.
+        """
+        found = copy.copy(self)
+        found.left, found.right = self.left.copy(), self.right.copy()
+        away = point - self.center.flat[unit]
+        if is_above:
+            found.left.flat[unit] = max(found.left.flat[unit], down(away))
+        else:
+            found.right.flat[unit] = min(found.right.flat[unit], up(away))
+        if not found.left.flat[unit] <= found.right.flat[unit]:
+            return None
+        found.is_cut = True
+        found._settle()
+        return found
 
     def box(self):
         """`(low, high)` of x, rounded outwards."""

@@ -37,11 +37,13 @@ class Multipliers:
         columns: int (m,), flat units, each once; of maxima, cells of windows.
         shares: float64 (rows, m), g = share·c of the units; s of (M).
         lam: float64 (rows,), λ.
+        are_slopes: whether shares of activations are g itself.
     """
 
     columns: np.ndarray
     shares: np.ndarray
     lam: np.ndarray
+    are_slopes: bool = False
 
 
 def of_rows(multipliers, rows):
@@ -119,12 +121,23 @@ class Relaxation:
         for unit, point, is_above in cuts:
             point = min(max(point, low[unit]), high[unit])
             (low if is_above else high)[unit] = point
+        return self.within(low, high)
+
+    def within(self, low, high, free=()):
+        """The same on a part of the box.
+
+        Args:
+            low, high: float64 (m,), within the box; low ≤ high.
+            free: units whose g is free even where they are lines.
+        """
         found = Relaxation(
             self.operation, *(v.reshape(self.shape) for v in (self.center, low, high))
         )
-        # Neither the ball nor what is no line before depends on the branch.
-        found.bent = found.units = self.bent
-        found.weigh(self.weights, self.radius)
+        # Neither the ball nor what is no line before depends on the part; the ball is of the
+        # latter alone.
+        found.bent, found.units = self.bent.copy(), self.units
+        found.bent[list(free)] = True
+        found.weigh(np.where(self.units, self.weights, 0.0), self.radius)
         return found
 
     def back(self, c, multipliers, radius):
@@ -147,8 +160,7 @@ class Relaxation:
         size = 8 * (np.abs(flat) @ self.heights[index])
         if len(units):
             some = flat[:, bent]
-            shares, lam = self._chosen(some, units, multipliers)
-            taken = shares * some
+            taken, lam = self._chosen(some, units, multipliers)
             if not np.isfinite(radius):
                 lam = np.zeros(len(flat))
             g[:, bent] = taken
@@ -180,14 +192,18 @@ class Relaxation:
         return Functionals(g.reshape(c.rows.shape), c.window), h, size
 
     def _chosen(self, c, units, multipliers):
-        """Shares (rows, units) and λ (rows,)."""
+        """g (rows, units) and λ (rows,)."""
         shares = np.where(c > 0, *(v[units] for v in self.starts))
         if multipliers is None:
-            return shares, np.zeros(len(c))
+            return shares * c, np.zeros(len(c))
         _, here, there = np.intersect1d(units, multipliers.columns, return_indices=True)
-        shares[:, here] = multipliers.shares[:, there]
-        lam = multipliers.lam
-        return shares, np.where((lam >= _SMALLEST) & (lam <= _LARGEST), lam, 0.0)
+        given, lam = multipliers.shares[:, there], multipliers.lam
+        if not multipliers.are_slopes:
+            shares[:, here] = given
+        found = shares * c
+        if multipliers.are_slopes:
+            found[:, here] = given
+        return found, np.where((lam >= _SMALLEST) & (lam <= _LARGEST), lam, 0.0)
 
 
 def _blocks(rows, columns):

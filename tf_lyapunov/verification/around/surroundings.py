@@ -102,7 +102,7 @@ class Surroundings:
     def _linear(self, step, value, noise, radii, lost):
         operation, name = step.operation, step.name
         reaches = [self.reach(i)[None] for i in step.inputs]
-        sizes = [self._size(i)[None] for i in step.inputs]
+        sizes = [self.size(i)[None] for i in step.inputs]
         reach = functionals.absolute(operation, reaches)[0]
         reach = reach * (1 + gamma(functionals.terms(operation) + 8))
         doubt = np.broadcast_to(functionals.doubt(operation, reaches), (1, *value.shape))[0]
@@ -142,7 +142,8 @@ class Surroundings:
         value = self.values[name]
         return np.maximum(up(np.maximum(high - value, value - low)), 0.0)
 
-    def _size(self, name):
+    def size(self, name):
+        """Bounds on the signal's absolute values, and of those at the centre as computed."""
         low, high = self.boxes[name]
         return np.maximum(np.maximum(np.abs(low), np.abs(high)), np.abs(self.values[name]))
 
@@ -183,7 +184,7 @@ class Surroundings:
         for group in self.groups.get(name, ()):
             parts += [(group.units[k], group.of(k)) for k in self.blocks(len(group.units))]
             left = np.setdiff1d(left, group.units)
-        parts += [(some, None) for some in self._tiles(name, left)]
+        parts += [(some, None) for some in self.tiles(name, left)]
         for some, multipliers in parts:
             found = self.lower(name, of_units(some, shape), multipliers)
             count = len(some)
@@ -197,7 +198,7 @@ class Surroundings:
         step = max(_BLOCK // max(v.size for v in self.values.values()) // 2, 16)
         return [slice(k, min(k + step, count)) for k in range(0, count, step)]
 
-    def _tiles(self, name, units):
+    def tiles(self, name, units):
         """Blocks of units whose rows are passed together: of one place, where there are places."""
         shape = self.values[name].shape
         if not len(units):
@@ -209,7 +210,7 @@ class Surroundings:
 
     # Backwards ----------------------------------------------------------------------------------
 
-    def lower(self, target, c, multipliers=None, relaxed=None):
+    def lower(self, target, c, multipliers=None, relaxed=None, region=None):
         """Lower bounds of cᵀy on the region for the signal y of a step, rounded down, (rows,).
 
         Args:
@@ -217,6 +218,7 @@ class Surroundings:
             c: `Functionals` of its signal.
             multipliers: dict from names of steps to `Multipliers` of these rows, or None.
             relaxed: dict of other relaxations by name, of smaller boxes, or None.
+            region: a part of the region, or None.
         """
         multipliers, relaxed = multipliers or {}, {**self.relaxed, **(relaxed or {})}
         count = len(c.rows)
@@ -253,7 +255,7 @@ class Surroundings:
                 held[source] = held[source].plus(part, shape) if source in held else part
         c = held.pop(self.order[0])
         center = c.of(self.region.center)
-        least, more = self.region.minimum(c)
+        least, more = (region or self.region).minimum(c)
         bound = bound + _dot(c.rows, center) + least
         size = size + 2 * _dot(np.abs(c.rows), np.abs(center)) + more
         lost = (gamma(self.terms) * size + doubt) * SLACK * (1 + gamma(self.terms)) + _TINY
