@@ -80,6 +80,8 @@ class UnitTree(Tree):
         sources = {k: around.flow.links[k - 1].inputs[0] for k in self.columns}
         count = sum(len(c) for k, c in self.columns.items() if not domains.affine[sources[k]])
         self.domains = domains if count <= _REFRESHED else None
+        # Whether branches that share the input's box differ in boxes that are all known.
+        self._is_shared = not domains.has_ends and set(domains.kept) <= set(sources.values())
 
     def run(self, steps, before, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.
@@ -198,7 +200,7 @@ class UnitTree(Tree):
     def _refresh(self, branches):
         """Bounds the boxes of hidden units of every branch anew; closes those that are empty."""
         own = branches
-        if not self.domains.has_ends and all(b.box is None for b in branches):
+        if self._is_shared and all(b.box is None for b in branches):
             own = branches[:1]
         low, high = (np.stack(v) for v in zip(*map(self._box, own), strict=True))
         boxes = {}
