@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.local.curves import UNIT, UP, Curve, Grouped, norms, of, sets
+from tf_lyapunov.local.curves import TINY, UNIT, UP, Curve, Grouped, norms, of, sets
 from tf_lyapunov.program.families.softmax import Softmax
 
 
@@ -39,7 +39,9 @@ class SoftmaxCurve(Grouped):
         most = np.where(near, np.minimum(most, b * turned / ((1 - b) + b * turned) * UP), most)
         least = np.where(near, np.maximum(least, a / (a + (1 - a) * turned) / UP), least)
         least = np.maximum(np.minimum(least, p - lost), 0.0)
-        self.least_p, self.most_p = least, np.minimum(np.maximum(most, p + lost), 1.0)
+        # What underflows is positive all the same.
+        most = np.maximum(np.maximum(most, p + lost), TINY)
+        self.least_p, self.most_p = least, np.minimum(most, 1.0)
         self.far = 1 - self.least_p
         self.up, self.down = self.most_p - p, self.least_p - p
         self._finish()
@@ -145,7 +147,10 @@ class LogSoftmaxCurve(SoftmaxCurve):
     def _finish(self):
         low, high = (v.reshape(-1, *self.shape) for v in (self.bottom, self.top))
         low, high = (v.reshape(len(v), -1) for v in softmax_range(self.operation, low, high))
-        ends = [np.log(self._flat(v)) for v in (self.least_p, self.most_p)]
+        ends = [
+            np.where(v > 1e-290, np.log(v), end)
+            for v, end in ((self._flat(self.least_p), -np.inf), (self._flat(self.most_p), np.inf))
+        ]
         room = [1e-9 * (1 + np.abs(v)) for v in ends]
         low = np.fmax(low, np.where(np.isfinite(ends[0]), ends[0] - room[0], -np.inf))
         # Nothing is further from the rest than twice the reach.
@@ -200,6 +205,7 @@ class LogSoftmaxCurve(SoftmaxCurve):
 
 def softmax_range(operation, low, high):
     """Entry i is least where it alone is low and the others are high."""
+    low_z, high_z = low, high
     top = high.max(axis=operation.axes, keepdims=True)
     down, up = np.exp(low - top), np.exp(high - top)
     total = lambda v: v.sum(axis=operation.axes, keepdims=True)  # noqa: E731
@@ -215,4 +221,9 @@ def softmax_range(operation, low, high):
     if not operation.logarithm:
         return np.maximum(least, 0.0), most
     with np.errstate(divide="ignore"):
-        return np.log(np.maximum(least, 0.0)) - spread, np.log(most) + spread
+        low, high = np.log(np.maximum(least, 0.0)) - spread, np.log(most) + spread
+    # A logarithm says nothing of what underflows; log Σ exp is at least the largest entry.
+    floor = low_z.max(axis=operation.axes, keepdims=True)
+    below = high_z - floor + 4 * UNIT * (np.abs(high_z) + np.abs(floor))
+    low = np.where(least > TINY, low, -np.inf)
+    return low, np.where(most > TINY, high, np.minimum(below, spread))

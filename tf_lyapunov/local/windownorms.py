@@ -34,6 +34,8 @@ class NormCurve(Curve):
         # The computed slope z⁰/t is that of (V) up to a few roundings, and t is what it is.
         lost = (n + 16) * 4 * UNIT
         self.gap = (scale * np.where(flat, moved, gap) * UP + lost * scale * self.level)[..., 0]
+        # Its own bound on rounding allows for a scale in single precision.
+        self.doubt = 2 * lost * np.abs(self.value)
         self.off = (scale * lost * (moved + np.where(norm > TINY, 0.0, 2 * moved)))[..., 0]
         low, high = self._read(self.bottom), self._read(self.top)
         inner = np.maximum(np.maximum(low, -high), 0.0)
