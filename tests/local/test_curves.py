@@ -60,9 +60,7 @@ def points(center, low, high, radius, rng, count=600):
     place=st.sampled_from([0.0, 1.0, 30.0]),
     ball=st.sampled_from([np.inf, 1.0, 0.2]),
 )
-def test_no_point_of_the_box_and_the_ball_lies_below(
-    operation, shape, seed, exponent, place, ball
-):
+def test_no_point_of_the_box_and_the_ball_lies_below(operation, shape, seed, exponent, place, ball):
     rng, width = np.random.default_rng(seed), 10.0**exponent
     center, low, high = box_of(shape, rng, width, place)
     radius = width * ball
@@ -127,9 +125,9 @@ def test_second_order_terms_are_not_far_from_the_largest_on_the_ball(operation, 
     away *= radius / np.linalg.norm(away, axis=1, keepdims=True)
     z = center + away.reshape(-1, *shape)
     gap = value(operation, z) @ c.reshape(20, -1).T - z.reshape(4000, -1) @ g.reshape(20, -1).T
-    middle = value(operation, center)[0] @ c.reshape(20, -1).T - g.reshape(
-        20, -1
-    ) @ center.reshape(-1)
+    middle = value(operation, center)[0] @ c.reshape(20, -1).T - g.reshape(20, -1) @ center.reshape(
+        -1
+    )
     needed, lost = middle - gap.min(axis=0), middle - h
     assert np.all(lost >= needed)
     # Of those rows that bend down at all.
