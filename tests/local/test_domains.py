@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tf_lyapunov.layers import L2NormPooling2D
 from tf_lyapunov.local.boxes import CROWN, Memory, surround
 from tf_lyapunov.local.domains import Domains
 from tf_lyapunov.local.evaluating import Evaluation
@@ -53,6 +54,26 @@ def pooled():
     return randomised(model, 2)
 
 
+def curved(*inner):
+    """A hidden part of layers whose outputs depend on several inputs each."""
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(6), *inner, layers.Dense(2)])
+    return randomised(model, 4)
+
+
+def norms():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            layers.Conv2D(4, 2),
+            layers.GroupNormalization(2),
+            L2NormPooling2D(2, strides=1),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    return randomised(model, 5)
+
+
 def ended(layer):
     x = keras.Input((3,))
     y = layers.Dense(4, activation="relu")(x)
@@ -76,6 +97,11 @@ MODELS = {
     "elu": lambda: dense("elu"),
     "residual": residual,
     "pooled": pooled,
+    "normalised": lambda: curved(layers.LayerNormalization(), layers.ReLU(), layers.Dense(4)),
+    "root mean square": lambda: curved(layers.RMSNormalization(), layers.Activation("tanh")),
+    "softmax inside": lambda: curved(layers.Softmax(), layers.Dense(4), layers.ReLU()),
+    "log-softmax": lambda: curved(layers.Activation("log_softmax")),
+    "norms": norms,
     "softmax": lambda: ended(lambda y, z: layers.Softmax()(layers.Add()([y, z]))),
     "maximum": lambda: ended(lambda y, z: layers.Maximum()([y, z])),
 }

@@ -20,10 +20,12 @@ import time
 import numpy as np
 
 from tf_lyapunov.local import gains, maps
+from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.flow import Whole, gain_of
 from tf_lyapunov.local.maxima import WindowMaximum, is_window_maximum, windows_of
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
+from tf_lyapunov.local.relaxed import is_curved
 from tf_lyapunov.program import rounding
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
@@ -107,6 +109,8 @@ class Around:
                 radius = rounding.product_up(steepest, radii[0])
             else:
                 radius = gains.radius(operation, self._shapes(link), radii)
+                if isinstance(self.steps[k], Curved):
+                    radius = min(radius, rounding.product_up(self.steps[k].gain, radii[0]))
         elif has_pieces(operation):
             steepest = _steepest(operation)
             reach = steepest * reads[0]
@@ -171,6 +175,9 @@ class Around:
         low, high = self.box(source)
         if is_window_maximum(link.operation):
             self.steps[k] = WindowMaximum(link.operation, self.values[source], low, high, radius)
+            return self.steps[k]
+        if is_curved(link.operation):
+            self.steps[k] = Curved(link.operation, self.values[source], low, high, radius)
             return self.steps[k]
         self.steps[k] = Elementwise(link.operation, self.values[source], low, high, radius, weights)
         return self.steps[k]

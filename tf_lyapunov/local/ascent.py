@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.program import rounding
 
 # λ that are tried first, relative to ‖c‖/ρ of each row and step; 0 is CROWN's.
@@ -113,7 +114,7 @@ def _scales(around, memory, multipliers, split):
         if own is None or k not in multipliers:
             continue
         step = (split or around.steps).get(k) or around.steps[k]
-        if np.isfinite(step.radius):
+        if np.isfinite(step.radius) and not isinstance(step, Curved):
             size = rounding.euclidean_norms(own[0])
             found[k] = np.maximum(size, np.finfo(size.dtype).tiny) / max(step.radius, 1e-30)
     return found
@@ -122,5 +123,5 @@ def _scales(around, memory, multipliers, split):
 def _lift(around, memory, multipliers, split):
     """Small λ in place of 0, from which no step of the search would lead away."""
     for k, scale in _scales(around, memory, multipliers, split).items():
-        floor = np.log(1e-3 * scale).astype(scale.dtype)
+        floor = np.log(np.maximum(1e-3 * scale, np.finfo(scale.dtype).tiny)).astype(scale.dtype)
         multipliers[k].log_lam = np.maximum(multipliers[k].log_lam, floor)

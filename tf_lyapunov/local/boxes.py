@@ -7,11 +7,9 @@ import numpy as np
 
 from tf_lyapunov.local.around import Around
 from tf_lyapunov.local.ascent import PATIENCE, RATE, TRIALS, ascend, tried
-from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.localgains import LocalGains
-from tf_lyapunov.local.maxima import is_window_maximum
-from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.relaxation import Elementwise
+from tf_lyapunov.local.relaxed import is_relaxed
 from tf_lyapunov.local.windows import Windows, window_around
 from tf_lyapunov.program import rounding
 
@@ -103,10 +101,7 @@ def surround(flow, traced, region, effort=None, memory=None, *, dtype=np.float64
     last = flow.output if target is None else target
     for k in range(1, last + 1):
         link = flow.links[k - 1]
-        operation = link.operation
-        if not isinstance(operation, Whole) and (
-            has_pieces(operation) or is_window_maximum(operation)
-        ):
+        if is_relaxed(link.operation):
             source = link.inputs[0]
             if source not in around.tightened and source > 0:
                 _tighten(around, k, effort, memory, proof)

@@ -27,9 +27,11 @@ import numpy as np
 from tf_lyapunov.local import maps
 from tf_lyapunov.local.flow import Whole
 from tf_lyapunov.local.lines import (
+    CurvedLines,
     WindowLines,
     active_cells,
     breaks_of,
+    curved_lines,
     interval_of,
     lines_of,
     repeated,
@@ -37,6 +39,7 @@ from tf_lyapunov.local.lines import (
 )
 from tf_lyapunov.local.maxima import is_window_maximum, windows_of
 from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.relaxed import curve_of, is_curved, is_relaxed
 from tf_lyapunov.program import rounding
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
@@ -100,22 +103,17 @@ class Domains:
         self.is_box = not np.isfinite(min(self.region.radius, self.region.radius_l1))
         # What links with lines read, in order: these boxes are kept from a domain to its parts.
         self.kept = list(dict.fromkeys(
-            link.inputs[0] for link in self.flow.links if self._has_lines(link.operation)
+            link.inputs[0] for link in self.flow.links if is_relaxed(link.operation)
         ))  # fmt: skip
         self.moving = np.flatnonzero(self.whole[0][0] < self.whole[0][1])
         # Links that neither lines nor adjoints lead through: what is behind them has intervals.
         self.has_ends = not all(
-            around._linear(link) or self._has_lines(link.operation) for link in self.flow.links
+            around._linear(link) or is_relaxed(link.operation) for link in self.flow.links
         )
         self._slopes, self._tables, self.affine = {}, {}, [True]
         for link in self.flow.links:
             linear = around._linear(link) and all(self.affine[i] for i in link.inputs)
             self.affine.append(linear)
-
-    def _has_lines(self, operation):
-        if isinstance(operation, Whole):
-            return False
-        return has_pieces(operation) or is_window_maximum(operation)
 
     def _sizes(self):
         """L of (S), per position, flat."""
@@ -131,13 +129,19 @@ class Domains:
             if around._linear(link):
                 own = 2 * around.sizes[k]
                 size = own + maps.absolute(link.operation, reads)
-            elif self._has_lines(link.operation):
+            elif is_relaxed(link.operation):
                 step, source = around.steps[k], around.box(link.inputs[0])
                 largest = np.maximum(np.abs(source[0]), np.abs(source[1]))
                 if has_pieces(link.operation):
                     slopes = np.maximum(*(np.abs(s) for s in step.slopes)).reshape(size.shape)
                     own = 4 * step.largest_value.reshape(size.shape)
                     size = own + slopes * (4 * largest + reads[0])
+                elif is_curved(link.operation):
+                    ends = (v.reshape(1, -1) for v in (around.values[link.inputs[0]], *source))
+                    curve = curve_of(link.operation, self.shapes[link.inputs[0]], *ends)
+                    inner = curve.magnified((4 * largest + reads[0]).reshape(-1))
+                    own = 8 * size
+                    size = own + inner.reshape(size.shape)
                 else:
                     cells, out = windows_of(link.operation, self.shapes[link.inputs[0]])
                     inner = np.where(cells >= 0, (8 * largest + reads[0]).reshape(-1)[cells], 0.0)
@@ -197,7 +201,7 @@ class Domains:
         empty = np.zeros(count, bool) | np.any(low > high, axis=1)
         for k, link in enumerate(self.flow.links, 1):
             operation = link.operation
-            if self._has_lines(operation):
+            if is_relaxed(operation):
                 source = link.inputs[0]
                 if source not in steep:
                     steep[source] = self._tighten(
@@ -215,6 +219,10 @@ class Domains:
             if isinstance(line, WindowLines):
                 continue
             low, high = box[source]
+            if isinstance(line, CurvedLines):
+                # ½vD² of a box of width 2D.
+                found.setdefault(source, []).append((c, (high - low) / 8))
+                continue
             gap = np.where(line.open, line.gap(low, high), 0.0) / np.maximum(high - low, 1e-30)
             found.setdefault(source, []).append((c, gap))
         return found
@@ -308,7 +316,7 @@ class Domains:
             domain, window, cell = np.nonzero(active)
             found[domain, cells[window, cell]] = True
             return found
-        breaks = breaks_of(operation)
+        breaks = None if is_curved(operation) else breaks_of(operation)
         if breaks is None:
             return high > low
         return np.any([(low < b) & (b < high) for b in breaks], axis=0)
@@ -316,6 +324,8 @@ class Domains:
     def _lines(self, operation, source, low, high):
         if is_window_maximum(operation):
             return window_lines(operation, self.shapes[source], low, high)
+        if is_curved(operation):
+            return curved_lines(operation, self.shapes[source], low, high)
         return lines_of(operation, low, high, self.shapes[source])
 
     def _interval(self, k, link, box):
@@ -436,7 +446,7 @@ class Domains:
                 found = [f.reshape(len(c), -1) for f in found]
             elif k in lines:
                 if passed is not None:
-                    passed[k] = c
+                    passed[k] = lines[k].costs(c, domain)
                 found, added = lines[k].through(c, domain)
                 constant += added
                 if passed is not None:

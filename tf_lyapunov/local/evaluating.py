@@ -6,10 +6,10 @@ from tf_lyapunov.local import maps
 from tf_lyapunov.local.flow import Whole, gain_of
 from tf_lyapunov.local.maxima import is_window_maximum, windows_of
 from tf_lyapunov.local.pieces import has_pieces, linear_pieces
+from tf_lyapunov.local.relaxed import curve_of, is_curved
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.elementwise import FUNCTIONS, Kinked
 from tf_lyapunov.program.families.merging import Extreme
-from tf_lyapunov.program.families.softmax import Softmax
 from tf_lyapunov.program.operation import EXACT, Signal
 
 
@@ -75,11 +75,11 @@ def _pulled(operation, c, read, value):
         found = np.zeros_like(flat)
         np.add.at(found, (np.arange(len(c))[:, None], chosen), c.reshape(len(c), -1))
         return [found.reshape(read[0].shape)]
-    if isinstance(operation, Softmax):
-        total = lambda v: v.sum(axis=operation.axes, keepdims=True)  # noqa: E731
-        if operation.logarithm:
-            return [c - np.exp(value) * total(c)]
-        return [value * (c - total(c * value))]
+    if is_curved(operation):
+        flat = read[0].reshape(len(c), -1)
+        curve = curve_of(operation, shapes[0], flat, flat, flat)
+        pulled = curve.pull(c.reshape(len(c), -1), np.arange(len(c)))
+        return [pulled.reshape(read[0].shape)]
     if isinstance(operation, Extreme):
         return [maps.reduced_to(c * (r == value), s) for r, s in zip(read, shapes, strict=True)]
     return [c if r.shape == c.shape else np.zeros_like(r) for r in read]

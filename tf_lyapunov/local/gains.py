@@ -3,11 +3,15 @@
 import functools
 import math
 
+import numpy as np
+
 from tf_lyapunov.local import maps
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import pooling as geometry
 from tf_lyapunov.program.families.merging import Extreme
+from tf_lyapunov.program.families.normalizing import Normalized, normalization_gain
+from tf_lyapunov.program.families.norms import WindowNorm, window_norm_gain
 from tf_lyapunov.program.families.pooling import Pooled
 from tf_lyapunov.program.families.softmax import Softmax
 
@@ -61,3 +65,14 @@ def _(operation: Extreme, shapes, radii):
     repeats = [rounding.sqrt_up(size / max(math.prod(s), 1)) for s in shapes]
     pairs = zip(repeats, radii, strict=True)
     return rounding.root_sum_squares_up(*(rounding.product_up(r, d) for r, d in pairs))
+
+
+@radius.register
+def _(operation: Normalized, shapes, radii):
+    shape = operation._split(np.empty((1, *shapes[0]))).shape
+    return rounding.product_up(normalization_gain(operation, shape)[0], radii[0])
+
+
+@radius.register
+def _(operation: WindowNorm, shapes, radii):
+    return rounding.product_up(window_norm_gain(operation, shapes[0]), radii[0])

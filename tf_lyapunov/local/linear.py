@@ -11,10 +11,9 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.findings import Finding, every
 from tf_lyapunov.local.flow import Whole, flow_of, needs_model, portable, trace
 from tf_lyapunov.local.maps import is_linear
-from tf_lyapunov.local.maxima import is_window_maximum
-from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.radii import Prover, margin_rows
 from tf_lyapunov.local.recording import record
+from tf_lyapunov.local.relaxed import is_relaxed
 
 # Bytes of multipliers that a certificate keeps, so that its radii can be re-checked.
 LARGEST_RECORDS = 2**29
@@ -155,11 +154,7 @@ def passed(flow):
         link.name
         for link in flow.links
         if isinstance(link.operation, Whole)
-        or not (
-            is_linear(link.operation)
-            or has_pieces(link.operation)
-            or is_window_maximum(link.operation)
-        )
+        or not (is_linear(link.operation) or is_relaxed(link.operation))
     ]
     return list(dict.fromkeys(names))
 

@@ -1,16 +1,15 @@
 """Lines below and above activations, and intervals of operations, on many boxes at once."""
 
 import dataclasses
-import math
 
 import numpy as np
 
 from tf_lyapunov.local.maxima import is_window_maximum, windows_of
 from tf_lyapunov.local.pieces import Columns, has_pieces, linear_pieces, pieces
+from tf_lyapunov.local.relaxed import curve_of, is_curved
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.elementwise import Kinked
 from tf_lyapunov.program.families.merging import Extreme
-from tf_lyapunov.program.families.softmax import Softmax
 from tf_lyapunov.program.operation import EXACT, Signal
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
@@ -48,6 +47,10 @@ class Lines:
         minus *= np.take(self.bend, domain, axis=0)
         minus += rows * np.take(self.low_slope, domain, axis=0)
         return [minus.reshape(c.shape)], added.reshape(-1)
+
+    def costs(self, c, domain):
+        """Coefficients that gaps of lines are multiplied with."""
+        return c
 
     def gap(self, low, high):
         """How far they are apart amid a box."""
@@ -138,6 +141,10 @@ class WindowLines:
     shift: np.ndarray
     size: int
 
+    def costs(self, c, domain):
+        """Coefficients of the maxima, of which no cost is known."""
+        return c
+
     def through(self, c, domain):
         """As that of `Lines`."""
         minus, domain = np.minimum(c, 0.0), repeated(domain, len(c))
@@ -190,8 +197,8 @@ def interval_of(operation, reads, shape):
     if has_pieces(operation):
         low, high = (v.reshape(len(v), -1) for v in reads[0])
         return range_of(operation, low, high, Columns(np.arange(low.shape[1]), shape))
-    if isinstance(operation, Softmax):
-        return softmax_range(operation, *reads[0])
+    if is_curved(operation):
+        return curve_on(operation, *reads[0]).ends()
     if isinstance(operation, Extreme) or is_window_maximum(operation):
         # Nondecreasing in every entry, and exact.
         ends = ([Signal(read[end]) for read in reads] for end in (0, 1))
@@ -209,21 +216,44 @@ def range_of(operation, low, high, columns):
     return pieces(operation, low, high, columns).range()
 
 
-def softmax_range(operation, low, high):
-    """Entry i is least where it alone is low and the others are high."""
-    top = high.max(axis=operation.axes, keepdims=True)
-    down, up = np.exp(low - top), np.exp(high - top)
-    total = lambda v: v.sum(axis=operation.axes, keepdims=True)  # noqa: E731
-    # Differences of sums of positive numbers cancel; their rounding is relative to the sums.
-    count = math.prod(low.shape[a] for a in operation.axes)
-    room = 4 * (count + 64) * UNIT
-    least = down / ((down + np.maximum(total(up) * (1 + room) - up, 0.0)) * (1 + room))
-    rest = np.maximum(total(down) * (1 - room) - down, 0.0)
-    most = up / np.maximum(up + rest, 1e-300) * (1 + room)
-    # exp errs relative to its argument's rounding.
-    spread = (1 + np.abs(low - top)) * room
-    least, most = least * (1 - spread), np.minimum(most * (1 + spread), 1.0)
-    if not operation.logarithm:
-        return np.maximum(least, 0.0), most
-    with np.errstate(divide="ignore"):
-        return np.log(np.maximum(least, 0.0)) - spread, np.log(most) + spread
+@dataclasses.dataclass(eq=False)
+class CurvedLines:
+    """(V) of `curves` around the middle of every domain, entry by entry, or ranges."""
+
+    curve: object
+    below: np.ndarray  # what is lost below and above, (domains, outputs)
+    above: np.ndarray
+    use: np.ndarray  # bool, whether slopes rather than ranges bound an output
+
+    def through(self, c, domain):
+        """`(coefficients per input, constants)`."""
+        curve, use = self.curve, self.use[domain]
+        a = np.where(use, c, 0.0)
+        g = curve.pull(a, domain)
+        added = np.einsum("ij,ij->i", a, curve.value[domain])
+        added -= np.einsum("ij,ij->i", g, curve.center[domain])
+        lost = np.where(a > 0, self.below[domain], self.above[domain]) + curve.doubt[domain]
+        added -= np.einsum("ij,ij->i", np.abs(a), lost) + curve.missed(a, domain)
+        ends = np.where(c > 0, curve.low[domain], curve.high[domain])
+        added += np.einsum("ij,ij->i", c, np.where(use, 0.0, ends))
+        return [g], added
+
+    def costs(self, c, domain):
+        """v(c) of rows, (rows, inputs)."""
+        return self.curve.curvature(np.where(self.use[domain], c, 0.0), domain)
+
+
+def curve_on(operation, low, high):
+    """The `Curve` around the middles of boxes (domains, *shape)."""
+    shape, (low, high) = low.shape[1:], (v.reshape(len(v), -1) for v in (low, high))
+    return curve_of(operation, shape, low / 2 + high / 2, low, high)
+
+
+def curved_lines(operation, shape, low, high):
+    """`CurvedLines` of an operation on boxes (domains, entries) of samples of a shape."""
+    curve = curve_on(operation, *(v.reshape(-1, *shape) for v in (low, high)))
+    below, above = curve.losses()
+    with np.errstate(invalid="ignore"):
+        use = below + above < (curve.high - curve.low) / 2
+    below, above = (np.where(use, v, 0.0) for v in (below, above))
+    return CurvedLines(curve, below, above, use)

@@ -17,6 +17,7 @@ import math
 import numpy as np
 
 from tf_lyapunov.local import maps
+from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.program import rounding
@@ -93,8 +94,8 @@ class LocalGains:
         """Takes in the elementwise step that makes position k, whose relaxation is known."""
         around = self.around
         step = around.steps[k]
-        if isinstance(step, WindowMaximum):
-            self._add_maximum(k, step)
+        if isinstance(step, (WindowMaximum, Curved)):
+            self._add_several(k, step)
             return
         low, high = chords(step)
         self.middles[k] = (low + high) / 2
@@ -106,8 +107,9 @@ class LocalGains:
         source = around.flow.links[k - 1].inputs[0]
         self.signals[k] = self.radius(source, spread)
 
-    def _add_maximum(self, k, step):
-        """Takes in maxima: means over their candidates and what these leave, `spread`."""
+    def _add_several(self, k, step):
+        """Takes in outputs of several inputs each: their linear part and what it leaves, `spread`:
+        means over the candidates of maxima, or slopes at the centre."""
         spread = step.spread()
         self.middles[k], self.roots[k] = step, np.sqrt(spread) * (1 + 4 * UNIT)
         source = self.around.flow.links[k - 1].inputs[0]
@@ -200,10 +202,10 @@ class LocalGains:
                 scaled = flat[:, own] * self.roots[k][own].astype(around.dtype)
                 parts.append((k, scaled, size, self.signals[k]))
                 middle = self.middles[k]
-                if isinstance(middle, WindowMaximum):
+                if isinstance(middle, (WindowMaximum, Curved)):
                     shape = around.trace.shape(link.inputs[0])
                     found = [middle.mean_back(flat).reshape(-1, *shape)]
-                    grown = [size * 2 * middle.cells.shape[1]]
+                    grown = [size * middle.growth]
                 else:
                     found = [(flat * middle.astype(around.dtype)).reshape(c.shape)]
                     grown = [size * (float(np.max(np.abs(middle), initial=0.0)) + 1)]

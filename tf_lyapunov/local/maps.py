@@ -15,6 +15,7 @@ from tf_lyapunov.program.families import pooling as geometry
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Joined, Weighted
 from tf_lyapunov.program.families.moving import Moved
+from tf_lyapunov.program.families.norms import WindowNorm, window_norm_gain
 from tf_lyapunov.program.families.pooling import Pooled
 from tf_lyapunov.program.families.scaling import Scaled
 from tf_lyapunov.program.operation import EXACT, Signal
@@ -30,6 +31,8 @@ def is_linear(operation):
     """Whether an operation is affine and has an adjoint here."""
     if isinstance(operation, Pooled):
         return operation.kind == "mean"
+    if isinstance(operation, WindowNorm):
+        return operation.p is None
     return adjoint.dispatch(type(operation)) is not adjoint.dispatch(object)
 
 
@@ -428,6 +431,40 @@ def _(operation: Pooled, shapes):
         operation.sizes, operation.strides, operation.padding, sizes
     )
     return [float(found)]
+
+
+@adjoint.register
+def _(operation: WindowNorm, c, shapes):
+    (shape,) = shapes
+    cells = window_cells(operation, shape)
+    flat = operation.scale * c.reshape(len(c), -1)
+    found = np.zeros((len(c), math.prod(shape)), flat.dtype)
+    for own in cells.T:
+        # Cells of different windows in the same place of each are different.
+        held = own >= 0
+        found[:, own[held]] += flat[:, held]
+    return [found.reshape(len(c), *shape)]
+
+
+@absolute.register
+def _(operation: WindowNorm, sizes):
+    return operation._placed(operation.scale * operation._reduced(operation._cells(sizes[0]), None))
+
+
+@terms.register
+def _(operation: WindowNorm, shapes):
+    return 4 + 2 * math.prod(operation.sizes or shapes[0])
+
+
+@norms.register
+def _(operation: WindowNorm, shapes):
+    return [window_norm_gain(operation, shapes[0])]
+
+
+def window_cells(operation, shape):
+    """Flat input entries of every window of a `WindowNorm`, int (outputs, cells), -1 beyond."""
+    cells = operation._cells(np.arange(1, math.prod(shape) + 1).reshape(1, *shape))
+    return np.stack([operation._placed(c).reshape(-1) for c in cells], axis=1) - 1
 
 
 __all__ = ["absolute", "adjoint", "applied", "convolved_back", "is_linear", "norms", "offset",

@@ -74,6 +74,8 @@ class WindowMaximum:
         self.places = [np.flatnonzero(self.single & (place == k)) for k in range(cells.shape[1])]
         self.many = np.flatnonzero(~self.single)
         self.cells = cells[self.many]
+        # Of the norm of the means' absolute map, see `LocalGains`.
+        self.growth = 2 * cells.shape[1]
         self.active = active[:, self.many]
         width = cells.shape[1]
         self.columns = (self.many[:, None] * width + np.arange(width)).ravel()

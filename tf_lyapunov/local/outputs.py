@@ -7,6 +7,7 @@ import numpy as np
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, Memory, surround_proved
+from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.flow import Whole, flow_of, gain_of, trace
 from tf_lyapunov.local.gainfiles import Ball, save_gains
 from tf_lyapunov.local.localgains import LocalGains
@@ -213,9 +214,13 @@ class SlopeGains(LocalGains):
         for k, link in enumerate(around.flow.links, 1):
             radii = [self.bounds[i] for i in link.inputs]
             shapes = around._shapes(link)
-            if isinstance(around.steps.get(k), WindowMaximum):
-                self._add_maximum(k, around.steps[k])
-                self.bounds.append(gains.radius(link.operation, shapes, radii))
+            step = around.steps.get(k)
+            if isinstance(step, (WindowMaximum, Curved)):
+                self._add_several(k, step)
+                found = gains.radius(link.operation, shapes, radii)
+                if isinstance(step, Curved):
+                    found = min(found, rounding.product_up(step.gain, radii[0]))
+                self.bounds.append(found)
             elif k in around.steps and has_pieces(link.operation):
                 low, high = slopes(around.steps[k]) if slopes else around.steps[k].slopes
                 steepest = float(np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0))
@@ -273,6 +278,8 @@ class EntryGains:
                     size = gain_of(link.operation.nodes, sizes)
                 else:
                     size = gains.radius(link.operation, around._shapes(link), sizes)
+                if isinstance(around.steps.get(k), Curved):
+                    size = min(size, rounding.product_up(around.steps[k].gain, sizes[0]))
                 found = np.full(around.values[k].shape, size)
             self.bounds.append(found * (1 + 1e-12))
 

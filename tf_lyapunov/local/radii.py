@@ -19,7 +19,9 @@ from tf_lyapunov.local.searching import SearchFlow
 _TOLERANCE, _TOLERANCE_LARGE = 8e-3, 1.5e-2
 # Share of the centre's margin that searches in float32 leave for the proof, in large flows.
 _ROOM = 0.01
-_EVALUATIONS = 9
+_EVALUATIONS, _FAILURES = 9, 12
+# Of the least radius that fails, what may be left where no radius is known.
+_SHARE = 1e-2
 _LARGEST = 1e9
 # Larger radii that splits are tried for, where hidden steps are narrow and where they are not.
 _MANY, _ENOUGH = 20, 4
@@ -175,7 +177,10 @@ class Prover:
         radius = max((_FIRST_LARGE if large else 0.6) * guess, start * 1.02)
         memory, held, best = Memory(), None, None
         count, tolerance = 0, _TOLERANCE_LARGE if large else _TOLERANCE
-        while count < _EVALUATIONS and time.monotonic() < deadline:
+        failed = 0  # before the first success
+        while count - max(failed - 1, 0) < _EVALUATIONS and failed < _FAILURES:
+            if time.monotonic() >= deadline:
+                break
             effort = efforts[0 if count == 0 else 1]
             try:
                 # What single precision does not hold is no bound.
@@ -192,6 +197,7 @@ class Prover:
                 low = radius
             else:
                 high = radius
+                failed += low == 0
             if high <= max(low * (1 + tolerance), start):
                 break
             # Bounds fall like height·(1 - r/guess) - curvature·r², the curvature growing slowly.
@@ -201,6 +207,9 @@ class Prover:
                 break
             if high < np.inf and not low < root < high:
                 root = (low + high) / 2
+            if low == 0 and failed > 1:
+                # Slopes at the input say nothing here, as behind a softmax that is saturated there.
+                root = min(root, math.sqrt(max(start, _SHARE * high) * high))
             radius = max(min(root, 2 * radius), start * 1.001)
             if radius > most:
                 break

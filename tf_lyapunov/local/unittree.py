@@ -91,6 +91,8 @@ class UnitTree(Tree):
         self.margin, self.partition = 0.0, Partition(self.domains is not None)
         # Splits of every leaf, at least, and whether points are shown to the attacker.
         self.least, self.attacks = 0, True
+        # Whether branches that share the input's box differ in boxes that are all known.
+        self._is_shared = not domains.has_ends and set(domains.kept) <= set(sources.values())
 
     def run(self, steps, before, report=lambda count: None):
         """Splits until nothing is open, a counterexample is found, or time is up.
@@ -247,10 +249,8 @@ class UnitTree(Tree):
 
     def _refresh(self, branches):
         """Bounds the boxes of hidden units of every branch anew; closes those that are empty."""
-        own, sources = branches, {self.around.flow.links[k - 1].inputs[0] for k in self.columns}
-        # Boxes of what maxima read are not kept: every branch finds them from its own input.
-        is_known = sources.issuperset(self.domains.kept) and not self.domains.has_ends
-        if is_known and all(b.box is None for b in branches):
+        own = branches
+        if self._is_shared and all(b.box is None for b in branches):
             own = branches[:1]
         low, high = (np.stack(v) for v in zip(*map(self._box, own), strict=True))
         boxes = {}

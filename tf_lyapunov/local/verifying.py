@@ -133,8 +133,9 @@ def verify_property(model, region, property, *, timeout=60.0, outputs="logits", 
 
     Few inputs (up to 8 that may change) are split themselves; otherwise hidden units are, at the
     corners of their activation. Both are complete for piecewise linear networks, given time, where
-    the margin is not zero. Max pools are bounded, not split, and steps without a relaxation pass
-    their gain: splits of hidden units alone do not close what these lose.
+    the margin is not zero. Max pools, softmax and normalisations are bounded, not split,
+    and steps without a relaxation pass their gain: splits of hidden units alone do not close what
+    these lose.
 
     Args:
         model: a built Keras model of supported layers with one input.

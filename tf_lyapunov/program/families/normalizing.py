@@ -284,13 +284,28 @@ def _factor(operation, sizes):
     return max(map(centred_scale_norm, rows)), "‖diag γ (I - 11ᵀ/n)‖"
 
 
+def normalization_gain(operation, shape):
+    """`(gain, name of its factor)` of a `Normalized` on samples of a shape, groups split.
+
+    Args:
+        operation: `Normalized`.
+        shape: with the batch axis.
+    """
+    return _gain_of(operation, [shape[a] for a in operation.axes])
+
+
+def _gain_of(operation, sizes):
+    factor, name = _factor(operation, sizes)
+    root = float(rounding.down(math.sqrt(operation.epsilon)))
+    return (rounding.quotient_up(factor, root) if factor else 0.0), name
+
+
 def _gain(call, operation):
     tensor, output = call.inputs[0], call.outputs[0]
     sizes = _sizes(call, operation)
-    factor, name = _factor(operation, sizes)
+    value, name = _gain_of(operation, sizes)
     largest = float(np.max(np.abs(operation.gamma), initial=0.0))
     root = float(rounding.down(math.sqrt(operation.epsilon)))
-    value = rounding.quotient_up(factor, root) if factor else 0.0
     steepest = rounding.quotient_up(largest, root) if largest else 0.0
     size = math.inf if tensor.size is None else tensor.size
     norm = float(rounding.euclidean_norms_up(operation.beta.reshape(1, -1))[0])

@@ -207,6 +207,22 @@ def lp_pooling_gain(p, pool_size, strides, padding, sizes):
     return total ** (2 / p - 1) * overlap ** (2 - 2 / p) * SLACK
 
 
+def window_norm_gain(operation, shape):
+    """Gain of a `WindowNorm` on samples of this shape, rounded up."""
+    sizes = shape[1:] if operation.channels_first else shape[:-1]
+    p, scale = operation.p, operation.scale
+    if operation.sizes is None:
+        count = math.prod(sizes)
+        if p is None or p < 2:
+            # ‖v‖_p ≤ n^(1/p - 1/2)·‖v‖₂, and the sum is at most the 1-norm.
+            return scale * count ** (1 / (p or 1.0) - 0.5) * SLACK
+        return scale
+    geometry = operation.sizes, operation.strides, operation.padding, sizes
+    if p is None:
+        return scale * pooling.window_sum_gain(*geometry) * SLACK
+    return scale * lp_pooling_gain(p, *geometry) * SLACK
+
+
 def _lp_error(p, cells, dtype):
     """Relative error of a p-norm of `cells` entries, scaled by the largest."""
     if p == math.inf:
