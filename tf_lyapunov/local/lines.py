@@ -226,7 +226,8 @@ class CurvedLines:
     use: np.ndarray  # bool, whether slopes rather than ranges bound an output
 
     def through(self, c, domain):
-        """`(coefficients per input, constants)`."""
+        """As that of `Lines`."""
+        domain = repeated(domain, len(c))
         curve, use = self.curve, self.use[domain]
         a = np.where(use, c, 0.0)
         g = curve.pull(a, domain)
@@ -240,6 +241,7 @@ class CurvedLines:
 
     def costs(self, c, domain):
         """v(c) of rows, (rows, inputs)."""
+        domain = repeated(domain, len(c))
         return self.curve.curvature(np.where(self.use[domain], c, 0.0), domain)
 
 
