@@ -38,7 +38,7 @@ def export_mat(
 
     Example: [bold]tf-lyapunov export-mat runs/digits digits.mat[/bold]
     """
-    _refuse_existing([out], overwrite)
+    refuse_existing([out], overwrite)
     with work(json_):
         from .. import matlab, modelfile
         from ..experiments import files
@@ -93,7 +93,7 @@ def import_mat(
             "`--model` and `--out` go together: the weights of the file, in the architecture of "
             f"the one, become the other. Received: --model {model}, --out {out}."
         )
-    _refuse_existing([p for p in (out, design_out, certificate_out) if p], overwrite)
+    refuse_existing([p for p in (out, design_out, certificate_out) if p], overwrite)
     with work(json_):
         from .. import matlab
 
@@ -128,7 +128,8 @@ def import_mat(
             raise typer.Exit(NOT_PROVED)
 
 
-def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
+def refuse_existing(paths: list[Path], overwrite: bool) -> None:
+    """Refuses outputs that are there already, or that are one file twice."""
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"Every output needs its own file. Received: {', '.join(map(str, paths))}")
     there = [str(path) for path in paths if path.exists()]
