@@ -60,6 +60,7 @@ _FUNCTIONS = {
     "gain_on": "tf_lyapunov.local.outputs:gain_on",
     "output_bounds": "tf_lyapunov.local.outputs:output_bounds",
     "verify_property": "tf_lyapunov.local.verifying:verify_property",
+    "load_onnx": "tf_lyapunov.onnx.load:load_onnx",
     "localized_robustness": "tf_lyapunov.evaluation.localized:localized_robustness",
 }
 
