@@ -82,7 +82,7 @@ def verify_property(
 
 def _decided(network: Path, prop: Path, deadline: float, seed: int):
     from ..vnnlib.deciding import TIMEOUT, Decision, decide
-    from ..vnnlib.reading import read_vnnlib
+    from ..vnnlib.files import read_vnnlib
     from ..vnnlib.subjects import open_subject
 
     query = read_vnnlib(prop)

@@ -142,6 +142,8 @@ class _Search:
             return UNSAT, f"Proved on each of {len(self.found)} boxes of inputs."
         if late or self.rest() <= _LEAST:
             return TIMEOUT, "The time was up."
+        if any(case.box.inside(self.subject.dtype) is None for case in waiting):
+            return UNKNOWN, self.no_number()
         return UNKNOWN, "Neither a proof nor a counterexample was found."
 
     def rest(self):
@@ -150,6 +152,12 @@ class _Search:
     def replayed(self):
         own = self.subject.runtime
         return own if self.subject.replay is None else f"{own} and by the Keras model"
+
+    def no_number(self):
+        return (
+            f"Nothing was proved, and some input has no number of the type {self.subject.dtype} "
+            "that satisfies the file, so that there is no counterexample either."
+        )
 
     def verified(self, low, high, case, timeout):
         region = Region.box(*(np.reshape(v, self.subject.shape) for v in (low, high)))
@@ -170,10 +178,7 @@ class _Search:
         if any(self.replays(p, case) for p in points):
             return True
         if inside is None:
-            self.doubts.append(
-                "The property is broken next to the file's set, but some input has no number of "
-                f"the type {self.subject.dtype} that satisfies the file."
-            )
+            self.doubts.append(self.no_number())
             return False
         # The corners of the box were rounded outwards: search those of the type's numbers in it.
         if self.rest() > _LEAST:

@@ -2,25 +2,21 @@
 
 Read are `(declare-const X_0 Real)` (also `(declare-fun X_0 () Real)`), `(assert FORMULA)` with
 `and`, `or`, `not`, `true`, `false`, `<=`, `<`, `>=`, `>` and `=` as SMT-LIB defines them, and terms
-of `+`, `-`, `*`, `/`, numbers (decimals, also with a sign or an exponent) and variables. `set-logic`
-and `set-info` say nothing about the set. Everything else is refused with its line and column.
+of `+`, `-`, `*`, `/`, numbers (decimals, also with a sign or an exponent) and variables. Commands
+`set-logic` and `set-info` say nothing about the set. Everything else is refused with its line and
+column.
 """
 
 import bisect
-import gzip
 import re
-import zlib
-from fractions import Fraction
-from pathlib import Path
 
 from tf_lyapunov.errors import PropertyFileError
 from tf_lyapunov.vnnlib import terms
 from tf_lyapunov.vnnlib.formulas import And, Or, Query
 
-# Characters of a file, nesting of its expressions, digits of a number and its exponent at most.
-MOST_CHARACTERS, MOST_NESTED, MOST_DIGITS, MOST_EXPONENT = 2**27, 200, 2000, 5000
-_TOKEN = re.compile(r"""[ \t\r\n]+|;[^\n\r]*|([()])|([^\s()";|]+)|("(?:[^"]|"")*")""")
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?", re.ASCII)
+# Nesting of expressions at most.
+MOST_NESTED = 200
+TOKEN = re.compile(r"""[ \t\r\n]+|;[^\n\r]*|([()])|([^\s()";|]+)|("(?:[^"]|"")*")""")
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 _COMPARISONS = ("<=", "<", ">=", ">", "=")
 _NEGATED = {"<=": ">", "<": ">=", ">=": "<", ">": "<=", "=": "!="}
@@ -30,34 +26,14 @@ _ARITHMETIC = {
     "*": terms.product,
     "/": terms.quotient,
 }
-_VERSION_2 = ("vnnlib-version", "declare-network")
-
-
-def read_vnnlib(path):
-    """The `Query` of a VNN-LIB file, 1.0 or 2.0, plain or compressed (`.gz`).
-
-    Args:
-        path: file name.
-
-    Raises:
-        PropertyFileError: for a file that is missing, damaged, too large, or says anything that
-            is not understood, with its line and column.
-        ImportError: for a file of VNN-LIB 2.0 without the package `vnnlib` (extra `onnx`).
-    """
-    path = Path(path)
-    text = _text(path)
-    if _first_command(text) in _VERSION_2:
-        from tf_lyapunov.vnnlib.version2 import parse_version_2
-
-        return parse_version_2(text, str(path))
-    return parse(text, str(path))
 
 
 def parse(text, source="the text"):
-    """The `Query` of a text of VNN-LIB 1.0, see `read_vnnlib`.
+    """The `Query` of a text of VNN-LIB 1.0, see `files.read_vnnlib`.
 
     Example:
 
+    >>> from fractions import Fraction
     >>> query = parse('''
     ... (declare-const X_0 Real) ; one input
     ... (declare-const Y_0 Real)
@@ -68,49 +44,6 @@ def parse(text, source="the text"):
     (True, True, False)
     """
     return _Reader(text, source).query()
-
-
-def number(text):
-    """A numeral, a decimal, or one with a sign or an exponent, exactly; None for other texts."""
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        return None
-    if len(text) > MOST_DIGITS or abs(int(match[1] or 0)) > MOST_EXPONENT:
-        raise terms.NotLinear(
-            f"A number may have {MOST_DIGITS} digits and an exponent of {MOST_EXPONENT}, at most."
-        )
-    return Fraction(text)
-
-
-def _text(path):
-    try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rb") as file:
-            data = file.read(MOST_CHARACTERS + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise PropertyFileError(
-            f"The property file cannot be read ({type(error).__name__}: {error}). Received: {path}."
-        ) from error
-    if len(data) > MOST_CHARACTERS:
-        raise PropertyFileError(
-            f"A property file may have {MOST_CHARACTERS} characters at most. Received: more, in "
-            f"{path}."
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PropertyFileError(
-            f"A property file must be text in UTF-8. Received: {path}, which is not at byte "
-            f"{error.start}."
-        ) from error
-
-
-def _first_command(text):
-    """The first word behind the first parenthesis; '' if the text begins otherwise."""
-    words = (m for m in _TOKEN.finditer(text) if m.lastindex)
-    first, second = next(words, None), next(words, None)
-    is_command = first is not None and first[1] == "(" and second is not None
-    return second[2] or "" if is_command else ""
 
 
 class _Reader:
@@ -148,7 +81,7 @@ class _Reader:
         """Expressions that stand outside of all others, one by one."""
         open_, position = [], 0
         text, length = self.text, len(self.text)
-        match = _TOKEN.match
+        match = TOKEN.match
         while position < length:
             token = match(text, position)
             if token is None:
@@ -232,7 +165,7 @@ class _Reader:
                     self.refuse(f"{parts} is not declared before its use.", place)
                 return terms.Linear.variable(match[1] == "X", int(match[2]))
             with self.linear(place):
-                value = number(parts)
+                value = terms.number(parts)
             if value is None:
                 self.refuse("A term must be a number, X_i, Y_j, or a sum or product.", place)
             return terms.Linear.number(value)

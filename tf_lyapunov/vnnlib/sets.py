@@ -170,7 +170,7 @@ def _toward(value, kind, sign, strict):
     try:
         found = kind(float(value))
     except OverflowError:
-        found = kind(math.copysign(np.inf, value))
+        found = kind(np.inf if value > 0 else -np.inf)
     step = _STEPS.get(kind, np.nextafter)
     # Rounded to the nearest twice, it may be one of the two numbers around the value, or the next.
     while _side(found, value) * sign > 0:

@@ -46,9 +46,9 @@ def open_subject(path):
     """
     path = Path(path)
     if path.suffix == ".onnx":
-        from tf_lyapunov import load_onnx
+        from tf_lyapunov.onnx.load import load_onnx
 
-        return subject_of(load_onnx(path).to_keras(), onnx_replay(path))
+        return subject_of(load_onnx(path).keras_model, onnx_replay(path))
     if path.suffix != ".keras":
         raise ValueError(f"A network is an .onnx or a .keras file. Received: {path}.")
     return subject_of(modelfile.load_model(path))

@@ -5,12 +5,16 @@ constant is an interval; coefficients must be exact.
 """
 
 import dataclasses
+import re
 from fractions import Fraction
 
 from tf_lyapunov.vnnlib.formulas import And, Inequality, Or
 
 # Bits of a numerator or denominator at most, so that no file takes forever.
 _MOST_BITS = 2**16
+# Characters of a number, and its exponent, at most.
+_MOST_DIGITS, _MOST_EXPONENT = 2000, 5000
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?", re.ASCII)
 
 
 class NotLinear(ValueError):
@@ -128,6 +132,18 @@ def compared(symbol, left, right, place):
         # Nothing else is known of it than its truth.
         return And(()) if (term.low < 0 if strict else term.low <= 0) else Or(())
     return Inequality(term.inputs, term.outputs, -term.high, -term.low, strict, place)
+
+
+def number(text):
+    """A numeral, a decimal, or one with a sign or an exponent, exactly; None for other texts."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    if len(text) > _MOST_DIGITS or abs(int(match[1] or 0)) > _MOST_EXPONENT:
+        raise NotLinear(
+            f"A number may have {_MOST_DIGITS} digits and an exponent of {_MOST_EXPONENT}, at most."
+        )
+    return Fraction(text)
 
 
 def _added(first, second):

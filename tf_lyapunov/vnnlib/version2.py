@@ -14,11 +14,10 @@ import numpy as np
 from tf_lyapunov.errors import PropertyFileError
 from tf_lyapunov.vnnlib import terms
 from tf_lyapunov.vnnlib.formulas import And, Or, Query
-from tf_lyapunov.vnnlib.reading import MOST_CHARACTERS, MOST_NESTED, number
 from tf_lyapunov.vnnlib.sets import toward
 
-# The package reads nested expressions by recursion in C, and larger files take it minutes.
-_MOST_CHARACTERS = MOST_CHARACTERS // 8
+# The package reads nested expressions by recursion in C, without limits of its own.
+_MOST_CHARACTERS, _MOST_NESTED = 2**24, 200
 _TYPES = {"Real": None, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 _SYMBOLS = {
     "LessEqual": "<=",
@@ -81,9 +80,9 @@ def _check_sizes(text, source):
         for sign in line.split(";")[0]:
             depth += (sign == "(") - (sign == ")")
             deepest = max(deepest, depth)
-    if deepest > MOST_NESTED:
+    if deepest > _MOST_NESTED:
         raise PropertyFileError(
-            f"Expressions nest {MOST_NESTED} deep at most. Received: {deepest}, in {source}."
+            f"Expressions nest {_MOST_NESTED} deep at most. Received: {deepest}, in {source}."
         )
 
 
@@ -110,7 +109,8 @@ class _Tree:
         for held in (self.given, self.found):
             if held.dtype.name not in _TYPES:
                 self.refuse(
-                    f"Types must be real, float16, float32 or float64. {held.name} is {held.dtype.name}."
+                    "Types must be real, float16, float32 or float64. "
+                    f"{held.name} is {held.dtype.name}."
                 )
         shapes = tuple(tuple(map(int, held.shape)) for held in (self.given, self.found))
         formula = And(tuple(self.formula(a.expr) for a in self.tree.assertions))
@@ -134,7 +134,7 @@ class _Tree:
         if kind == "Var":
             return self.variable(node)
         if kind in ("Float", "Int", "IntExpr", "Literal"):
-            return _read(number(node.lexeme), dtype, node.lexeme)
+            return _read(terms.number(node.lexeme), dtype, node.lexeme)
         if kind == "Negate":
             return terms.difference([self.term(node.expr, dtype)])
         if kind == "Plus":
