@@ -57,6 +57,7 @@ _FUNCTIONS = {
     "Property": "tf_lyapunov.local.property:Property",
     "Region": "tf_lyapunov.local.regions:Region",
     "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",
+    "export_vnnlib": "tf_lyapunov.vnnlib.exporting:export_vnnlib",
     "gain_on": "tf_lyapunov.local.outputs:gain_on",
     "output_bounds": "tf_lyapunov.local.outputs:output_bounds",
     "verify_property": "tf_lyapunov.local.verifying:verify_property",

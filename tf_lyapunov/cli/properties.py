@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, say, work
-from .application import NOT_PROVED, Json, Replace, begun
+from .application import (
+    NOT_PROVED,
+    Data,
+    DataDir,
+    Download,
+    Json,
+    Replace,
+    Samples,
+    Split,
+    Target,
+    begun,
+)
 from .exchange import refuse_existing
 
 
@@ -139,3 +150,65 @@ def _record(network, prop, decision, seconds, written, missing):
         "proof": [str(path) for path in written],
         "proof_missing": missing,
     }
+
+
+def export_vnnlib(
+    target: Target,
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Directory to write to.")],
+    data: Data = None,
+    split: Split = "test",
+    samples: Samples = None,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="C.json", help="Of these inputs, in norm linf.")
+    ] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="Instead of a certificate: the same for all inputs.")
+    ] = None,
+    bounds: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Valid inputs, which changes stay within."),
+    ] = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    overwrite: Replace = False,
+    json_: Json = False,
+) -> None:
+    """Write an l∞ claim as an ONNX file and a VNN-LIB property per input, for other verifiers.
+
+    Their `unsat` is the claim. With --radius it is about the data's labels.
+
+    Example: [bold]tf-lyapunov export-vnnlib runs/digits claim --samples 20 --radius 0.01[/bold]
+    """
+    if (certificate is None) == (radius is None):
+        raise ValueError(
+            "Pass `--certificate` or `--radius`, one of them. Received: "
+            f"--certificate {certificate}, --radius {radius}."
+        )
+    with work(json_):
+        from ..certification.certificate import Certificate
+        from ..experiments import runner
+        from ..vnnlib.exporting import export_vnnlib as export
+
+        claim = {"radius": radius}
+        if certificate is not None:
+            claim = {"certificate": Certificate.load(certificate)}
+            samples = len(claim["certificate"]) if samples is None else samples
+        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+            x, y = opened.arrays(split, samples)
+            if certificate is None:
+                claim["labels"] = y
+            found = export(opened.model, x, out, bounds=bounds, overwrite=overwrite, **claim)
+        if json_:
+            emit(
+                {
+                    "network": str(found.network),
+                    "properties": [str(path) for path in found.properties],
+                    "inputs": list(found.positions),
+                    "instances": str(found.instances),
+                }
+            )
+        else:
+            typer.echo(
+                f"Written to {out}: {found.network.name}, {len(found.properties)} properties, and "
+                f"{found.instances.name}."
+            )
