@@ -4,13 +4,13 @@
     python scripts/vnn/run.py --data DIR                       # all; up to 7 hours on two cores
     python scripts/vnn/run.py --data DIR --only acasxu --limit 6
 
-DIR holds `acasxu/` and `mnistfc/` with `<name>_instances.csv` of lines `NET.onnx,PROP.vnnlib,SECONDS`
-and the files that these name. Finished instances are kept, a JSON line each, in
-`OUT/instances.jsonl`: the same command continues after an interruption. Tables go to OUT, which is
-`scripts/results/vnn`: RESULTS.md and instances.csv. An instance's seconds are those of
-`tf-lyapunov verify-property`, from its start to its answer, imports and reading included; proof
-files are written and checked by `tf-lyapunov verify`, in a process of its own, after that. Exit code
-1 if a proof file is refused or an instance ends in an error.
+DIR holds `acasxu/` and `mnistfc/` with `<name>_instances.csv` of lines
+`NET.onnx,PROP.vnnlib,SECONDS` and the files that these name. Finished instances are kept, a JSON
+line each, in `OUT/instances.jsonl`: the same command continues after an interruption. Tables go to
+OUT, which is `scripts/results/vnn`: RESULTS.md and instances.csv. An instance's seconds are those
+of `tf-lyapunov verify-property`, from its start to its answer, imports and reading included. Proof
+files are written after that, and `tf-lyapunov verify --property` checks them in a process of its
+own. Exit code 1 if a proof file is refused or an instance ends in an error.
 """
 
 from __future__ import annotations
@@ -99,6 +99,13 @@ def finished(path):
     return found
 
 
+def keep(path, record):
+    """Adds a record, behind what a kill may have cut short."""
+    cut = path.is_file() and not path.read_text().endswith("\n")
+    with path.open("a") as file:
+        file.write("\n" * cut + json.dumps(record) + "\n")
+
+
 def run(instance, data, proofs):
     """The record of one instance."""
     network, prop = instance.files(data)
@@ -124,22 +131,21 @@ def run(instance, data, proofs):
     record |= {"seconds": found["seconds"], "note": found["reason"]}
     record["branches"] = sum(box["branches"] for box in found["boxes"])
     if answer == "unsat" and proofs is not None:
-        record |= _checked(found, network)
+        record |= _checked(found, network, prop)
     return record
 
 
-def _checked(found, network):
-    """What `tf-lyapunov verify` says of the proof files."""
+def _checked(found, network, prop):
+    """What `tf-lyapunov verify` says of the proof files, and of the property that they are of."""
     if not found["proof"]:
         return {"proof": "none", "note": found["proof_missing"] or ""}
-    spent, outcome = 0.0, "verified"
-    for path in found["proof"]:
-        code, _, seconds = _called(["verify", path, network, "--json"], _PROOF)
-        spent += seconds
-        if code != 0:
-            outcome = "refused" if code == 1 else "not checked"
-            break
-    return {"proof": outcome, "proof_files": len(found["proof"]), "check_seconds": spent}
+    first, *others = found["proof"]
+    also = [word for path in others for word in ("--also", path)]
+    command = ["verify", first, network, "--property", prop, *also, "--json"]
+    code, output, seconds = _called(command, _PROOF)
+    outcome = {0: "verified", 1: "refused"}.get(code, "not checked")
+    note = {} if code == 0 else {"note": " ".join(output.split())[:500]}
+    return {"proof": outcome, "proof_files": len(found["proof"]), "check_seconds": seconds, **note}
 
 
 def _called(arguments, limit):
@@ -167,7 +173,8 @@ def table(records):
         "set. `sat`: the counterexample satisfies the property's file exactly, with the outputs of "
         "onnxruntime and of the Keras model. Seconds include imports and reading.",
         "",
-        f"Machine: {os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}.",
+        f"Machine: {os.cpu_count()} CPUs, {platform.machine()}; Python "
+        f"{platform.python_version()}.",
         "",
         "| benchmark | network | instances | unsat | sat | unknown | timeout | error | decided | "
         "proof files verified | refused | median s | largest s |",
@@ -178,9 +185,7 @@ def table(records):
         decided = [r["seconds"] for r in held if r["answer"] in ("sat", "unsat")]
         verified = sum(r["proof"] == "verified" for r in held)
         refused = sum(r["proof"] == "refused" for r in held)
-        times = (
-            (f"{statistics.median(decided):.1f}", f"{max(decided):.1f}") if decided else ("", "")
-        )
+        times = [f"{of(decided):.1f}" if decided else "" for of in (statistics.median, max)]
         row = [name, network, len(held), *counts, f"{len(decided)} of {len(held)}",
                f"{verified} of {counts[0]}", refused, *times]  # fmt: skip
         lines.append("| " + " | ".join(map(str, row)) + " |")
@@ -240,8 +245,7 @@ def main(argv=None):
             continue
         record = run(instance, settings.data, None if settings.no_proofs else settings.proofs)
         done[instance.key] = record
-        with lines.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        keep(lines, record)
         print(
             f"{k}/{len(asked)} {instance.key}: {record['answer']}, {record['seconds']:.1f} s, "
             f"proof {record['proof']}",

@@ -247,3 +247,25 @@ def test_bad_input_is_said_without_a_traceback_and_the_result_is_error(folder, t
         code, text, err = call(capsys, "verify-property", net, unsat, *options)
         assert code == BAD_INPUT and message in err and text == "", err
     assert (tmp_path / "there.txt").read_text() == "mine"
+
+
+def test_what_had_a_part_of_the_time_has_the_rest_of_it(monkeypatch):
+    """Two boxes, of which the first is not decided in its half: it is tried again."""
+    original, asked = deciding.verify_property, []
+
+    def slow(model, region, *arguments, timeout, **settings):
+        asked.append((region.high[0], timeout))
+        if len(asked) == 1:
+            return type("Open", (), {
+                "is_proved": False, "is_refuted": False, "seconds": timeout, "timeout": timeout,
+            })()  # fmt: skip
+        return original(model, region, *arguments, timeout=timeout, **settings)
+
+    monkeypatch.setattr(deciding, "verify_property", slow)
+    subject = subjects.subject_of(keras_model())
+    decision = deciding.decide(subject, parse(PROPERTIES["boxes"]), timeout=60)
+    assert (
+        decision.answer == "unsat" and [found.status for found in decision.found] == ["PROVED"] * 2
+    )
+    assert [high for high, _ in asked] == [-0.5, 1.0, -0.5]
+    assert asked[0][1] <= 30 < asked[2][1]

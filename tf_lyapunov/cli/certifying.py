@@ -164,12 +164,27 @@ def verify(
             "--input-shape", metavar="N,N,…", help="Of one input, for a model with open sizes."
         ),
     ] = None,
+    prop: Annotated[
+        Path | None,
+        typer.Option(
+            "--property",
+            metavar="PROP.vnnlib",
+            help="Check too that the proof files make this property `unsat`.",
+        ),
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PROOF-2.npz",
+            help="More proof files of the property; may be repeated.",
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Check a proof file against a model's weights, without any solver; exit with 1 if it fails.
 
     An ONNX file is read as a Keras model with its weights first, and compared with onnxruntime on
-    random inputs.
+    random inputs. With --property, the claims are compared with a VNN-LIB file.
 
     Example: [bold]tf-lyapunov verify proof.npz runs/digits/model.keras[/bold]
     """
@@ -185,14 +200,22 @@ def verify(
                     "`--input-shape` is a list of whole numbers, for example 28,28,1. "
                     f"Received: {input_shape!r}."
                 ) from None
+        if also and prop is None:
+            raise ValueError("`--also` goes with `--property`. Received: no property.")
         opened, words = _opened(model)
-        result = check(proof, opened, shape)
+        results = [check(path, opened, shape) for path in (proof, *(also or []))]
+        holds, told = all(result.holds for result in results), {}
+        if prop is not None:
+            told = _compared(prop, opened, results, holds)
+            holds = holds and told["property_is_unsat"]
+        if words is not None:
+            told["read_as"] = words
         if json_:
-            read = {} if words is None else {"read_as": words}
-            emit({"proof": str(proof), "model": str(model), **read, **result.fields()})
+            record = {"proof": str(proof), "model": str(model), **told, **results[0].fields()}
+            emit(record | {"also": [result.fields() for result in results[1:]]} if also else record)
         else:
-            typer.echo(result.explain() + ("" if words is None else f"\n{words}"))
-    if not result.holds:
+            typer.echo("\n".join([*(r.explain() for r in results), *_sentences(told, prop)]))
+    if not holds:
         raise typer.Exit(NOT_PROVED)
 
 
@@ -211,3 +234,31 @@ def _opened(model: Path):
         f"{checked.values} of its values agreed with onnxruntime's on {checked.inputs} random "
         "inputs, within a bound on their rounding."
     )
+
+
+def _compared(prop: Path, model, results, holds: bool) -> dict:
+    """Whether claims that were verified are those of a property file, and why not."""
+    from ..program.network import read_network
+    from ..verification.properties import PropertyVerification
+    from ..vnnlib.covering import uncovered
+    from ..vnnlib.files import read_vnnlib
+
+    if not all(isinstance(result, PropertyVerification) for result in results):
+        raise ValueError("`--property` is about proof files of properties. Received: others.")
+    if (last := read_network(model).decision) is not None:
+        reasons = [f"The proof is about logits, and the model ends in {last}."]
+    else:
+        reasons = uncovered(read_vnnlib(prop), [result.claim for result in results])
+    return {"property_is_unsat": holds and not reasons, "property_reasons": reasons}
+
+
+def _sentences(told: dict, prop: Path | None) -> list[str]:
+    lines = []
+    if told.get("property_is_unsat"):
+        lines.append(f"VERIFIED: {prop.name} is unsat, for its sets are among those above.")
+    elif prop is not None:
+        reasons = told["property_reasons"] or ["A proof file does not hold."]
+        lines.append(f"NOT VERIFIED: whether {prop.name} is unsat. {' '.join(reasons)}")
+    if "read_as" in told:
+        lines.append(told["read_as"])
+    return lines

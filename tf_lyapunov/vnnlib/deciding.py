@@ -32,7 +32,7 @@ class Decision:
         reason: one sentence.
         x, y: of a counterexample, the flat input in the network's format and what its runtime
             gives, float64; None without one.
-        found: list of `verifying.Verification`, one per box of the unsafe set (fewer for `sat`).
+        found: list of `verifying.Verification`, one per box that was searched.
         seconds: that it took.
     """
 
@@ -96,53 +96,50 @@ def decide(subject, query, *, timeout=60.0, seed=0):
     search = _Search(subject, query, begin + timeout, seed)
     answer, reason = search.run(cases(query))
     x, y = search.counterexample or (None, None)
-    return Decision(answer, reason, x, y, search.found, time.monotonic() - begin)
+    found = [search.results[k] for k in sorted(search.results)]
+    return Decision(answer, reason, x, y, found, time.monotonic() - begin)
 
 
 class _Search:
     """Goes through the boxes of a query.
 
     Attributes:
-        found: list of `Verification`.
+        results: dict from the boxes' positions to `Verification`.
         counterexample: `(x, y)`, or None.
     """
 
     def __init__(self, subject, query, deadline, seed):
         self.subject, self.query, self.deadline, self.seed = subject, query, deadline, seed
-        self.found, self.counterexample, self.doubts = [], None, []
+        self.results, self.counterexample, self.doubts = {}, None, []
 
     def run(self, waiting):
         """`(answer, reason)`."""
         if not waiting:
             return UNSAT, "The set that the file states is empty: its conditions contradict."
-        late = False
+        waiting, late = dict(enumerate(waiting)), False
         for last in (False, True):
-            open_ = []
-            for k, case in enumerate(waiting):
+            open_ = dict(waiting)
+            for left, (k, case) in zip(range(len(waiting), 0, -1), waiting.items(), strict=True):
                 rest = self.rest()
                 if rest <= _LEAST:
-                    open_ += waiting[k:]
                     break
-                result = self.verified(case.low, case.high, case, rest / (len(waiting) - k))
+                result = self.results[k] = self.verified(case.low, case.high, case, rest / left)
                 if result.is_refuted and self.confirmed(case, result):
-                    self.found.append(result)
                     return SAT, f"An input breaks the property, replayed by {self.replayed()}."
-                if result.is_proved or result.is_refuted or last or len(waiting) == 1:
-                    self.found.append(result)
-                if not result.is_proved and not result.is_refuted:
-                    late = late or result.seconds >= result.timeout
-                    open_.append(case)
+                if result.is_proved or result.is_refuted:
+                    del open_[k]
+                late = late or result.seconds >= result.timeout
             # Once more what had a part of the time alone.
             waiting, alone = open_, len(waiting) == 1
-            if not open_ or alone:
+            if not open_ or alone or last:
                 break
         if self.doubts:
             return UNKNOWN, self.doubts[0]
         if not waiting:
-            return UNSAT, f"Proved on each of {len(self.found)} boxes of inputs."
+            return UNSAT, f"Proved on each of {len(self.results)} boxes of inputs."
         if late or self.rest() <= _LEAST:
             return TIMEOUT, "The time was up."
-        if any(case.box.inside(self.subject.dtype) is None for case in waiting):
+        if any(case.box.inside(self.subject.dtype) is None for case in waiting.values()):
             return UNKNOWN, self.no_number()
         return UNKNOWN, "Neither a proof nor a counterexample was found."
 
