@@ -9,7 +9,7 @@ from tf_lyapunov.vnnlib.reading import TOKEN, parse
 from tf_lyapunov.vnnlib.version2 import parse_version_2
 
 # Bytes of a file, unpacked, at most.
-MOST_BYTES = 2**27
+MOST_BYTES = 2**26
 _VERSION_2 = ("vnnlib-version", "declare-network")
 
 

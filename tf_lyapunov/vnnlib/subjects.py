@@ -9,6 +9,8 @@ import numpy as np
 
 from tf_lyapunov import modelfile
 
+_FLOATS = ("float16", "float32", "float64")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
@@ -68,8 +70,13 @@ def subject_of(model, replay=None):
             "A property is about a network whose sizes are known. Received: inputs of shape "
             f"{shape}, outputs of shape {tuple(outputs[0].shape[1:])}."
         )
+    dtype = str(inputs[0].dtype)
+    if dtype not in _FLOATS:
+        raise ValueError(
+            f"A property is about inputs of the types {', '.join(_FLOATS)}. Received: {dtype}."
+        )
     runtime = "Keras" if replay is None else "onnxruntime"
-    return Subject(model, shape, np.dtype(str(inputs[0].dtype)), replay, runtime)
+    return Subject(model, shape, np.dtype(dtype), replay, runtime)
 
 
 def onnx_replay(path):
