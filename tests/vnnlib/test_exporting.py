@@ -158,3 +158,18 @@ def test_the_command_line_writes_the_claims_of_a_certificate(tmp_path, capsys, w
     assert all((tmp_path / "claim" / f"input-{i}.vnnlib").is_file() for i in record["inputs"])
     assert main([*command, "--radius", "0.1"]) == BAD_INPUT
     assert main(command) == BAD_INPUT
+
+
+def test_the_written_question_is_decided_from_its_files_alone(model, certificate, tmp_path, capsys):
+    """From a certificate to an ONNX file and back to a proof, by the command line."""
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    x, proof = certificate
+    found = export_vnnlib(model, x, tmp_path / "claim", certificate=proof)
+    net, prop, file = str(found.network), str(found.properties[0]), str(tmp_path / "p.npz")
+    assert main(["verify-property", net, prop, "--proof", file]) == DONE
+    assert capsys.readouterr().out == "unsat\n"
+    assert main(["verify", file, net, "--property", prop]) == DONE
+    assert "is unsat" in capsys.readouterr().out
+    wide = export_vnnlib(model, x, tmp_path / "wide", labels=proof.labels, radius=100.0)
+    assert main(["verify-property", net, str(wide.properties[0])]) == DONE
+    assert capsys.readouterr().out.startswith("sat\n((X_0 ")
