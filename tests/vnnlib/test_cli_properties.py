@@ -243,10 +243,13 @@ def test_bad_input_is_said_without_a_traceback_and_the_result_is_error(folder, t
         (("--proof", tmp_path / "p.txt"), "must end in .npz"),
         (("--timeout", "-1"), "positive number"),
         (("--timeout", "nan"), "positive number"),
+        (("--out", tmp_path / "absent" / "r.txt"), "directories that exist"),
+        (("--out", unsat, "--overwrite"), "does not replace what it is about"),
     ):
         code, text, err = call(capsys, "verify-property", net, unsat, *options)
         assert code == BAD_INPUT and message in err and text == "", err
     assert (tmp_path / "there.txt").read_text() == "mine"
+    assert unsat.read_text() == PROPERTIES["unsat"]
 
 
 def test_what_had_a_part_of_the_time_has_the_rest_of_it(monkeypatch):

@@ -62,7 +62,7 @@ def verify_property(
         raise ValueError(f"`--proof` must end in .npz. Received: {proof}.")
     if not 0 < timeout < float("inf"):
         raise ValueError(f"`--timeout` must be a positive number of seconds. Received: {timeout}.")
-    refuse_existing([p for p in (out, proof) if p is not None], overwrite)
+    _check_outputs([p for p in (out, proof) if p is not None], (network, prop), overwrite)
     with work(json_):
         from ..vnnlib.answers import result_text
         from ..writing import write_text
@@ -89,6 +89,16 @@ def verify_property(
         say(f"No proof file was written: {missing}")
     if missing or not decision.is_decided:
         raise typer.Exit(NOT_PROVED)
+
+
+def _check_outputs(outputs: list[Path], inputs: tuple[Path, Path], overwrite: bool) -> None:
+    """Before the work rather than after it."""
+    for path in outputs:
+        if not path.resolve().parent.is_dir():
+            raise ValueError(f"Results are written to directories that exist. Received: {path}.")
+        if path.resolve() in [held.resolve() for held in inputs]:
+            raise ValueError(f"A result does not replace what it is about. Received: {path}.")
+    refuse_existing(outputs, overwrite)
 
 
 def _decided(network: Path, prop: Path, deadline: float, seed: int):
