@@ -57,10 +57,12 @@ _FUNCTIONS = {
     "Property": "tf_lyapunov.local.property:Property",
     "Region": "tf_lyapunov.local.regions:Region",
     "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",
+    "export_vnnlib": "tf_lyapunov.vnnlib.exporting:export_vnnlib",
     "export_onnx": "tf_lyapunov.onnx.export:export_onnx",
     "gain_on": "tf_lyapunov.local.outputs:gain_on",
     "output_bounds": "tf_lyapunov.local.outputs:output_bounds",
     "verify_property": "tf_lyapunov.local.verifying:verify_property",
+    "load_onnx": "tf_lyapunov.onnx.load:load_onnx",
     "localized_robustness": "tf_lyapunov.evaluation.localized:localized_robustness",
 }
 

@@ -51,6 +51,10 @@ class ProofFileError(ValueError):
     """A proof file is missing, truncated, corrupt, of another version, or no proof file."""
 
 
+class PropertyFileError(ValueError):
+    """A property file is damaged, or says what is not understood or cannot be decided."""
+
+
 class OutputFileError(OSError):
     """A result cannot be written where it was asked for; what was there before is untouched.
 

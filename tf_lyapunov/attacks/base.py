@@ -18,6 +18,7 @@ from tf_lyapunov.attacks.inputs import (
     positive_int,
 )
 from tf_lyapunov.attacks.logits import LogitsView, cross_entropy, logits_view, margin
+from tf_lyapunov.program.holding import model_of
 from tf_lyapunov.theory.balls import Ball
 
 
@@ -214,6 +215,7 @@ class Attack:
             ValueError: for NaN or infinite inputs or outputs, wrong shapes, labels out of range,
                 inputs outside `bounds`, or a model whose probabilities cannot be looked through.
         """
+        model = model_of(model)
         given, (x, packing) = x, packed_inputs(model, x, perturbed)
         result = self.on_rows(model, x, y, np.arange(len(x)), len(x), progress, packing)
         return unpacked(result, packing, given)

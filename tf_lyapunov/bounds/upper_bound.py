@@ -17,6 +17,7 @@ from tf_lyapunov.bounds.composition import (
     table,
 )
 from tf_lyapunov.program.graph import is_graph
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.restoring import leaves_unchanged
@@ -67,6 +68,7 @@ class GainBound:
         return json.dumps(encode(dataclasses.asdict(self)), allow_nan=False)
 
 
+@takes_networks
 @reports_progress
 @leaves_unchanged
 def lipschitz_upper_bound(

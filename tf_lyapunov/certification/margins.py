@@ -23,6 +23,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.jobs import checked_jobs
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import blocks, is_arrays
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     PRECISIONS,
@@ -46,6 +47,7 @@ _SAMPLE = 256
 _SQRT2_UP = float(rounding.up(np.sqrt(2.0)))
 
 
+@takes_networks
 @reports_progress
 @leaves_unchanged
 def certify(

@@ -20,6 +20,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.linear import linear_radii
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import blocks
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import with_rounded_settings
 from tf_lyapunov.program.network import read_network
@@ -101,6 +102,7 @@ class PerturbationBound:
         return np.array(self.bound, dtype=dtype)
 
 
+@takes_networks
 @reports_progress
 @leaves_unchanged
 def minimal_perturbation_lower_bound(

@@ -14,10 +14,11 @@ from .evaluating import evaluate
 from .exchange import export_mat, export_onnx, import_mat
 from .experiments import report, run, train
 from .planning import plan
+from .properties import export_vnnlib, verify_property
 
 for function in (
     design, train, certify, verify, attack, bracket, evaluate, report, run, plan, export_mat,
-    import_mat, export_onnx,
+    import_mat, export_onnx, verify_property, export_vnnlib,
 ):  # fmt: skip
     command(function)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import importlib
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -51,11 +53,20 @@ Samples = Annotated[int | None, typer.Option(help="Only the first so many exampl
 Out = Annotated[Path | None, typer.Option(help="Write the result to this JSON file too.")]
 
 
+_BEGUN = contextvars.ContextVar("begun")
+
+
+def begun() -> float:
+    """`time.monotonic()` when the command began, before the library was imported."""
+    return _BEGUN.get()
+
+
 def command(function):
     """`function` as a command that imports the library when it runs, and not for its help."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):
+        _BEGUN.set(time.monotonic())
         importlib.import_module("tf_lyapunov.library")
         return function(*args, **kwargs)
 

@@ -155,21 +155,40 @@ def _demand(text: str) -> tuple[float, float]:
 
 def verify(
     proof: Annotated[Path, typer.Argument(metavar="PROOF.npz", help="Proof file.")],
-    model: Annotated[Path, typer.Argument(metavar="MODEL.keras", help="The model it is about.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The .keras or .onnx file that it is about.")
+    ],
     input_shape: Annotated[
         str | None,
         typer.Option(
             "--input-shape", metavar="N,N,…", help="Of one input, for a model with open sizes."
         ),
     ] = None,
+    prop: Annotated[
+        Path | None,
+        typer.Option(
+            "--property",
+            metavar="PROP.vnnlib",
+            help="Check too that the proof files make this property `unsat`.",
+        ),
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PROOF-2.npz",
+            help="More proof files of the property; may be repeated.",
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Check a proof file against a model's weights, without any solver; exit with 1 if it fails.
 
+    An ONNX file is read as a Keras model with its weights first, and compared with onnxruntime on
+    random inputs. With --property, the claims are compared with a VNN-LIB file.
+
     Example: [bold]tf-lyapunov verify proof.npz runs/digits/model.keras[/bold]
     """
     with work(json_):
-        from ..modelfile import load_model
         from ..verification import verify as check
 
         shape = None
@@ -181,10 +200,65 @@ def verify(
                     "`--input-shape` is a list of whole numbers, for example 28,28,1. "
                     f"Received: {input_shape!r}."
                 ) from None
-        result = check(proof, load_model(model_file(model)), shape)
+        if also and prop is None:
+            raise ValueError("`--also` goes with `--property`. Received: no property.")
+        opened, words = _opened(model)
+        results = [check(path, opened, shape) for path in (proof, *(also or []))]
+        holds, told = all(result.holds for result in results), {}
+        if prop is not None:
+            told = _compared(prop, opened, results, holds)
+            holds = holds and told["property_is_unsat"]
+        if words is not None:
+            told["read_as"] = words
         if json_:
-            emit({"proof": str(proof), "model": str(model), **result.fields()})
+            record = {"proof": str(proof), "model": str(model), **told, **results[0].fields()}
+            emit(record | {"also": [result.fields() for result in results[1:]]} if also else record)
         else:
-            typer.echo(result.explain())
-    if not result.holds:
+            typer.echo("\n".join([*(r.explain() for r in results), *_sentences(told, prop)]))
+    if not holds:
         raise typer.Exit(NOT_PROVED)
+
+
+def _opened(model: Path):
+    """`(Keras model, what was compared in words)`; None instead of words for a `.keras` file."""
+    if model.suffix != ".onnx":
+        from ..modelfile import load_model
+
+        return load_model(model_file(model)), None
+    from ..onnx.load import load_onnx
+
+    program = load_onnx(model)
+    checked = program.validation
+    return program.keras_model, (
+        f"Tested, not proved: {model.name} was read as a Keras model with the file's weights, and "
+        f"{checked.values} of its values agreed with onnxruntime's on {checked.inputs} random "
+        "inputs, within a bound on their rounding."
+    )
+
+
+def _compared(prop: Path, model, results, holds: bool) -> dict:
+    """Whether claims that were verified are those of a property file, and why not."""
+    from ..program.network import read_network
+    from ..verification.properties import PropertyVerification
+    from ..vnnlib.covering import uncovered
+    from ..vnnlib.files import read_vnnlib
+
+    if not all(isinstance(result, PropertyVerification) for result in results):
+        raise ValueError("`--property` is about proof files of properties. Received: others.")
+    if (last := read_network(model).decision) is not None:
+        reasons = [f"The proof is about logits, and the model ends in {last}."]
+    else:
+        reasons = uncovered(read_vnnlib(prop), [result.claim for result in results])
+    return {"property_is_unsat": holds and not reasons, "property_reasons": reasons}
+
+
+def _sentences(told: dict, prop: Path | None) -> list[str]:
+    lines = []
+    if told.get("property_is_unsat"):
+        lines.append(f"VERIFIED: {prop.name} is unsat, for its sets are among those above.")
+    elif prop is not None:
+        reasons = told["property_reasons"] or ["A proof file does not hold."]
+        lines.append(f"NOT VERIFIED: whether {prop.name} is unsat. {' '.join(reasons)}")
+    if "read_as" in told:
+        lines.append(told["read_as"])
+    return lines

@@ -11,6 +11,8 @@ import typer
 from ..terminal import emit, say, work
 from .application import NOT_PROVED, Json, Replace, Target, model_file, numbers
 
+_FOREIGN = "Networks of other tools"
+
 InputShape = Annotated[
     list[str] | None,
     typer.Option(
@@ -38,7 +40,7 @@ def export_mat(
 
     Example: [bold]tf-lyapunov export-mat runs/digits digits.mat[/bold]
     """
-    _refuse_existing([out], overwrite)
+    refuse_existing([out], overwrite)
     with work(json_):
         from .. import matlab, modelfile
         from ..experiments import files
@@ -64,16 +66,47 @@ def export_mat(
 
 
 def import_mat(
-    file: Annotated[Path, typer.Argument(metavar="FILE.mat", help="As export-mat writes it.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.mat", help="As export-mat writes it, or with --weights.")
+    ],
     model: Annotated[
         Path | None, typer.Option(metavar="M.keras", help="Model to give the file's weights to.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="NEW.keras", help="Where that model is written.")
+        Path | None, typer.Option(metavar="NEW.keras", help="Where the model is written.")
     ] = None,
     design_out: Annotated[Path | None, typer.Option(help="Write the design (JSON) here.")] = None,
     certificate_out: Annotated[
         Path | None, typer.Option(help="Write the certificate (JSON) here, unless it is void.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of another tool's file: the matrices of dense layers, a cell array, a struct or "
+            "a field (net.W), or several with commas between.",
+            rich_help_panel=_FOREIGN,
+        ),
+    ] = None,
+    biases: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Their biases, likewise.", rich_help_panel=_FOREIGN),
+    ] = None,
+    activation: Annotated[
+        str,
+        typer.Option(
+            help="Of the hidden layers, or one each, with commas between.", rich_help_panel=_FOREIGN
+        ),
+    ] = "relu",
+    output_activation: Annotated[
+        str, typer.Option(help="Of the last layer.", rich_help_panel=_FOREIGN)
+    ] = "linear",
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            help="out-in (y = Wx + b) or in-out (y = xW + b). Default: what the shapes say.",
+            rich_help_panel=_FOREIGN,
+        ),
     ] = None,
     overwrite: Replace = False,
     json_: Json = False,
@@ -86,13 +119,29 @@ def import_mat(
 
     Example: [bold]tf-lyapunov import-mat edited.mat --model runs/digits/model.keras --out
     edited.keras[/bold]
+
+    A network of another tool: [bold]tf-lyapunov import-mat net.mat --weights weights --biases
+    biases --activation relu --out net.keras[/bold]
     """
+    if weights is not None:
+        if out is None or model or design_out or certificate_out:
+            raise ValueError(
+                "`--weights` goes with `--out` and without `--model`, `--design-out` and "
+                f"`--certificate-out`. Received: --weights {weights}, --out {out}."
+            )
+        refuse_existing([out], overwrite)
+        with work(json_):
+            settings = {"activation": activation, "output_activation": output_activation}
+            _import_network(file, out, weights, biases, orientation, settings, json_)
+        return
+    if biases is not None or orientation is not None:
+        raise ValueError("`--biases` and `--orientation` go with `--weights`. Received: none.")
     if (model is None) != (out is None):
         raise ValueError(
             "`--model` and `--out` go together: the weights of the file, in the architecture of "
             f"the one, become the other. Received: --model {model}, --out {out}."
         )
-    _refuse_existing([p for p in (out, design_out, certificate_out) if p], overwrite)
+    refuse_existing([p for p in (out, design_out, certificate_out) if p], overwrite)
     with work(json_):
         from .. import matlab
 
@@ -127,6 +176,26 @@ def import_mat(
             raise typer.Exit(NOT_PROVED)
 
 
+def _import_network(file, out, weights, biases, orientation, settings, json_):
+    from .. import matlab, modelfile
+
+    found = matlab.import_network(
+        file, weights=weights, biases=biases, orientation=orientation, **settings
+    )
+    modelfile.save_model(found.model, out)
+    if json_:
+        emit(
+            {
+                "layers": list(found.names),
+                "orientation": found.orientation,
+                "rounding": found.rounding,
+                "written": [str(out)],
+            }
+        )
+    else:
+        typer.echo(f"{found.explain()}\nWritten to {out}.")
+
+
 def export_onnx(
     target: Target,
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="File to write.")],
@@ -144,7 +213,7 @@ def export_onnx(
 
     Example: [bold]tf-lyapunov export-onnx runs/digits digits.onnx[/bold]
     """
-    _refuse_existing([out], overwrite)
+    refuse_existing([out], overwrite)
     with work(json_):
         from .. import modelfile
         from ..onnx.export import export_onnx as export
@@ -164,7 +233,8 @@ def _shapes(texts: list[str] | None):
     return shapes or None
 
 
-def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
+def refuse_existing(paths: list[Path], overwrite: bool) -> None:
+    """Refuses outputs that are there already, or that are one file twice."""
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"Every output needs its own file. Received: {', '.join(map(str, paths))}")
     there = [str(path) for path in paths if path.exists()]

@@ -16,6 +16,7 @@ from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_l
 from tf_lyapunov.evaluation.accuracy import logits as executed_logits
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import batches
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     Float64Logits,
@@ -218,6 +219,7 @@ class Bracket:
     __str__ = table
 
 
+@takes_networks
 def bracket(
     model,
     x,

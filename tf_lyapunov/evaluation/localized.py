@@ -13,6 +13,7 @@ from tf_lyapunov.attacks.backend import compiled, sum_gradient
 from tf_lyapunov.attacks.logits import probabilities
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.evaluation.amplification import UpperBounds
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import Float64Logits, LogitsModel
 from tf_lyapunov.program.network import read_network
@@ -75,6 +76,7 @@ class LocalizedCurve:
         ]
 
 
+@takes_networks
 def localized_robustness(
     model,
     x,

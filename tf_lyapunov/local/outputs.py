@@ -16,6 +16,7 @@ from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.local.ranges import Source, save_ranges
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.validation import validate
 from tf_lyapunov.theory.arguments import finite_float
@@ -56,6 +57,7 @@ class OutputBounds:
         save_ranges(self, path)
 
 
+@takes_networks
 def output_bounds(model, region, functionals=None, *, outputs="logits", effort=None):
     """Proved lower and upper bounds of linear functions of a model's output over a region.
 
@@ -112,6 +114,7 @@ def output_bounds(model, region, functionals=None, *, outputs="logits", effort=N
     return OutputBounds(found[: len(rows)], -found[len(rows) :], steps, source)
 
 
+@takes_networks
 def gain_on(model, x, radius, *, norm="l2", outputs="logits", effort=None, proof=None):
     """Proved gain of a model on the ball around each input: how far any two points may be taken.
 

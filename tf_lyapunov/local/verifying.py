@@ -19,6 +19,7 @@ from tf_lyapunov.local.ranges import Source
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.local.unittree import UnitTree
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.logits import LogitsModel, check_single_output
 from tf_lyapunov.progress import reports_progress, stage
 from tf_lyapunov.theory.arguments import checked_seconds
@@ -118,6 +119,7 @@ class Verification:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+@takes_networks
 @reports_progress
 def verify_property(model, region, property, *, timeout=60.0, outputs="logits", branching=None,
                     effort=None, seed=0):  # fmt: skip

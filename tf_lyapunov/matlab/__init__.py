@@ -2,11 +2,12 @@
 
 The functions in `matlab_compat/` read what `export_mat` writes: `check_certificate.m` recomputes
 the norms of the weights and proves the claims again. What `save_design.m` writes, `import_mat`
-reads.
+reads. `import_network` reads matrices and biases that another tool wrote.
 """
 
 from tf_lyapunov.matlab.content import MatFile
 from tf_lyapunov.matlab.exporting import export_mat, map_record
+from tf_lyapunov.matlab.foreign import ForeignNetwork, import_network
 from tf_lyapunov.matlab.importing import import_mat
 
-__all__ = ["MatFile", "export_mat", "import_mat", "map_record"]
+__all__ = ["ForeignNetwork", "MatFile", "export_mat", "import_mat", "import_network", "map_record"]

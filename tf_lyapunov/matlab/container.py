@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
+
+import numpy as np
 
 from tf_lyapunov.errors import ModelFileError
 
@@ -16,21 +19,26 @@ def refuse(path, reason, error=None):
     raise ModelFileError(f"The MATLAB file is refused: {reason}. Received: {path}.") from error
 
 
-def load(path):
+def load(path, names=VARIABLES):
+    """The raw variables of these names; others may be of kinds that cannot be read."""
     from scipy.io import loadmat
 
     if not path.is_file():
         refuse(path, "there is no such file")
     _check_container(path)
     try:
-        # Other variables may be of kinds that scipy cannot read: they are none of ours.
-        return loadmat(
-            path,
-            mat_dtype=True,
-            squeeze_me=False,
-            struct_as_record=True,
-            variable_names=VARIABLES,
-        )
+        with warnings.catch_warnings():
+            # Asked for MATLAB's types, scipy drops imaginary parts with this warning alone.
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            return loadmat(
+                path,
+                mat_dtype=True,
+                squeeze_me=False,
+                struct_as_record=True,
+                variable_names=names,
+            )
+    except np.exceptions.ComplexWarning as error:
+        refuse(path, "it holds complex numbers", error)
     except MemoryError as error:
         refuse(path, "it needs more memory than there is", error)
     except Exception as error:  # scipy raises many kinds for a malformed file

@@ -1,0 +1,1 @@
+"""Instances of the VNN-COMP: ACAS Xu and mnist_fc."""

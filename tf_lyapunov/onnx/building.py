@@ -1,0 +1,476 @@
+"""Building a Keras model of ordinary layers and operations, one ONNX node after the other."""
+
+import dataclasses
+import re
+
+import keras
+import numpy as np
+
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.modelfile import sizes
+from tf_lyapunov.onnx import folding, operators
+from tf_lyapunov.onnx.foreign import BadGraph, NotRead, Port
+from tf_lyapunov.onnx.patterns import fused
+from tf_lyapunov.onnx.signals import BATCH, Signal, plain, size_of
+
+_FLOATS = ("float32", "float64")
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "int32", "int64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A Keras model of a graph.
+
+    Attributes:
+        model: Keras Functional model.
+        signals: dict from names of ONNX values to their `Signal`, inputs among them.
+        givers: dict from names of ONNX values to the `OnnxNode` that gives them.
+        inputs, outputs: tuples of `Port`.
+        fixed: number of samples that the file fixes, or `signals.BATCH`.
+    """
+
+    model: object
+    signals: dict
+    givers: dict
+    inputs: tuple
+    outputs: tuple
+    fixed: int
+
+
+class Builder:
+    """What readers of operators make their layers with.
+
+    Attributes:
+        names: names of layers that are taken.
+        batch: number of samples that the file fixes, `BATCH` where it leaves it open.
+    """
+
+    def __init__(self, batch):
+        self.names = set()
+        self.batch = batch
+        self._memory = sizes.available_memory()
+        self._arranged = {}
+
+    # Layers and operations ----------------------------------------------------------------------
+
+    def name(self, node, suffix=""):
+        """A legal name of a layer that no other has, after the node's."""
+        text = re.sub(r"[^A-Za-z0-9_.-]+", "_", node.name).strip("_.-")
+        text = (text or node.kind) + suffix
+        if not re.match(r"[A-Za-z0-9]", text):
+            text = f"{node.kind}_{text}"
+        candidate, count = text, 1
+        while candidate in self.names:
+            count += 1
+            candidate = f"{text}_{count}"
+        self.names.add(candidate)
+        return candidate
+
+    def layer(self, node, kind, tensor, suffix="", weights=None, **settings):
+        """The result of a new layer.
+
+        Args:
+            node: that it is named after.
+            kind: class of the layer.
+            tensor: what it is called on, or a list of tensors.
+            suffix: of its name.
+            weights: values of its weights, in their order.
+            settings: of the layer.
+        """
+        first = tensor[0] if isinstance(tensor, list) else tensor
+        settings.setdefault("dtype", str(first.dtype))
+        layer = kind(name=self.name(node, suffix), **settings)
+        result = layer(tensor)
+        self.check_room(result)
+        if weights is not None:
+            layer.set_weights([np.asarray(w) for w in weights])
+        return result
+
+    def operation(self, node, tensor, suffix=""):
+        """Names the operation that a tensor of `keras.ops` is the result of."""
+        tensor._keras_history.operation.name = self.name(node, suffix)
+        self.check_room(tensor)
+        return tensor
+
+    def check_room(self, tensor):
+        """Refuses signals that memory cannot hold."""
+        shape = tuple(tensor.shape[1:])
+        if None in shape:
+            raise NotRead("the sizes of its result are not known")
+        taken = size_of(shape) * np.dtype(str(tensor.dtype)).itemsize
+        if self._memory is not None and taken * 4 > self._memory:
+            raise BadGraph(f"it makes {taken} bytes of one sample, more than there is memory")
+
+    # Orders of axes -----------------------------------------------------------------------------
+
+    def arranged(self, node, signal, order):
+        """The signal with its tensor's axes in this order of a sample's axes."""
+        order = tuple(order)
+        if order == signal.order:
+            return signal
+        key = (id(signal.tensor), signal.order, order)
+        if key not in self._arranged:
+            dims = [1 + signal.order.index(axis) for axis in order]
+            tensor = self.layer(node, keras.layers.Permute, signal.tensor, "_order", dims=dims)
+            self._arranged[key] = (signal, tensor)
+        return dataclasses.replace(signal, tensor=self._arranged[key][1], order=order)
+
+    def plain(self, node, signal):
+        """The signal with its tensor's axes in logical order."""
+        return self.arranged(node, signal, range(len(signal.order)))
+
+    def channels_last(self, node, signal):
+        """The signal of a logical `(batch, channels, …)` with its channels last."""
+        if signal.batch != 0 or signal.rank < 3:
+            raise NotRead("its input must have the axes batch, channels and positions")
+        return self.arranged(node, signal, (*range(1, len(signal.order)), 0))
+
+    def with_last(self, node, signal, place):
+        """The signal whose tensor has axis `place` of a sample last."""
+        if signal.order[-1] == place:
+            return signal
+        return self.arranged(node, signal, [*(a for a in signal.order if a != place), place])
+
+    def reshaped(self, node, signal, shape, batch, suffix=""):
+        """The signal of another logical sample shape, entries in the same order."""
+        signal = self.plain(node, signal)
+        shape = tuple(int(n) for n in shape)
+        if size_of(shape) != size_of(signal.sample):
+            raise BadGraph(
+                f"it reshapes samples of shape {signal.sample} to {shape}, which has another size"
+            )
+        if shape == signal.sample:
+            return dataclasses.replace(signal, batch=batch)
+        if len(shape) == 1:
+            tensor = self.layer(node, keras.layers.Flatten, signal.tensor, suffix)
+        else:
+            tensor = self.layer(
+                node, keras.layers.Reshape, signal.tensor, suffix, target_shape=shape
+            )
+        return plain(tensor, batch, signal.nonnegative)
+
+    def lifted(self, node, signal, rank):
+        """The signal with leading axes of one until it has so many."""
+        missing = rank - signal.rank
+        if missing <= 0:
+            return signal
+        batch = None if signal.batch is None else signal.batch + missing
+        shape = (1,) * missing + signal.sample
+        return self.reshaped(node, signal, shape, batch, "_axes")
+
+    # Constants ----------------------------------------------------------------------------------
+
+    def against(self, node, signal, constant):
+        """`(signal, array)`: the constant as it broadcasts against the signal's tensor, and the
+        signal repeated to the shape that they have together."""
+        constant = np.asarray(constant)
+        signal = self.lifted(node, signal, constant.ndim)
+        constant = constant.reshape((1,) * (signal.rank - constant.ndim) + constant.shape)
+        if signal.batch is None:
+            constant = constant[None]
+        else:
+            constant = np.moveaxis(constant, signal.batch, 0)
+        if constant.shape[0] != 1:
+            if np.any(constant != constant[:1]):
+                raise NotRead("its constant differs from sample to sample")
+            constant = constant[:1]
+        constant = constant[0]
+        shape = np.broadcast_shapes(signal.sample, constant.shape)
+        signal = self.repeated(node, signal, shape)
+        return signal, np.transpose(constant, signal.order)
+
+    def repeated(self, node, signal, shape):
+        """The signal with axes of one repeated to a sample's `shape`."""
+        shape = tuple(shape)
+        if shape == signal.sample:
+            return signal
+        times = [shape[a] // n for a, n in enumerate(signal.sample)]
+        taken = size_of(shape) * np.dtype(signal.dtype).itemsize
+        if self._memory is not None and taken * 4 > self._memory:
+            raise BadGraph(f"it makes {taken} bytes of one sample, more than there is memory")
+        tensor = keras.ops.tile(signal.tensor, [1, *(times[a] for a in signal.order)])
+        return signal.like(self.operation(node, tensor, "_repeat"), nonnegative=signal.nonnegative)
+
+    def scaled(self, node, signal, scale, offset, suffix=""):
+        """scale·x + offset with arrays that `against` gave, or numbers."""
+        scale, offset = (self.setting(signal, value) for value in (scale, offset))
+        tensor = self.layer(
+            node, keras.layers.Rescaling, signal.tensor, suffix, scale=scale, offset=offset
+        )
+        return signal.like(tensor)
+
+    def setting(self, signal, value):
+        """A number or array in the signal's type; leading axes of one are dropped."""
+        value = np.asarray(value, signal.dtype)
+        if not np.all(np.isfinite(value)):
+            raise BadGraph("its constant holds NaN or infinite values")
+        if value.size == 1:
+            return float(value.reshape(()))
+        return value
+
+    def of_batch(self, value):
+        """The number of samples as the file knows it."""
+        return self.batch if value == BATCH else value
+
+
+# The walk ---------------------------------------------------------------------------------------
+
+
+def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
+    """A Keras model of a checked graph.
+
+    Args:
+        graph: `foreign.OnnxGraph`.
+        batch_axis, input_shapes, output: as of `load_onnx`.
+
+    Returns:
+        `Built`.
+
+    Raises:
+        UnsupportedLayerError: naming every node that is not read.
+        ValueError: for arguments that do not fit the graph, and graphs whose shapes do not fit.
+    """
+    ports, batch = _ports(graph, batch_axis, input_shapes)
+    target = _target(graph, output)
+    builder = Builder(batch)
+    constants = folding.Constants(graph, builder.batch)
+    nodes = _needed(fused(graph, constants), target)
+    known, givers, refused = {}, {}, []
+    tensors = []
+    for port in ports:
+        name = _legal(port.name, builder.names)
+        tensor = keras.Input(shape=port.sample_shape, dtype=port.dtype, name=name)
+        tensors.append(tensor)
+        known[port.name] = plain(tensor, port.batch)
+    for node in nodes:
+        try:
+            _read(builder, node, constants, known)
+        except NotRead as error:
+            refused.append((node, str(error)))
+        except (BadGraph, ValueError, TypeError, IndexError) as error:
+            if isinstance(error, UnsupportedLayerError):
+                raise
+            raise ValueError(
+                f"The graph contradicts itself, or asks for what cannot be. Received: {node.what}: "
+                f"{_first_line(error)}. Correct the file."
+            ) from error
+        for name in filter(None, node.outputs):
+            givers[name] = node
+            _check_declared(graph, node, name, known.get(name), builder)
+    _raise_refused(refused, graph.opset)
+    result = known.get(target)
+    if not isinstance(result, Signal):
+        raise ValueError(
+            f"A network's output must depend on its input. Received: output {target!r}, a constant."
+        )
+    end = dataclasses.replace(givers[target], name=target) if target in givers else None
+    result = builder.plain(end or _input_node(target), result)
+    known[target] = result
+    model = keras.Model(tensors if len(tensors) > 1 else tensors[0], result.tensor)
+    declared = next((v for v in graph.outputs if v.name == target), None)
+    shape = list(result.sample)
+    if result.batch is not None:
+        shape.insert(result.batch, None)
+    dtype = result.dtype if declared is None else declared.dtype
+    outputs = (Port(target, tuple(shape), dtype, result.batch),)
+    signals = {name: value for name, value in known.items() if isinstance(value, Signal)}
+    return Built(model, signals, givers, ports, outputs, batch)
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+
+
+def _input_node(name):
+    from tf_lyapunov.onnx.foreign import OnnxNode
+
+    return OnnxNode(name, "Identity", "", (), (name,), {})
+
+
+def _legal(name, taken):
+    text = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.-")
+    if not re.match(r"[A-Za-z0-9]", text):
+        text = f"input_{text}"
+    candidate, count = text, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{text}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def _ports(graph, batch_axis, input_shapes):
+    """`(ports, batch)`: the inputs and the number of samples that the file fixes."""
+    if not graph.inputs:
+        raise ValueError("A network needs an input. Received: a graph of constants.")
+    given = dict(input_shapes or {})
+    unknown = set(given) - {v.name for v in graph.inputs}
+    if unknown:
+        raise ValueError(
+            f"`input_shapes` must name inputs of the graph. Received: {sorted(unknown)}. The "
+            f"inputs are {', '.join(repr(v.name) for v in graph.inputs)}."
+        )
+    ports, batches = [], set()
+    for value in graph.inputs:
+        if value.dtype not in (*_FLOATS, *_INTEGERS):
+            raise UnsupportedLayerError(
+                "A network is read in float32 or float64, or with integer inputs that it casts. "
+                f"Received: input {value.name!r} of type {value.dtype}. Convert the file first."
+            )
+        shape = value.shape
+        if value.name in given:
+            shape = _agreed(value, tuple(given[value.name]), batch_axis)
+        if shape is None:
+            raise ValueError(
+                f"The shape of input {value.name!r} is not stated in the file. Received: "
+                "input_shapes without it. Pass `input_shapes={" + repr(value.name) + ": (…)}`, the "
+                "batch axis first as None."
+            )
+        axis = _batch_axis(value.name, shape, batch_axis)
+        sizes_ = list(shape)
+        if axis is not None:
+            first = sizes_[axis]
+            batches.add(first if isinstance(first, int) else BATCH)
+            sizes_[axis] = None
+        open_ = [n for i, n in enumerate(sizes_) if not isinstance(n, int) and i != axis]
+        if open_:
+            raise ValueError(
+                f"Sizes beside the number of samples must be fixed. Received: input {value.name!r} "
+                f"of shape {shape}. Pass `input_shapes={{{value.name!r}: (None, …)}}`."
+            )
+        if any(isinstance(n, int) and n < 1 for n in sizes_):
+            raise ValueError(f"Sizes must be positive. Received: input {value.name!r} of {shape}.")
+        ports.append(Port(value.name, tuple(sizes_), value.dtype, axis))
+    if len(batches) > 1:
+        raise ValueError(
+            "All inputs must hold equally many samples. Received: inputs with "
+            f"{', '.join(str(b) for b in sorted(batches))}."
+        )
+    return tuple(ports), batches.pop() if batches else 1
+
+
+def _agreed(value, given, batch_axis):
+    """A shape of the user's, which must not contradict the file."""
+    if value.shape is not None:
+        fits = len(value.shape) == len(given) and all(
+            not isinstance(n, int) or g is None or n == g
+            for n, g in zip(value.shape, given, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"`input_shapes` must agree with the file. Received: {given} for input "
+                f"{value.name!r}, whose shape there is {value.shape}."
+            )
+        return tuple(
+            n if isinstance(n, int) else g for n, g in zip(value.shape, given, strict=True)
+        )
+    return given
+
+
+def _batch_axis(name, shape, asked):
+    if asked is None:
+        return None
+    if asked != "auto":
+        if not isinstance(asked, int) or isinstance(asked, bool) or not 0 <= asked < len(shape):
+            raise ValueError(
+                f"`batch_axis` must be 'auto', None or an axis of the input. Received: {asked!r} "
+                f"for input {name!r} of shape {shape}."
+            )
+        return asked
+    if not shape or (len(shape) == 1 and isinstance(shape[0], int)):
+        return None  # one vector
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise ValueError(
+            "Whether the first axis counts samples is not clear. Received: input "
+            f"{name!r} of shape {shape}. Pass `batch_axis=0` if it does, `batch_axis=None` if it "
+            "is a part of one sample."
+        )
+    return 0
+
+
+def _target(graph, output):
+    names = [v.name for v in graph.outputs]
+    if output is None:
+        if len(names) > 1:
+            raise ValueError(
+                f"A program has one output. Received: a graph with {', '.join(map(repr, names))}. "
+                f"Pass `output={names[-1]!r}` or another."
+            )
+        return names[0]
+    if output not in names:
+        raise ValueError(
+            f"`output` must be one of the graph's, {', '.join(map(repr, names))}. Received: "
+            f"{output!r}."
+        )
+    return output
+
+
+def _needed(nodes, target):
+    """The nodes that the target depends on, in their order."""
+    wanted, found = {target}, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            found.append(node)
+    return found[::-1]
+
+
+def _read(builder, node, constants, known):
+    """Adds what a node gives to the constants or to `known`; None where it cannot be known."""
+    names = [n for n in node.inputs if n]
+    if any(n in known and known[n] is None for n in names):
+        for output in node.outputs:
+            known[output] = None  # behind what was refused
+        return
+    values = [None if not n else known[n] if n in known else constants.get(n) for n in node.inputs]
+    for output in filter(None, node.outputs):
+        known[output] = None
+    if node.kind in ("Shape", "Size") and isinstance(values[0], Signal):
+        found = [folding.shape_of(node, values[0].shape(builder.batch))]
+    elif not any(isinstance(v, Signal) for v in values):
+        found = [constants.fold(node, values)]
+        if isinstance(found[0], list):
+            found = found[0]
+    else:
+        found = operators.read(builder, node, values)
+        found = found if isinstance(found, list) else [found]
+    for output, value in zip(node.outputs, found, strict=False):
+        if not output:
+            continue
+        if isinstance(value, Signal):
+            known[output] = value
+        else:
+            del known[output]
+            constants.keep(output, value)
+
+
+def _check_declared(graph, node, name, value, builder):
+    """Declared shapes must be those that the graph gives, the number of samples aside."""
+    shape = graph.declared.get(name)
+    if shape is None or not isinstance(value, Signal):
+        return
+    own = value.shape(builder.batch)
+    fits = len(own) == len(shape) and all(
+        not isinstance(n, int) or n == m or i == value.batch
+        for i, (n, m) in enumerate(zip(shape, own, strict=True))
+    )
+    if not fits:
+        shown = tuple("batch" if n == BATCH else n for n in own)
+        raise ValueError(
+            f"The file declares a shape that the graph does not give. Received: {name!r} of "
+            f"{node.what}, declared {shape}, which has {shown}. Correct the file, or remove what "
+            "it declares of values within."
+        )
+
+
+def _raise_refused(refused, opset):
+    if not refused:
+        return
+    lines = "\n".join(
+        f"  {i}. {node.what} of operator set {node.since or opset}: {reason}."
+        for i, (node, reason) in enumerate(refused, 1)
+    )
+    raise UnsupportedLayerError(
+        f"{len(refused)} node{'s are' if len(refused) > 1 else ' is'} not read. Received (operator "
+        f"set {opset}):\n{lines}\nOperators that are read: {', '.join(operators.names())}."
+    )

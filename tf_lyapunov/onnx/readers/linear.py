@@ -1,0 +1,254 @@
+"""Products with constant matrices and sums with constants: Gemm, MatMul, Add, Sub, Mul, Div."""
+
+import keras
+import numpy as np
+
+from tf_lyapunov.onnx.foreign import BadGraph, NotRead
+from tf_lyapunov.onnx.signals import Signal, plain, size_of
+
+_PRODUCT = "a product of two signals has no global Lipschitz constant"
+
+
+def dense(build, node, signal, place, kernel, bias=None, suffix=""):
+    """y = W·x + b along axis `place` of a sample, which keeps its place.
+
+    Args:
+        build: `Builder`.
+        node: `OnnxNode`.
+        signal: `Signal`.
+        place: axis of a sample.
+        kernel: (in, out).
+        bias: (out,) or None.
+        suffix: of the layer's name.
+    """
+    if signal.sample[place] != kernel.shape[0]:
+        raise BadGraph(
+            f"its matrix of shape {kernel.shape} meets an axis of size {signal.sample[place]}"
+        )
+    signal = build.with_last(node, signal, place)
+    kernel = np.asarray(kernel, signal.dtype)
+    weights = [kernel] if bias is None else [kernel, np.asarray(bias, signal.dtype)]
+    tensor = build.layer(
+        node,
+        keras.layers.Dense,
+        signal.tensor,
+        suffix,
+        weights,
+        units=kernel.shape[1],
+        use_bias=bias is not None,
+    )
+    return signal.like(tensor)
+
+
+def shifted(build, node, signal, constant, sign=1.0, suffix=""):
+    """sign·x + constant, with broadcasting."""
+    if not np.any(constant) and np.ndim(constant) <= signal.rank and sign == 1.0:
+        shape = np.shape(constant)
+        if np.broadcast_shapes(shape, signal.shape(1)) == signal.shape(1):
+            return signal
+    signal, constant = build.against(node, signal, constant)
+    return build.scaled(node, signal, sign, constant, suffix)
+
+
+def multiplied(build, node, signal, constant, suffix=""):
+    """x·constant, with broadcasting."""
+    signal, constant = build.against(node, signal, constant)
+    if np.all(constant == 1):
+        return signal
+    return build.scaled(node, signal, constant, 0.0, suffix)
+
+
+def scale_exactly(kernel, factor):
+    """The kernel times a number where no entry is rounded, else None."""
+    kernel = np.asarray(kernel)
+    if kernel.dtype == np.float64:
+        mantissa, _ = np.frexp(factor)
+        return kernel * factor if abs(mantissa) == 0.5 else None
+    exact = kernel.astype(np.float64) * float(factor)
+    rounded = exact.astype(kernel.dtype)
+    return rounded if np.array_equal(rounded.astype(np.float64), exact) else None
+
+
+def _gemm(build, node, values):
+    a, b = values[:2]
+    c = values[2] if len(values) > 2 else None
+    alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
+    if isinstance(a, Signal) and isinstance(b, Signal):
+        raise NotRead(_PRODUCT)
+    if isinstance(a, Signal):
+        if a.rank != 2 or np.ndim(b) != 2:
+            raise BadGraph("Gemm takes matrices")
+        kernel = b.T if node.get("transB", 0) else b
+        axis = 0 if node.get("transA", 0) else 1
+        swapped, signal = bool(node.get("transA", 0)), a
+    else:
+        if b.rank != 2 or np.ndim(a) != 2:
+            raise BadGraph("Gemm takes matrices")
+        kernel = a if node.get("transA", 0) else a.T
+        axis = 1 if node.get("transB", 0) else 0
+        swapped, signal = bool(node.get("transB", 0)), b
+    place, bias = signal.sample_axis(axis), None
+    factor = scale_exactly(kernel, alpha) if alpha != 1 else kernel
+    if not isinstance(c, Signal) and c is not None and factor is not None:
+        scaled = scale_exactly(c, beta) if beta != 1 else np.asarray(c)
+        out, row = kernel.shape[1], axis if not swapped else 1 - axis
+        if scaled is not None:
+            full = scaled.reshape((1,) * (2 - scaled.ndim) + scaled.shape)
+            if full.shape[1 - row] == 1 and full.shape[row] in (1, out):
+                bias = np.broadcast_to(full.ravel(), (out,))
+    name = "" if c is None or bias is not None else "_product"
+    kernel_used = kernel if factor is None else factor
+    result = dense(build, node, signal, place, kernel_used, bias, name)
+    if factor is None:
+        result = build.scaled(node, result, alpha, 0.0, "_alpha")
+    if swapped:
+        result = transposed(result, (1, 0))
+    if c is None or bias is not None:
+        return result
+    if isinstance(c, Signal):
+        if beta != 1:
+            c = build.scaled(node, c, beta, 0.0, "_beta")
+        return added(build, node, [result, c])
+    shift = scale_exactly(c, beta) if beta != 1 else np.asarray(c)
+    if shift is None:
+        raise NotRead("beta times its constant is rounded")
+    return shifted(build, node, result, shift)
+
+
+def transposed(signal, axes):
+    """The signal with its logical axes in another order: nothing moves."""
+    places = [signal.place(a) for a in axes]
+    batch = places.index(None) if None in places else None
+    kept = [p for p in places if p is not None]
+    order = tuple(kept.index(axis) for axis in signal.order)
+    return Signal(signal.tensor, order, batch, signal.nonnegative)
+
+
+def added(build, node, signals, kind=keras.layers.Add):
+    """A merging layer of several signals, brought to one shape and order."""
+    rank = max(s.rank for s in signals)
+    signals = [build.lifted(node, s, rank) for s in signals]
+    batches = {s.batch for s in signals}
+    if len(batches) > 1:
+        raise NotRead("it combines a signal's batch axis with another's axis")
+    shape = np.broadcast_shapes(*(s.sample for s in signals))
+    signals = [build.repeated(node, s, shape) for s in signals]
+    order = signals[0].order
+    signals = [build.arranged(node, s, order) for s in signals]
+    return signals[0].like(build.layer(node, kind, [s.tensor for s in signals]))
+
+
+def _matmul(build, node, values):
+    a, b = values
+    if isinstance(a, Signal) and isinstance(b, Signal):
+        raise NotRead(_PRODUCT)
+    left = isinstance(b, Signal)
+    signal, kernel = (b, np.asarray(a)) if left else (a, np.asarray(b))
+    while kernel.ndim > 2 and kernel.shape[0] == 1 and kernel.ndim > signal.rank:
+        kernel = kernel[0]
+    if kernel.ndim > 2 and size_of(kernel.shape[:-2]) == 1:
+        signal = build.lifted(node, signal, kernel.ndim)
+        kernel = kernel.reshape(kernel.shape[-2:])
+    if kernel.ndim > 2:
+        return _stacked(build, node, signal, kernel, left)
+    if kernel.ndim == 0 or signal.rank == 0:
+        raise BadGraph("MatMul takes no numbers")
+    vector = kernel.ndim == 1
+    if left:
+        axis = -2 if signal.rank > 1 else -1
+        matrix = kernel[:, None] if vector else kernel.T
+    else:
+        axis, matrix = -1, kernel[:, None] if vector else kernel
+    place = signal.sample_axis(axis)
+    result = dense(build, node, signal, place, matrix)
+    if not vector:
+        return result
+    return without_axis(build, node, result, place)
+
+
+def without_axis(build, node, signal, place):
+    """The signal without an axis of one of a sample."""
+    shape = list(signal.sample)
+    del shape[place]
+    batch = signal.batch
+    if batch is not None and place < batch:
+        batch -= 1
+    return build.reshaped(node, signal, shape, batch, "_drop")
+
+
+def _stacked(build, node, signal, kernel, left):
+    """A product with a stack of matrices."""
+    signal = build.plain(node, build.lifted(node, signal, kernel.ndim))
+    if signal.batch not in (0, None):
+        raise NotRead("it multiplies a stack of matrices and samples that are not the first axis")
+    if signal.batch == 0 and kernel.ndim == signal.rank:
+        if kernel.shape[0] != 1:
+            raise NotRead("its constant differs from sample to sample")
+        kernel = kernel[0]
+    kernel = np.asarray(kernel, signal.dtype)
+    pair = (kernel, signal.tensor) if left else (signal.tensor, kernel)
+    tensor = build.operation(node, keras.ops.matmul(*pair))
+    return plain(tensor, signal.batch)
+
+
+def _add(build, node, values):
+    a, b = values
+    if isinstance(a, Signal) and isinstance(b, Signal):
+        return added(build, node, [a, b])
+    signal, constant = (a, b) if isinstance(a, Signal) else (b, a)
+    return shifted(build, node, signal, constant)
+
+
+def _sub(build, node, values):
+    a, b = values
+    if isinstance(a, Signal) and isinstance(b, Signal):
+        return added(build, node, [a, b], keras.layers.Subtract)
+    if isinstance(a, Signal):
+        return shifted(build, node, a, -np.asarray(b))
+    return shifted(build, node, b, a, -1.0)
+
+
+def _mul(build, node, values):
+    a, b = values
+    if isinstance(a, Signal) and isinstance(b, Signal):
+        raise NotRead(_PRODUCT)
+    signal, constant = (a, b) if isinstance(a, Signal) else (b, a)
+    return multiplied(build, node, signal, constant)
+
+
+def divided(build, node, signal, constant, suffix=""):
+    """x/constant: a product where no reciprocal is rounded."""
+    constant = np.asarray(constant)
+    if not np.all(constant):
+        raise BadGraph("it divides by zero")
+    mantissa, _ = np.frexp(constant)
+    if np.all(np.abs(mantissa) == 0.5):
+        return multiplied(build, node, signal, 1 / constant, suffix)
+    signal, constant = build.against(node, signal, constant)
+    build.setting(signal, constant)
+    tensor = keras.ops.divide(signal.tensor, np.asarray(constant, signal.dtype))
+    return signal.like(build.operation(node, tensor, suffix))
+
+
+def _div(build, node, values):
+    a, b = values
+    if isinstance(b, Signal):
+        raise NotRead("a division by a signal has no global Lipschitz constant")
+    return divided(build, node, a, b)
+
+
+def _dense_with_bias(build, node, values):
+    """MatMul and the Add of a vector behind it, which `patterns` joined."""
+    signal, kernel, bias = values
+    return dense(build, node, signal, signal.sample_axis(-1), np.asarray(kernel), bias)
+
+
+READERS = {
+    "Gemm": (13, _gemm),
+    "MatMul": (13, _matmul),
+    "Add": (14, _add),
+    "Sub": (14, _sub),
+    "Mul": (14, _mul),
+    "Div": (14, _div),
+    "tf_lyapunov.Dense": (0, _dense_with_bias),
+}
