@@ -1,5 +1,6 @@
 """Shared settings: quiet TensorFlow, reproducible hypothesis, and where real data lies."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -39,6 +40,14 @@ def seeded():
     import keras
 
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settled():
+    """What outlives a module's tests is not searched for garbage again: that takes seconds."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(name="jacobian_norm", scope="session")

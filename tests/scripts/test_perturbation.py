@@ -21,10 +21,14 @@ def scripts(monkeypatch):
 
 
 def network():
-    keras.backend.clear_session()  # as in a process of its own: names count from one
     keras.utils.set_random_seed(0)
-    layers = [keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5)]
-    return keras.Sequential([*layers, keras.layers.Dense(3)])
+    layers = [
+        keras.Input((6,), name="x"),
+        keras.layers.Dense(8, "relu", name="hidden"),  # named as in a process of its own
+        keras.layers.Dropout(0.5, name="dropped"),
+        keras.layers.Dense(3, name="logits"),
+    ]
+    return keras.Sequential(layers, name="network")
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(scripts, tmp_path):

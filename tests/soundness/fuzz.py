@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import keras
 from soundness import claims, generator, mutations, power
 
-CLEAR_EVERY = 25
+CLEAR_EVERY = 50
 MISTAKES = 1000
 
 
