@@ -234,6 +234,7 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
     target = _target(graph, output)
     builder = Builder(batch)
     constants = folding.Constants(graph, builder.batch)
+    constants.fold_early(graph.nodes)
     nodes = _needed(fused(graph, constants), target)
     known, givers, refused = {}, {}, []
     tensors = []

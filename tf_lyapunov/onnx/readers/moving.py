@@ -119,15 +119,10 @@ def _unsqueeze(build, node, values):
     return build.reshaped(node, signal, shape, batch)
 
 
-def _same(build, node, values):
-    return values[0]
-
-
 READERS = {
     "Reshape": (25, _reshape),
     "Flatten": (25, _flatten),
     "Transpose": (25, _transpose),
     "Squeeze": (25, _squeeze),
     "Unsqueeze": (25, _unsqueeze),
-    "Identity": (25, _same),
 }
