@@ -21,6 +21,8 @@ PROBES = 3
 _ENTRIES = 2**22
 # onnxruntime's tanh, sigmoid and erf err by up to 2⁻²² of 1 where their slopes are flat.
 _FUNCTION = 2.0**-21
+# The weights of its interpolations are computed in float32, by sums that cancel.
+_INTERPOLATION = 2.0**-18
 _LARGEST = {"float32": 1e38, "float64": 1e300}
 
 
@@ -204,6 +206,8 @@ def _check(built, step, name, signal, held):
     if value.shape != held.shape:
         raise _unfaithful(node, name, f"shape {held.shape}, that of its reading {value.shape}")
     room = 2 * error + _FUNCTION * (1 if step.dtype == "float32" else 2.0**-29)
+    if node.kind in ("Resize", "Upsample") and step.dtype == "float32":
+        room = room + _INTERPOLATION * np.max(np.abs(value), initial=0.0)
     rows = np.isfinite(value) & np.isfinite(held)
     rows &= np.abs(value) + error < _LARGEST.get(step.dtype, 1e38)
     off = np.where(rows, np.abs(np.asarray(held, np.float64) - value) - room, 0.0)

@@ -14,6 +14,15 @@ from tf_lyapunov.onnx.patterns import fused
 from tf_lyapunov.onnx.signals import BATCH, Signal, plain, size_of
 
 _FLOATS = ("float32", "float64")
+_CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D")
+_TRANSPOSED = tuple(f"{name}Transpose" for name in _CONVOLUTIONS)
+# Layers whose kernel is drawn by random, and the name of what draws it.
+_INITIALIZED = {
+    **{getattr(keras.layers, n): "kernel_initializer" for n in ("Dense", *_CONVOLUTIONS)},
+    **{getattr(keras.layers, n): "kernel_initializer" for n in _TRANSPOSED},
+    keras.layers.DepthwiseConv1D: "depthwise_initializer",
+    keras.layers.DepthwiseConv2D: "depthwise_initializer",
+}
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "int32", "int64")
 
 
@@ -79,8 +88,13 @@ class Builder:
         """
         first = tensor[0] if isinstance(tensor, list) else tensor
         settings.setdefault("dtype", str(first.dtype))
+        drawn = _INITIALIZED.get(kind)
+        if drawn is not None:
+            settings[drawn] = "zeros"  # no random numbers, which are replaced at once
         layer = kind(name=self.name(node, suffix), **settings)
         result = layer(tensor)
+        if drawn is not None:
+            setattr(layer, drawn, keras.initializers.GlorotUniform())
         self.check_room(result)
         if weights is not None:
             layer.set_weights([np.asarray(w) for w in weights])

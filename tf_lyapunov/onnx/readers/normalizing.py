@@ -126,11 +126,6 @@ def _instance_normalization(build, node, values):
 def _group_normalization(build, node, values):
     signal, gamma, beta = values
     groups = node.get("num_groups", 0)
-    if node.since is not None and node.since < 21:  # a number per group, not per channel
-        if not isinstance(gamma, np.ndarray) or not isinstance(beta, np.ndarray):
-            raise NotRead("its weights are computed from inputs")
-        width = signal.sample[0] // max(groups, 1)
-        gamma, beta = np.repeat(gamma, width), np.repeat(beta, width)
     return _groups(build, node, signal, groups, gamma, beta)
 
 
