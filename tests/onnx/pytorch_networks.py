@@ -169,7 +169,6 @@ def _chain(*layers):
     return nn.Sequential(*layers)
 
 
-IMAGE = (3, 12, 12)
 # name: (how to make it, shapes of one sample of each input)
 NETWORKS = {
     "multilayer perceptron": (
@@ -205,13 +204,17 @@ NETWORKS = {
     ),
     "hard activations": (
         lambda: _chain(
-            nn.Linear(5, 8), nn.Hardswish(), nn.Linear(8, 8), nn.Hardsigmoid(), nn.Linear(8, 3),
+            nn.Linear(5, 8),
+            nn.Hardswish(),
+            nn.Linear(8, 8),
+            nn.Hardsigmoid(),
+            nn.Linear(8, 3),
             nn.Hardtanh(-0.5, 0.75),
         ),
         [(5,)],
     ),  # fmt: skip
-    "softsign and shrink": (
-        lambda: _chain(nn.Linear(5, 8), nn.Softsign(), nn.Linear(8, 8), nn.Softshrink(0.2)),
+    "softsign and tanhshrink": (
+        lambda: _chain(nn.Linear(5, 8), nn.Softsign(), nn.Linear(8, 8), nn.Tanhshrink()),
         [(5,)],
     ),
     "batch normalization": (
@@ -221,15 +224,27 @@ NETWORKS = {
     "dropout": (lambda: _chain(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)), [(5,)]),
     "LeNet": (
         lambda: _chain(
-            nn.Conv2d(1, 4, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 5),
-            nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 5),
+            nn.Conv2d(1, 4, 5, padding=2),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(4, 6, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(6, 5),
         ),
         [(1, 12, 12)],
     ),  # fmt: skip
     "small VGG": (
         lambda: _chain(
-            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten(),
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((2, 2)),
+            nn.Flatten(),
             nn.Linear(24, 5),
         ),
         [(3, 8, 8)],
@@ -247,23 +262,36 @@ NETWORKS = {
     "computed shapes": (Shaped, [(2, 3, 2)]),
     "series": (
         lambda: _chain(
-            nn.Conv1d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool1d(2, ceil_mode=True),
-            nn.Flatten(), nn.LazyLinear(3),
+            nn.Conv1d(2, 4, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.MaxPool1d(2, ceil_mode=True),
+            nn.Flatten(),
+            nn.LazyLinear(3),
         ),
         [(2, 11)],
     ),  # fmt: skip
     "volumes": (
         lambda: _chain(
-            nn.Conv3d(1, 3, 3, padding=1), nn.ReLU(), nn.AvgPool3d(2), nn.Flatten(),
+            nn.Conv3d(1, 3, 3, padding=1),
+            nn.ReLU(),
+            nn.AvgPool3d(2),
+            nn.Flatten(),
             nn.LazyLinear(3),
         ),
         [(1, 4, 4, 4)],
     ),  # fmt: skip
     "group and instance normalization": (
         lambda: _chain(
-            nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 3),
-            nn.InstanceNorm2d(4, affine=True), nn.Upsample(scale_factor=2), nn.PixelUnshuffle(2),
-            nn.ReflectionPad2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Conv2d(3, 4, 3),
+            nn.GroupNorm(2, 4),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3),
+            nn.InstanceNorm2d(4, affine=True),
+            nn.Upsample(scale_factor=2),
+            nn.PixelUnshuffle(2),
+            nn.ReflectionPad2d(1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
         ),
         [(3, 8, 8)],
     ),  # fmt: skip

@@ -51,7 +51,9 @@ class _Finder:
         if node.kind == "Mul":
             return self._gated(node)
         if node.kind == "Div":
-            return self._gated(node) or self._normalization(node)
+            return self._gated(node) or self._softsign(node) or self._normalization(node)
+        if node.kind == "Where":
+            return self._softplus(node)
         return None
 
     # Parts --------------------------------------------------------------------------------------
@@ -200,6 +202,32 @@ class _Finder:
             return True
         power = self.giver(found.signals[0], "Pow") if len(found.signals) == 1 else None
         return power is not None and power.inputs[0] == x and self.number(power.inputs[1]) == 3
+
+    def _softsign(self, node):
+        """x/(1 + |x|)."""
+        inner = self.plus_one(node.inputs[1])
+        size = inner and self.giver(inner, "Abs")
+        if size is None or size.inputs[0] != node.inputs[0]:
+            return None
+        return self._made(node, "Softsign", node.inputs[0], {}, 22)
+
+    def _above(self, name):
+        """`(value, number)` of the condition that a value is above a single-precision number."""
+        node = self.giver(name, "Greater")
+        limit = node and self.constants.get(node.inputs[1])
+        if limit is None or limit.dtype != np.float32 or limit.size != 1:
+            return None
+        return node.inputs[0], float(limit.reshape(()))
+
+    def _softplus(self, node):
+        """softplus(x), or x where it is above 20: there both are the same in single precision."""
+        condition, x, below = node.inputs
+        found, soft = self._above(condition), self.giver(below, "Softplus")
+        if found is None or soft is None or soft.inputs[0] != x:
+            return None
+        if found[0] != x or not found[1] >= 20:
+            return None
+        return self._made(node, "Softplus", x, {}, 22)
 
     # Maps ---------------------------------------------------------------------------------------
 
