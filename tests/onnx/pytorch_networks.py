@@ -212,7 +212,7 @@ NETWORKS = {
             nn.Hardtanh(-0.5, 0.75),
         ),
         [(5,)],
-    ),  # fmt: skip
+    ),
     "softsign and tanhshrink": (
         lambda: _chain(nn.Linear(5, 8), nn.Softsign(), nn.Linear(8, 8), nn.Tanhshrink()),
         [(5,)],
@@ -234,7 +234,7 @@ NETWORKS = {
             nn.Linear(6, 5),
         ),
         [(1, 12, 12)],
-    ),  # fmt: skip
+    ),
     "small VGG": (
         lambda: _chain(
             nn.Conv2d(3, 4, 3, padding=1),
@@ -248,7 +248,7 @@ NETWORKS = {
             nn.Linear(24, 5),
         ),
         [(3, 8, 8)],
-    ),  # fmt: skip
+    ),
     "small ResNet": (SmallResNet, [(3, 16, 16)]),
     "inverted bottleneck": (Inverted, [(4, 6, 6)]),
     "dense block": (Dense, [(3, 6, 6)]),
@@ -269,7 +269,7 @@ NETWORKS = {
             nn.LazyLinear(3),
         ),
         [(2, 11)],
-    ),  # fmt: skip
+    ),
     "volumes": (
         lambda: _chain(
             nn.Conv3d(1, 3, 3, padding=1),
@@ -279,7 +279,7 @@ NETWORKS = {
             nn.LazyLinear(3),
         ),
         [(1, 4, 4, 4)],
-    ),  # fmt: skip
+    ),
     "group and instance normalization": (
         lambda: _chain(
             nn.Conv2d(3, 4, 3),
@@ -294,7 +294,7 @@ NETWORKS = {
             nn.Flatten(),
         ),
         [(3, 8, 8)],
-    ),  # fmt: skip
+    ),
 }
 
 

@@ -52,7 +52,7 @@ def test_layers_are_named_after_the_nodes_of_the_file_and_can_be_trained(tmp_pat
     model = _means_the_same("small ResNet", tmp_path / "net.onnx", dynamo=False)
     names = [layer.name for layer in model.layers if layer.weights]
     assert names == ["stem_Conv", "block_first_Conv", "block_second_Conv", "head_Gemm"]
-    assert len(model.trainable_variables) == 7
+    assert len(model.trainable_variables) == 8
 
 
 def test_weights_beside_the_file_are_read(tmp_path):

@@ -163,14 +163,35 @@ class Builder:
             )
         return plain(tensor, batch, signal.nonnegative)
 
+    def refitted(self, node, signal, axes, batch, suffix="_axes"):
+        """The signal with axes of one added or dropped, the others in the tensor's own order.
+
+        Args:
+            node: that layers are named after.
+            signal: `Signal`.
+            axes: per axis of a new sample the axis that it was, or None for a new one of one.
+            batch: new position of the batch axis, or None.
+            suffix: of the layer's name.
+        """
+        places = [axes.index(a) for a in signal.order if a in axes]
+        for new in range(len(axes) - 1, -1, -1):
+            if axes[new] is None:  # beside the axis that follows it
+                where = places.index(new + 1) if new + 1 in places else len(places)
+                places.insert(where, new)
+        sample = signal.sample
+        shape = tuple(1 if axes[p] is None else sample[axes[p]] for p in places)
+        tensor = signal.tensor
+        if shape != tuple(tensor.shape[1:]):
+            tensor = self.layer(node, keras.layers.Reshape, tensor, suffix, target_shape=shape)
+        return Signal(tensor, tuple(places), batch, signal.nonnegative)
+
     def lifted(self, node, signal, rank):
         """The signal with leading axes of one until it has so many."""
         missing = rank - signal.rank
         if missing <= 0:
             return signal
         batch = None if signal.batch is None else signal.batch + missing
-        shape = (1,) * missing + signal.sample
-        return self.reshaped(node, signal, shape, batch, "_axes")
+        return self.refitted(node, signal, [None] * missing + list(range(len(signal.order))), batch)
 
     # Constants ----------------------------------------------------------------------------------
 

@@ -174,12 +174,11 @@ def _matmul(build, node, values):
 
 def without_axis(build, node, signal, place):
     """The signal without an axis of one of a sample."""
-    shape = list(signal.sample)
-    del shape[place]
     batch = signal.batch
     if batch is not None and place < batch:
         batch -= 1
-    return build.reshaped(node, signal, shape, batch, "_drop")
+    axes = [a for a in range(len(signal.order)) if a != place]
+    return build.refitted(node, signal, axes, batch, "_drop")
 
 
 def _stacked(build, node, signal, kernel, left):
