@@ -57,6 +57,7 @@ _FUNCTIONS = {
     "Property": "tf_lyapunov.local.property:Property",
     "Region": "tf_lyapunov.local.regions:Region",
     "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",
+    "export_onnx": "tf_lyapunov.onnx.export:export_onnx",
     "gain_on": "tf_lyapunov.local.outputs:gain_on",
     "output_bounds": "tf_lyapunov.local.outputs:output_bounds",
     "verify_property": "tf_lyapunov.local.verifying:verify_property",

@@ -83,5 +83,17 @@ class UnfaithfulReading(ValueError):
         self.step = step
 
 
+class UnfaithfulExport(ValueError):
+    """A file would compute something else than the model; it is not written.
+
+    Attributes:
+        step: name of the first step that differs.
+    """
+
+    def __init__(self, message, step=""):
+        super().__init__(message)
+        self.step = step
+
+
 class CostWarning(UserWarning):
     """A computation that was asked for takes long, or much memory; said before it begins."""

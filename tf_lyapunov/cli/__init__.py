@@ -11,13 +11,13 @@ from .certifying import certify, verify
 from .designing import design
 from .entry import main
 from .evaluating import evaluate
-from .exchange import export_mat, import_mat
+from .exchange import export_mat, export_onnx, import_mat
 from .experiments import report, run, train
 from .planning import plan
 
 for function in (
     design, train, certify, verify, attack, bracket, evaluate, report, run, plan, export_mat,
-    import_mat,
+    import_mat, export_onnx,
 ):  # fmt: skip
     command(function)
 

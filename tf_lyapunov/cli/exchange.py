@@ -1,4 +1,4 @@
-"""`export-mat` and `import-mat`: what MATLAB and GNU Octave read, and what they send back."""
+"""`export-mat` and `import-mat` for MATLAB and GNU Octave, `export-onnx` for other tools."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def export_mat(
             "design": design and _read_design(design),
             "certificate": certificate and _read_certificate(certificate),
         }
-        shapes = [(None, *map(int, numbers("--input-shape", s))) for s in input_shape or []]
         model = modelfile.load_model(model_file(target))
-        matlab.export_mat(out, model=model, input_shapes=shapes or None, **parts)
+        matlab.export_mat(out, model=model, input_shapes=_shapes(input_shape), **parts)
         holds = ["network", *(name for name, part in parts.items() if part is not None)]
         if json_:
             emit({"written": str(out), "holds": holds})
@@ -126,6 +125,43 @@ def import_mat(
         )
         if certificate_out is not None:
             raise typer.Exit(NOT_PROVED)
+
+
+def export_onnx(
+    target: Target,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="File to write.")],
+    dtype: Annotated[
+        str, typer.Option(help="float32 or float64, of weights and arithmetic.")
+    ] = "float32",
+    opset: Annotated[int, typer.Option(help="Version of the standard operators.")] = 17,
+    input_shape: InputShape = None,
+    overwrite: Replace = False,
+    json_: Json = False,
+) -> None:
+    """Write a network as an ONNX file of standard operators, for verifiers and runtimes.
+
+    The file is run on random probes first and compared with the network, layer by layer.
+
+    Example: [bold]tf-lyapunov export-onnx runs/digits digits.onnx[/bold]
+    """
+    _refuse_existing([out], overwrite)
+    with work(json_):
+        from .. import modelfile
+        from ..onnx.export import export_onnx as export
+
+        model = modelfile.load_model(model_file(target))
+        found = export(
+            model, out, dtype=dtype, opset=opset, input_shapes=_shapes(input_shape)
+        )  # fmt: skip
+        if json_:
+            emit(found.record())
+        else:
+            typer.echo(found.explain())
+
+
+def _shapes(texts: list[str] | None):
+    shapes = [(None, *map(int, numbers("--input-shape", text))) for text in texts or []]
+    return shapes or None
 
 
 def _refuse_existing(paths: list[Path], overwrite: bool) -> None:

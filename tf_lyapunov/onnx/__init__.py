@@ -1,1 +1,1 @@
-"""Networks as ONNX files."""
+"""Exchange with other tools by ONNX files: what a program computes, in standard operators."""

@@ -179,14 +179,7 @@ class Network:
             state.update(json.dumps(settings, default=str).encode())
         for step in self.program.steps:
             for operation in step.operations or ():
-                kind, fields = operation.settings()
-                state.update(kind.encode())
-                for name, value in fields:
-                    is_array = isinstance(value, np.ndarray)
-                    text = f"{value.dtype}{value.shape}" if is_array else repr(value)
-                    state.update(f"{name}{text}".encode())
-                    if is_array:
-                        state.update(np.ascontiguousarray(value).tobytes())
+                operation.enter(state)
         for layer in self.graph.layers:
             for variable in layer.variables:
                 if "seed_generator" in variable.path:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 
 
@@ -89,10 +90,44 @@ class Operation:
         """
         raise NotImplementedError
 
+    @property
+    def has_writer(self):
+        """Whether it has an ONNX form."""
+        return type(self).write is not Operation.write
+
+    def write(self, graph, names):
+        """Adds ONNX nodes that compute it to a graph under construction.
+
+        Args:
+            graph: `tf_lyapunov.onnx.graph.Graph`.
+            names: list of the names of its inputs there.
+
+        Returns:
+            Name of its output.
+
+        Raises:
+            UnsupportedLayerError: if it has no ONNX form.
+        """
+        raise UnsupportedLayerError(
+            "Standard ONNX operators must be able to compute a step. Received: an operation of "
+            f"type {type(self).__name__}."
+        )
+
     def settings(self):
         """Type and values, for the digest."""
         fields = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
         return type(self).__name__, list(_flat(fields))
+
+    def enter(self, state):
+        """Adds type and values to the state of a hash."""
+        kind, fields = self.settings()
+        state.update(kind.encode())
+        for name, value in fields:
+            is_array = isinstance(value, np.ndarray)
+            text = f"{value.dtype}{value.shape}" if is_array else repr(value)
+            state.update(f"{name}{text}".encode())
+            if is_array:
+                state.update(np.ascontiguousarray(value).tobytes())
 
 
 def _flat(fields):

@@ -1,6 +1,7 @@
 """A model as a program: steps in topological order, every constant an explicit value."""
 
 import dataclasses
+import hashlib
 
 import keras
 import numpy as np
@@ -75,6 +76,21 @@ class Program:
             raise UnsupportedLayerError(
                 f"A step is evaluated by the model alone: {step.why} Received: step {step.name!r}."
             )
+
+    def digest(self):
+        """SHA-256 of its operations and how they are joined, independent of names and of Keras."""
+        state = hashlib.sha256()
+        made = {name: i for i, name in enumerate(self.inputs)}
+        count = len(made)
+        for step in self.steps:
+            read = [made[name] for name in step.inputs]
+            for operation in step.operations or ():
+                state.update(repr(read).encode())
+                operation.enter(state)
+                read, count = [count], count + 1
+            made[step.name] = read[0]
+        state.update(repr(made[self.output]).encode())
+        return "sha256:" + state.hexdigest()
 
     def logits(self, x):
         """Logits in float64, apart from any backend but for `declared` steps; see `evaluate`."""

@@ -64,6 +64,19 @@ class Contracted(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        (x,) = names
+        lead, last = self.signal[:-1], self.output[-1]
+        if self.output == lead + last and self.kernel_letters == self.signal[-1] + last:
+            y = graph.node("MatMul", x, self.kernel)
+        elif self.kernel_letters:
+            letters = f"{self.signal},{self.kernel_letters}->{self.output}"
+            y = graph.node("Einsum", x, self.kernel, equation=letters)
+        else:
+            y = graph.node("Einsum", x, equation=f"{self.signal}->{self.output}")
+            y = y if self.kernel == 1 else graph.pointwise("Mul", y, self.kernel)
+        return y if self.bias is None else graph.pointwise("Add", y, self.bias)
+
     def _sum(self, x, kernel):
         letters = f"{self.signal},{self.kernel_letters}->{self.output}"
         return np.einsum(letters, x, kernel, optimize=True)

@@ -89,6 +89,149 @@ FUNCTIONS = {
 _ALIASES = {"swish": "silu", "hard_swish": "hard_silu", "absolute": "abs", "re_lu": "relu"}
 
 
+def _write_relu(graph, x, negative_slope=0.0, max_value=None):
+    if max_value is None and negative_slope == 0:
+        return graph.pointwise("Relu", x)
+    if max_value is None:
+        return _write_leaky(graph, x, negative_slope)
+    above = _write_clip(graph, x, 0.0, max_value)
+    if negative_slope == 0:
+        return above
+    below = graph.pointwise("Mul", graph.pointwise("Min", x, 0.0), negative_slope)
+    return graph.pointwise("Add", above, below)
+
+
+def _write_leaky(graph, x, negative_slope=0.2):
+    if graph.in_attribute(negative_slope):
+        return graph.pointwise("LeakyRelu", x, alpha=float(negative_slope))
+    return _write_bent(graph, x, negative_slope)
+
+
+def _write_bent(graph, x, slopes):
+    below = graph.pointwise("Mul", graph.pointwise("Min", x, 0.0), slopes)
+    return graph.pointwise("Add", graph.pointwise("Relu", x), below)
+
+
+def _write_clip(graph, x, low, high):
+    return graph.pointwise("Clip", x, low, high)
+
+
+def _write_ramp(graph, x, slope):
+    """The hard sigmoid of this slope at 0."""
+    if not graph.is_double:
+        return graph.pointwise("HardSigmoid", x, alpha=float(slope), beta=0.5)
+    y = graph.pointwise("Add", graph.pointwise("Mul", x, slope), 0.5)
+    return _write_clip(graph, y, 0.0, 1.0)
+
+
+def _write_exponential(graph, x, kind, depth, factor=1.0, rate=1.0, **attributes):
+    """factor·x above 0 and factor·depth·(exp(rate·x) - 1) below."""
+    if not graph.is_double:
+        return graph.pointwise(kind, x, **attributes)
+    below = graph.pointwise("Mul", graph.pointwise("Min", x, 0.0), rate)
+    below = graph.pointwise("Sub", graph.pointwise("Exp", below), 1.0)
+    below = graph.pointwise("Mul", below, factor * depth)
+    above = graph.pointwise("Relu", x)
+    if factor != 1:
+        above = graph.pointwise("Mul", above, factor)
+    return graph.pointwise("Add", above, below)
+
+
+def _write_elu(graph, x, alpha=1.0):
+    return _write_exponential(graph, x, "Elu", alpha, alpha=float(alpha))
+
+
+def _write_celu(graph, x, alpha=1.0):
+    return _write_exponential(graph, x, "Celu", alpha, rate=1 / alpha, alpha=float(alpha))
+
+
+def _write_selu(graph, x):
+    gamma, alpha = _SELU
+    return _write_exponential(graph, x, "Selu", alpha, gamma, alpha=alpha, gamma=gamma)
+
+
+def _write_softplus(graph, x):
+    if not graph.is_double:
+        return graph.pointwise("Softplus", x)
+    small = graph.pointwise("Exp", graph.pointwise("Neg", graph.pointwise("Abs", x)))
+    small = graph.pointwise("Log", graph.pointwise("Add", small, 1.0))
+    return graph.pointwise("Add", graph.pointwise("Relu", x), small)
+
+
+def _write_log_sigmoid(graph, x):
+    return graph.pointwise("Neg", _write_softplus(graph, graph.pointwise("Neg", x)))
+
+
+def _write_soft_shrink(graph, x, threshold=0.5):
+    if graph.in_attribute(threshold):
+        return graph.pointwise("Shrink", x, lambd=float(threshold), bias=float(threshold))
+    return graph.pointwise("Sub", x, _write_clip(graph, x, -threshold, threshold))
+
+
+def _write_sparse_plus(graph, x):
+    bent = graph.pointwise("Add", _write_clip(graph, x, -1.0, 1.0), 1.0)
+    bent = graph.pointwise("Mul", graph.pointwise("Mul", bent, bent), 0.25)
+    return graph.pointwise("Add", bent, graph.pointwise("Relu", graph.pointwise("Sub", x, 1.0)))
+
+
+def _write_squareplus(graph, x, b=4):
+    root = graph.pointwise("Add", graph.pointwise("Mul", x, x), b)
+    y = graph.pointwise("Add", x, graph.pointwise("Sqrt", root))
+    return graph.pointwise("Mul", y, 0.5)
+
+
+def _write_softsign(graph, x):
+    if not graph.is_double:
+        return graph.pointwise("Softsign", x)
+    return graph.pointwise("Div", x, graph.pointwise("Add", graph.pointwise("Abs", x), 1.0))
+
+
+def _write_gelu(graph, x, approximate=False):
+    if approximate:
+        cube = graph.pointwise("Mul", graph.pointwise("Mul", x, x), x)
+        inner = graph.pointwise("Add", x, graph.pointwise("Mul", cube, 0.044715))
+        inner = graph.pointwise("Mul", inner, math.sqrt(2 / math.pi))
+        share = graph.pointwise("Tanh", inner)
+    else:
+        share = graph.pointwise("Erf", graph.pointwise("Mul", x, math.sqrt(0.5)))
+    y = graph.pointwise("Mul", x, graph.pointwise("Add", share, 1.0))
+    return graph.pointwise("Mul", y, 0.5)
+
+
+def _write_times(function):
+    """x times a function of it."""
+    return lambda graph, x: graph.pointwise("Mul", x, function(graph, x))
+
+
+# Name -> function of a graph, the name of x in it, and the parameters.
+WRITERS = {
+    "linear": lambda graph, x: x,
+    "relu": _write_relu,
+    "relu6": lambda graph, x: _write_clip(graph, x, 0.0, 6.0),
+    "leaky_relu": _write_leaky,
+    "elu": _write_elu,
+    "celu": _write_celu,
+    "selu": _write_selu,
+    "tanh": lambda graph, x: graph.pointwise("Tanh", x),
+    "hard_tanh": lambda graph, x: _write_clip(graph, x, -1.0, 1.0),
+    "tanh_shrink": lambda graph, x: graph.pointwise("Sub", x, graph.pointwise("Tanh", x)),
+    "soft_shrink": _write_soft_shrink,
+    "sigmoid": lambda graph, x: graph.pointwise("Sigmoid", x),
+    "hard_sigmoid": lambda graph, x: _write_ramp(graph, x, 1 / 6),
+    "sparse_sigmoid": lambda graph, x: _write_ramp(graph, x, 0.5),
+    "log_sigmoid": _write_log_sigmoid,
+    "softplus": _write_softplus,
+    "sparse_plus": _write_sparse_plus,
+    "squareplus": _write_squareplus,
+    "softsign": _write_softsign,
+    "silu": _write_times(lambda graph, x: graph.pointwise("Sigmoid", x)),
+    "hard_silu": _write_times(lambda graph, x: _write_ramp(graph, x, 1 / 6)),
+    "gelu": _write_gelu,
+    "mish": _write_times(lambda graph, x: graph.pointwise("Tanh", _write_softplus(graph, x))),
+    "abs": lambda graph, x: graph.pointwise("Abs", x),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Elementwise(Operation):
     """y = φ(x) entry by entry, with slopes in a sector.
@@ -114,6 +257,9 @@ class Elementwise(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        return WRITERS[self.name](graph, *names, **dict(self.parameters))
+
 
 @dataclasses.dataclass(frozen=True)
 class Kinked(Operation):
@@ -135,6 +281,15 @@ class Kinked(Operation):
             return size + 4 * precision.tiny
 
         return with_error(signals, value, error)
+
+    def write(self, graph, names):
+        (x,) = names
+        if graph.is_double:
+            return _write_bent(graph, x, self.slopes)
+        # Slopes of one axis would meet the last one.
+        slopes = self.slopes.reshape((1,) * (len(graph.sizes(x)) - self.slopes.ndim)
+                                     + self.slopes.shape)  # fmt: skip
+        return graph.pointwise("PRelu", x, slopes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +321,11 @@ class Clipped(Operation):
             return signal.error + own + precision.tiny + np.zeros_like(value)
 
         return with_error(signals, value, error)
+
+    def write(self, graph, names):
+        (x,) = names
+        x = x if self.low is None else graph.pointwise("Max", x, self.low)
+        return x if self.high is None else graph.pointwise("Min", x, self.high)
 
 
 def named(name, parameters, layer):

@@ -35,20 +35,9 @@ class Fourier(Operation):
     def forward(self, signals, precision):
         (signal,) = signals
         (high, wide), half = self.sizes, self.sizes[1] // 2 + 1
-        wide_cos, wide_sin, tall_cos, tall_sin = fourier_bases(self.sizes)
-        across = np.stack([wide_cos.T, wide_sin.T], 1).reshape(-1, wide)
-        # (real + i·imag)(cos - i·sin) along the other axis; the rows are pairs (g, part).
-        down = np.stack(
-            [
-                np.concatenate([tall_cos.T, tall_sin.T], axis=1),
-                np.concatenate([-tall_sin.T, tall_cos.T], axis=1),
-            ],
-            axis=1,
-        ).reshape(2 * high, 2 * high)
+        across, down, blocks = self._stages()
         n, inputs = len(signal.value), signal.value.shape[-1]
         outputs = self.blocks.shape[-1] // 2
-        blocks = self.blocks.reshape(high, half, *self.blocks.shape[1:]).swapaxes(0, 1)
-        blocks = blocks.reshape(half * high, *self.blocks.shape[1:])
         # The order of `spectral.orthogonal.block_fourier`: images are the columns.
         path = _each(signal, lambda x: x.transpose(2, 1, 0, 3).reshape(wide, -1))
         path = _product(across, path, precision, _BASES)
@@ -69,6 +58,45 @@ class Fourier(Operation):
         # Half formats compute in float32 and round at the end.
         last = precision.unit * (np.abs(path.value) + path.error) + precision.tiny
         return Signal(path.value, path.error + last)
+
+    def _stages(self):
+        """Matrices of both axes, and one block per frequency."""
+        (high, wide), half = self.sizes, self.sizes[1] // 2 + 1
+        wide_cos, wide_sin, tall_cos, tall_sin = fourier_bases(self.sizes)
+        across = np.stack([wide_cos.T, wide_sin.T], 1).reshape(-1, wide)
+        # (real + i·imag)(cos - i·sin) along the other axis; the rows are pairs (g, part).
+        down = np.stack(
+            [
+                np.concatenate([tall_cos.T, tall_sin.T], axis=1),
+                np.concatenate([-tall_sin.T, tall_cos.T], axis=1),
+            ],
+            axis=1,
+        ).reshape(2 * high, 2 * high)
+        blocks = self.blocks.reshape(high, half, *self.blocks.shape[1:]).swapaxes(0, 1)
+        return across, down, blocks.reshape(half * high, *self.blocks.shape[1:])
+
+    def write(self, graph, names):
+        """The same stages, samples first but where every frequency has a matrix of its own."""
+        high, half = self.sizes[0], self.sizes[1] // 2 + 1
+        across, down, blocks = self._stages()
+        inputs, outputs = (n // 2 for n in self.blocks.shape[1:])
+        x = graph.transposed(*names, (0, 3, 1, 2))
+        x = graph.node("MatMul", x, graph.constant(across.T, "bases"))
+        x = graph.reshape(x, (inputs, high, half, 2))
+        x = graph.reshape(graph.transposed(x, (0, 1, 3, 4, 2)), (inputs, half, 2 * high))
+        x = graph.node("MatMul", x, graph.constant(down.T, "bases"))
+        x = graph.reshape(x, (inputs, half, high, 2))
+        x = graph.transposed(x, (2, 3, 0, 4, 1))
+        x = graph.node("Reshape", x, (half * high, -1, 2 * inputs))
+        x = graph.node("MatMul", x, graph.constant(blocks, "blocks"))
+        x = graph.node("Reshape", x, (half, high, -1, 2, outputs))
+        x = graph.transposed(x, (2, 4, 0, 1, 3))
+        x = graph.reshape(x, (outputs, half, 2 * high))
+        x = graph.node("MatMul", x, graph.constant(down, "bases"))
+        x = graph.reshape(x, (outputs, half, 2, high))
+        x = graph.reshape(graph.transposed(x, (0, 1, 4, 2, 3)), (outputs, high, 2 * half))
+        x = graph.node("MatMul", x, graph.constant(across, "bases"))
+        return graph.transposed(x, (0, 2, 3, 1))
 
 
 def _each(signal, move):

@@ -46,6 +46,9 @@ class Filled(Operation):
             return Signal(value)
         return Signal(value, signal.error + precision.unit * cells + precision.tiny * self.mask)
 
+    def write(self, graph, names):
+        return graph.pointwise("Add", *names, self.mask * self.fill)
+
 
 def _gain(call, found, method):
     value = index_gain(found.index)
@@ -160,6 +163,11 @@ class Stepped(Operation):
             return None if array is None else array.reshape(*lead, *array.shape[1 + self._drop :])
 
         return Signal(moved(signal.value), moved(signal.error))
+
+    def write(self, graph, names):
+        (x,) = names
+        lead = (-1,) if self.steps is None else (-1, self.steps)
+        return graph.node("Reshape", x, (*lead, *graph.sizes(x)[self._drop :]))
 
     @property
     def _drop(self):

@@ -65,6 +65,49 @@ class Linear(Operation):
     def _shaped(self, vector, rank):
         return vector.reshape(-1, *[1] * (rank - 2)) if self.channels_first else vector
 
+    def write(self, graph, names):
+        (x,) = names
+        if self.linear_map.kind != "dense":
+            return self._write_convolution(graph, x)
+        if self.bias is not None and len(graph.sizes(x)) == 1:
+            return graph.node("Gemm", x, self.kernel, self.bias)
+        y = graph.node("MatMul", x, self.kernel)
+        return y if self.bias is None else graph.node("Add", y, self.bias)
+
+    def _write_convolution(self, graph, x):
+        """With channels first and stated padding; an ONNX transposed convolution flips nothing."""
+        rank, sizes = self.kernel.ndim - 2, graph.sizes(x)
+        spatial = tuple(range(rank))
+        if self.channels_first:
+            sizes = (*sizes[1:], sizes[0])
+        else:
+            x = graph.transposed(x, (0, rank + 1, *range(1, rank + 1)))
+        geometry = dataclasses.replace(self.linear_map, input_shape=sizes)
+        axes = convolution_axes(self.kernel.shape, geometry)
+        # For a transposed one `size` is that of the output, and an end that is missing is added.
+        ends = [(a.output - 1) * a.stride + a.extent - a.left - a.size for a in axes]
+        turned = self.linear_map.kind == "conv_transpose"
+        if self.linear_map.kind == "depthwise":
+            kernel = np.transpose(self.kernel, (rank, rank + 1, *spatial))
+            kernel = kernel.reshape(-1, 1, *kernel.shape[2:])
+        else:
+            kernel = np.transpose(self.kernel, (rank + 1, rank, *spatial))
+        y = graph.node(
+            "ConvTranspose" if turned else "Conv",
+            x,
+            graph.constant(kernel, "kernel"),
+            *([] if self.bias is None else [graph.constant(self.bias, "bias")]),
+            kernel_shape=kernel.shape[2:],
+            strides=tuple(a.stride for a in axes),
+            dilations=tuple(a.dilation for a in axes),
+            pads=(*(a.left for a in axes), *(max(e, 0) for e in ends)),
+            output_padding=tuple(max(-e, 0) for e in ends) if turned and min(ends) < 0 else None,
+            group=sizes[-1] if self.linear_map.kind == "depthwise" else self.linear_map.groups,
+        )
+        if self.channels_first:
+            return y
+        return graph.transposed(y, (0, *range(2, rank + 2), 1))
+
     def _map(self, x, kernel):
         if self.linear_map.kind == "dense":
             return _product(x, kernel)

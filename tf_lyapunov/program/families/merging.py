@@ -47,6 +47,20 @@ class Weighted(Operation):
         error = sum(abs(w) * s.error for w, s in pairs) + precision.sum(len(pairs) + 2) * size
         return Signal(value, error * (1 + 1e-9) + 4 * precision.tiny)
 
+    def write(self, graph, names):
+        if self.weights == (1.0, -1.0):
+            return graph.pointwise("Sub", *names)
+        weights = set(map(float, self.weights))
+        if len(weights) > 1:
+            pairs = zip(names, self.weights, strict=True)
+            names = [graph.pointwise("Mul", x, w) if w != 1 else x for x, w in pairs]
+        total = names[0]
+        for name in names[1:]:
+            total = graph.pointwise("Add", total, name)
+        # A mean adds first.
+        is_mean = len(weights) == 1 and weights != {1.0}
+        return graph.pointwise("Mul", total, self.weights[0]) if is_mean else total
+
 
 @dataclasses.dataclass(frozen=True)
 class Extreme(Operation):
@@ -63,6 +77,9 @@ class Extreme(Operation):
                 error = np.maximum(error, signal.error)
         return Signal(value, None if any(s.error is None for s in signals) else error)
 
+    def write(self, graph, names):
+        return graph.pointwise("Max" if self.largest else "Min", *names)
+
 
 @dataclasses.dataclass(frozen=True)
 class Joined(Operation):
@@ -75,6 +92,9 @@ class Joined(Operation):
         if any(s.error is None for s in signals):
             return Signal(value)
         return Signal(value, np.concatenate([s.error for s in signals], axis=self.axis))
+
+    def write(self, graph, names):
+        return graph.join(names, self.axis % (len(graph.sizes(names[0])) + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +119,9 @@ class Bounded(Operation):
             return np.maximum(signal.error, own)
 
         return with_error(signals, value, error)
+
+    def write(self, graph, names):
+        return graph.pointwise("Max" if self.largest else "Min", *names, self.bound)
 
 
 def of_name(name, count, axis=None):

@@ -14,6 +14,7 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers import resizing
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families import selecting
 from tf_lyapunov.program.families.unchanged import unchanged_gain
 from tf_lyapunov.program.gain import Affine, Gain, layer_gain
 from tf_lyapunov.program.graph import Tensor
@@ -61,6 +62,9 @@ class Moved(Operation):
     def forward(self, signals, precision):
         (signal,) = signals
         return with_error(signals, self._moved(signal.value), lambda: self._moved(signal.error))
+
+    def write(self, graph, names):
+        return selecting.write_moved(graph, *names, self.index)
 
     @functools.cached_property
     def _keeps_order(self):

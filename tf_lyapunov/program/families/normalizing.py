@@ -73,6 +73,35 @@ class Normalized(Operation):
 
         return with_error(signals, value.reshape(signal.value.shape), error)
 
+    def write(self, graph, names):
+        (x,) = names
+        shape = graph.sizes(x)
+        trailing = self.axes == tuple(range(len(shape) + 1 - len(self.axes), len(shape) + 1))
+        fused = self.centred and self.groups is None and trailing and graph.opset >= 17
+        if fused and not graph.is_double and self._of_these_axes(shape):
+            sizes = [shape[a - 1] for a in self.axes]
+            gamma, beta = (np.broadcast_to(v, (*[1] * (v.ndim - len(sizes)), *sizes)).reshape(sizes)
+                           for v in (self.gamma, self.beta))  # fmt: skip
+            return graph.node(
+                "LayerNormalization", x, gamma, beta, axis=self.axes[0], epsilon=self.epsilon
+            )
+        if self.groups is not None:
+            axis, groups, width = self.groups
+            x = graph.reshape(x, (*shape[: axis - 1], groups, width, *shape[axis:]))
+        if self.centred:
+            x = graph.pointwise("Sub", x, graph.reduce("Mean", x, self.axes, True))
+        spread = graph.reduce("Mean", graph.pointwise("Mul", x, x), self.axes, True)
+        spread = graph.pointwise("Sqrt", graph.pointwise("Add", spread, self.epsilon))
+        y = graph.pointwise("Div", x, spread)
+        y = graph.pointwise("Add", graph.pointwise("Mul", y, self.gamma), self.beta)
+        return y if self.groups is None else graph.reshape(y, shape)
+
+    def _of_these_axes(self, shape):
+        """Whether γ and β are the same for all sets of entries."""
+        others = len(shape) - len(self.axes)
+        return all(math.prod(v.shape[: max(v.ndim - len(shape) + others, 0)]) == 1
+                   for v in (self.gamma, self.beta))  # fmt: skip
+
     def _mean(self, array):
         return array.mean(axis=self.axes, keepdims=True)
 

@@ -58,6 +58,46 @@ class WindowNorm(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        """By sums over windows; powers above the format's largest number overflow."""
+        (x,) = names
+        sizes = graph.sizes(x)
+        axes = (2, 3) if self.channels_first else (1, 2)
+        if self.p == math.inf:
+            reduce, power = "Max", None
+        else:
+            reduce, power = "Sum", None if self.p in (None, 1.0) else self.p
+        if self.p is not None and self.p != 2.0:
+            x = graph.pointwise("Abs", x)
+        if power is not None:
+            x = graph.pointwise("Mul", x, x) if power == 2.0 else graph.pointwise("Pow", x, power)
+        if self.sizes is None:
+            y = graph.reduce(reduce, x, axes, self.keepdims)
+        else:
+            y = self._write_windows(graph, x, [sizes[a - 1] for a in axes], reduce)
+        if power == 2.0:
+            y = graph.pointwise("Sqrt", y)
+        elif power is not None:
+            y = graph.pointwise("Pow", y, 1 / power)
+        return y if self.scale == 1 else graph.pointwise("Mul", y, self.scale)
+
+    def _write_windows(self, graph, x, sizes, reduce):
+        if not self.channels_first:
+            x = graph.transposed(x, (0, 3, 1, 2))
+        sides = [pooling.padded_cells(n, q, s, self.padding)
+                 for n, q, s in zip(sizes, self.sizes, self.strides, strict=True)]  # fmt: skip
+        y = graph.node(
+            "MaxPool" if reduce == "Max" else "AveragePool",
+            x,
+            kernel_shape=tuple(self.sizes),
+            strides=tuple(self.strides),
+            pads=tuple(side[i] for i in (0, 1) for side in sides),
+            count_include_pad=None if reduce == "Max" else 1,
+        )
+        if reduce == "Sum" and math.prod(self.sizes) > 1:
+            y = graph.pointwise("Mul", y, float(math.prod(self.sizes)))
+        return y if self.channels_first else graph.transposed(y, (0, 2, 3, 1))
+
     def _relative(self, count, precision):
         """Relative error of the norm of so many entries, computed after a scale by the largest."""
         if self.p == math.inf:

@@ -40,6 +40,12 @@ def windows(n, q, s, padding):
     return np.arange(m) * s - max((m - 1) * s + q - n, 0) // 2
 
 
+def padded_cells(n, q, s, padding):
+    """Cells that windows reach before and behind an axis of n cells."""
+    starts = windows(n, q, s, padding)
+    return (0, 0) if not len(starts) else (max(-starts[0], 0), max(starts[-1] + q - n, 0))
+
+
 def _cells(n, q, s, padding):
     return windows(n, q, s, padding)[:, None] + np.arange(q)[None, :]
 
@@ -76,6 +82,33 @@ class Pooled(Operation):
             return moved + precision.sum(float(cells) + 2) * size + 4 * precision.tiny
 
         return with_error(signals, value, error)
+
+    def write(self, graph, names):
+        (x,) = names
+        sizes = graph.sizes(x)
+        rank = len(sizes) - 1
+        spatial = tuple(range(2, rank + 2)) if self.channels_first else tuple(range(1, rank + 1))
+        if self.sizes is None:
+            kind = "Max" if self.kind == "max" else "Mean"
+            return graph.reduce(kind, x, spatial, self.keepdims)
+        if not self.channels_first:
+            x = graph.transposed(x, (0, rank + 1, *range(1, rank + 1)))
+        sides = [padded_cells(sizes[a - 1], q, s, self.padding)
+                 for a, q, s in zip(spatial, self.sizes, self.strides, strict=True)]  # fmt: skip
+        pads = tuple(int(side[i]) for i in (0, 1) for side in sides)
+        if self.kind == "edge" and any(pads):
+            edges = (0, 0, *pads[:rank], 0, 0, *pads[rank:])
+            x, pads = graph.node("Pad", x, edges, mode="edge"), (0,) * len(pads)
+        y = graph.node(
+            "MaxPool" if self.kind == "max" else "AveragePool",
+            x,
+            kernel_shape=tuple(map(int, self.sizes)),
+            strides=tuple(map(int, self.strides)),
+            pads=pads,
+        )
+        if self.channels_first:
+            return y
+        return graph.transposed(y, (0, *range(2, rank + 2), 1))
 
     def _pool(self, x, kind):
         if self.channels_first:

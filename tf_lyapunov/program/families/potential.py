@@ -48,6 +48,16 @@ class GradientStep(Operation):
             path = [operation.forward(path, precision)]
         return Weighted((1.0, -1.0)).forward([*signals, *path], precision)
 
+    @property
+    def has_writer(self):
+        return all(operation.has_writer for operation in self.branch)
+
+    def write(self, graph, names):
+        path = names
+        for operation in self.branch:
+            path = [graph.apply(operation, path)]
+        return Weighted((1.0, -1.0)).write(graph, [*names, *path])
+
 
 def _read(call):
     """Wᵀ and b, φ, t, W: a branch that is subtracted; then g."""

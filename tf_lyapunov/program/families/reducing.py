@@ -45,6 +45,9 @@ class Reduced(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        return graph.reduce(self.kind.capitalize(), *names, self.axes, self.keepdims)
+
     def _reduce(self, x, kind):
         return getattr(np, kind)(x, axis=self.axes, keepdims=self.keepdims)
 
@@ -153,6 +156,11 @@ class Stacked(Operation):
         if any(s.error is None for s in signals):
             return Signal(value)
         return Signal(value, np.stack([s.error for s in signals], axis=self.axis))
+
+    def write(self, graph, names):
+        sizes = graph.sizes(names[0])
+        shape = (*sizes[: self.axis - 1], 1, *sizes[self.axis - 1 :])
+        return graph.join([graph.reshape(name, shape) for name in names], self.axis)
 
 
 def _joining_axis(call):

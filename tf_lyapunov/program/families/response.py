@@ -46,6 +46,37 @@ class ResponseNormalized(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        (x,) = names
+        rank, width = len(graph.sizes(x)) + 1, 2 * self.reach + 1
+        if rank == 4 and not graph.is_double:
+            order = (0, self.axis, *(a for a in range(1, rank) if a != self.axis))
+            y = graph.node(
+                "LRN",
+                graph.transposed(x, order),
+                size=width,
+                bias=float(self.bias),
+                alpha=float(self.alpha) * width,
+                beta=float(self.beta),
+            )
+            return graph.transposed(y, np.argsort(order).tolist())
+        # Windows of channels as those of a pool over the last axis.
+        channels = graph.sizes(x)[self.axis - 1]
+        order = (*(a for a in range(rank) if a != self.axis), self.axis)
+        x = graph.transposed(x, order)
+        shape = [graph.sizes(*names)[a - 1] for a in order[1:]]
+        squares = graph.reshape(graph.pointwise("Mul", x, x), (1, -1, channels))
+        energy = graph.node(
+            "AveragePool",
+            squares,
+            kernel_shape=(1, width),
+            pads=(0, self.reach, 0, self.reach),
+            count_include_pad=1,
+        )
+        energy = graph.node("Mul", graph.reshape(energy, shape), self.alpha * width)
+        factor = graph.node("Pow", graph.node("Add", energy, self.bias), -self.beta)
+        return graph.transposed(graph.node("Mul", x, factor), np.argsort(order).tolist())
+
     def _factor(self, x):
         with np.errstate(over="ignore"):
             squares = np.moveaxis(np.square(x), self.axis, -1)

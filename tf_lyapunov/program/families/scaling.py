@@ -46,6 +46,15 @@ class Scaled(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        (x,) = names
+        # An array may repeat the signal, whatever its entries are.
+        if self.scale.size > 1 or np.any(self.scale != 1):
+            x = graph.pointwise("Mul", x, self.scale)
+        if self.shift.size > 1 or np.any(self.shift != 0):
+            x = graph.pointwise("Add", x, self.shift)
+        return x
+
 
 def scaled(scale, shift, size=None):
     """`Scaled` of arrays."""

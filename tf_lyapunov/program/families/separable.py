@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.families import moving
+from tf_lyapunov.program.families import moving, selecting
 from tf_lyapunov.program.gain import Affine, Gain, Peak, with_cast
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.operation import Operation, Signal, frozen, with_error
@@ -71,10 +71,36 @@ class Separable(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        (x,) = names
+        sizes = list(graph.sizes(x))
+        pairs = list(zip(self.axes, self.matrices, strict=True))
+        if self.selects and all(np.all(m.sum(axis=1) == 1) for m in self.matrices):
+            lines = {axis: np.argmax(matrix, axis=1) for axis, matrix in pairs}
+            x = selecting.write_lines(graph, x, lines, sizes)
+        else:
+            rank = len(sizes) + 1
+            order = (*(a for a in range(rank) if a not in self.axes), *self.axes)
+            x = graph.transposed(x, order)
+            for place, (_, matrix) in enumerate(pairs, rank - len(pairs)):
+                x = _write_matrix(graph, x, matrix, place, rank)
+            x = graph.transposed(x, np.argsort(order).tolist())
+        return graph.pointwise("Add", x, self.shift) if np.any(self.shift) else x
+
     def _apply(self, x, matrices):
         for axis, matrix in zip(self.axes, matrices, strict=True):
             x = np.moveaxis(np.moveaxis(x, axis, -1) @ matrix.T, -1, axis)
         return x
+
+
+def _write_matrix(graph, x, matrix, place, rank):
+    """The products with a matrix along an axis of a signal that has its spatial axes last."""
+    if place == rank - 2:
+        return graph.node("MatMul", matrix, x)
+    swap = list(range(rank))
+    swap[place], swap[-1] = swap[-1], swap[place]
+    y = graph.node("MatMul", graph.transposed(x, swap), matrix.T)
+    return graph.transposed(y, swap)
 
 
 def _weight_error(matrices, unit):
@@ -257,6 +283,17 @@ class Largest(Operation):
         if signal.error is None:
             return Signal(value)
         return Signal(value, self._apply(signal.error))
+
+    def write(self, graph, names):
+        (x,) = names
+        for axis, window in zip(self.axes, self.windows, strict=True):
+            width = int(np.max(np.count_nonzero(window, axis=1)))
+            # Shorter windows repeat their last cell.
+            cells = np.stack([np.resize(np.flatnonzero(row), width) for row in window])
+            below, (place,), back = graph.below(x, (axis,))
+            below = graph.node("Gather", below, cells, axis=place)
+            x = back(graph.reduce("Max", below, (place + 1,), False))
+        return x
 
     def _apply(self, x):
         for axis, window in zip(self.axes, self.windows, strict=True):

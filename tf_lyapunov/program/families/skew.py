@@ -43,6 +43,14 @@ class Exponential(Operation):
             total = _sum(total, power, precision)
         return total
 
+    def write(self, graph, names):
+        (total,) = (power,) = names
+        for k in range(1, self.terms):
+            power = graph.apply(self.linear, [power])
+            power = graph.apply(scaled(np.array(1 / k), np.zeros(())), [power])
+            total = graph.pointwise("Add", total, power)
+        return total
+
 
 def _sum(a, b, precision):
     value = a.value + b.value

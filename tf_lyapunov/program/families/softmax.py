@@ -48,6 +48,18 @@ class Softmax(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        (x,) = names
+        if len(self.axes) == 1:
+            below, (axis,), back = graph.below(x, self.axes)
+            return back(graph.node("LogSoftmax" if self.logarithm else "Softmax", below, axis=axis))
+        x = graph.pointwise("Sub", x, graph.reduce("Max", x, self.axes, True))
+        powers = graph.pointwise("Exp", x)
+        total = graph.reduce("Sum", powers, self.axes, True)
+        if self.logarithm:
+            return graph.pointwise("Sub", x, graph.pointwise("Log", total))
+        return graph.pointwise("Div", powers, total)
+
 
 def of_axis(axis, rank, logarithm=False):
     """`Softmax` along one axis or several of a tensor of this rank."""

@@ -48,6 +48,29 @@ class Sorted(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        (x,) = names
+        sizes = (None, *graph.sizes(x))
+        if self.size is None:
+            first, second = graph.halves(x, self.axis)
+            pair = (graph.pointwise("Max", first, second), graph.pointwise("Min", first, second))
+            return graph.join(pair, self.axis)
+        x, (axis,), back = graph.below(x, (self.axis,))
+        held = [sizes[a] for a in np.argsort(graph.beneath(*names)[1] or range(len(sizes)))]
+        split = [*held[1:axis], held[axis] // self.size, self.size, *held[axis + 1 :]]
+        if self.size == 2:
+            # Neighbours by minima and maxima, which more tools know than they know TopK.
+            pair = [graph.part(x, axis, i, held[axis], 2) for i in (0, 1)]
+            shape = [*split[:axis], 1, *split[axis + 1 :]]
+            ends = [graph.reshape(graph.node(kind, *pair), shape) for kind in ("Min", "Max")]
+            y = graph.node("Concat", *ends, axis=axis + 1)
+        else:
+            y, _ = graph.node(
+                "TopK", graph.reshape(x, split), (self.size,),
+                count=2, axis=axis + 1, largest=0, sorted=1,
+            )  # fmt: skip
+        return back(graph.reshape(y, held[1:]))
+
     def _groups(self, x):
         shape, axis = x.shape, self.axis
         count = shape[axis] // self.size
@@ -88,6 +111,18 @@ class Reflected(Operation):
             return np.concatenate(parts, axis=self.axis)
 
         return with_error(signals, value, error)
+
+    def write(self, graph, names):
+        (x,) = names
+        half = self.angle.reshape(-1, *[1] * (len(graph.sizes(x)) - self.axis)) / 2
+        sine, cosine = np.sin(half), np.cos(half)
+        a, b = graph.halves(x, self.axis)
+        excess = graph.pointwise("Sub", graph.pointwise("Mul", a, sine),
+                                 graph.pointwise("Mul", b, cosine))  # fmt: skip
+        excess = graph.pointwise("Relu", excess)
+        a = graph.pointwise("Sub", a, graph.pointwise("Mul", excess, 2 * sine))
+        b = graph.pointwise("Add", b, graph.pointwise("Mul", excess, 2 * cosine))
+        return graph.join((a, b), self.axis)
 
 
 def _read(call):

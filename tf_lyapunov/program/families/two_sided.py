@@ -27,6 +27,11 @@ class Halves(Operation):
 
         return with_error(signals, value, error)
 
+    def write(self, graph, names):
+        (x,) = names
+        halves = [graph.pointwise("Relu", x), graph.pointwise("Relu", graph.pointwise("Neg", x))]
+        return graph.join(halves, self.axis)
+
 
 def _read(call):
     """What the layer computes, from what it holds now."""
