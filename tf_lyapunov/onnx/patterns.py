@@ -257,41 +257,41 @@ class _Finder:
         return None
 
     def _normalization(self, node):
-        """(x - mean x)/√(mean (x - mean x)² + ε) over the last axes."""
+        """z/√(mean z² + ε) over axes, z = x - mean x or z = x."""
         if len(node.inputs) != 2:
             return None
-        centred, root = self.giver(node.inputs[0], "Sub"), self.giver(node.inputs[1], "Sqrt")
-        if centred is None or root is None:
-            return None
-        x, mean = centred.inputs[0], self.giver(centred.inputs[1], "ReduceMean")
-        total = self.giver(root.inputs[0], "Add")
+        root = self.giver(node.inputs[1], "Sqrt")
+        total = root and self.giver(root.inputs[0], "Add")
         parts = total and self.operands(total)
-        if mean is None or mean.inputs[0] != x or not parts or not parts[1] > 0:
-            return None
-        variance = self.giver(parts[0], "ReduceMean")
+        variance = parts and self.giver(parts[0], "ReduceMean")
         square = variance and self.giver(variance.inputs[0], "Pow", "Mul")
-        if square is None or not self._is_square(square, x, mean):
+        axes = square and self._axes(variance)
+        if not axes or not parts[1] > 0 or not variance.get("keepdims", 1):
             return None
-        axes = [self._axes(n) for n in (mean, variance)]
-        if axes[0] is None or axes[0] != axes[1] or any(
-            not n.get("keepdims", 1) for n in (mean, variance)
-        ):  # fmt: skip
+        base = self._squared(square)
+        attributes = {"axes": axes, "epsilon": parts[1]}
+        if base is not None and base == node.inputs[0] and self._centred(base, axes) is None:
+            return self._made(node, "tf_lyapunov.RootMeanSquare", base, attributes, None)
+        x = self._centred(node.inputs[0], axes)
+        # The difference may be there twice.
+        if x is None or base is None or self._centred(base, axes) != x:
             return None
-        attributes = {"axes": axes[0], "epsilon": parts[1]}
         return self._made(node, "tf_lyapunov.Normalized", x, attributes, None)
 
-    def _is_square(self, node, x, mean):
-        """Whether it is (x - mean x)², whichever of several differences it is of."""
+    def _centred(self, name, axes):
+        """x of a value x - mean x over axes, or None."""
+        difference = self.giver(name, "Sub")
+        mean = difference and self.giver(difference.inputs[1], "ReduceMean")
+        if not mean or mean.inputs[0] != difference.inputs[0]:
+            return None
+        same = self._axes(mean) == axes and mean.get("keepdims", 1)
+        return mean.inputs[0] if same else None
+
+    def _squared(self, node):
+        """What a node is the square of, or None."""
         if node.kind == "Pow":
-            if self.number(node.inputs[1]) != 2:
-                return False
-        elif node.inputs[0] != node.inputs[1]:
-            return False
-        base = self.giver(node.inputs[0], "Sub")
-        if base is None or base.inputs[0] != x:
-            return False
-        other = self.giver(base.inputs[1], "ReduceMean")
-        return other is not None and other.inputs[0] == x and self._axes(other) == self._axes(mean)
+            return node.inputs[0] if self.number(node.inputs[1]) == 2 else None
+        return node.inputs[0] if node.inputs[0] == node.inputs[1] else None
 
     def _axes(self, node):
         axes = node.get("axes")

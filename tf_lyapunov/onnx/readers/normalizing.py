@@ -1,7 +1,5 @@
 """Normalizations at inference, softmax, and reductions over axes."""
 
-import dataclasses
-
 import keras
 import numpy as np
 
@@ -54,25 +52,42 @@ def _over_last(build, node, values, kind, **settings):
         raise NotRead("its statistics are read as outputs")
     first = node.get("axis", -1)
     first += signal.rank if first < 0 else 0
-    axes = range(first, signal.rank)
-    signal = build.plain(node, signal)
-    axes = [signal.keras_axis(a) for a in axes]
-    size = size_of([signal.tensor.shape[a] for a in axes])
-    shape = [signal.tensor.shape[a] for a in axes]
+    places = [signal.sample_axis(a) for a in range(first, signal.rank)]
     given = [v for v in values[1:3] if v is not None]
+    return _normalized(build, node, signal, places, given, kind, **settings)
+
+
+def _normalized(build, node, signal, places, given, kind, **settings):
+    """A normalization of axes of a sample together, which are brought to the end.
+
+    Args:
+        build: `Builder`.
+        node: `OnnxNode`.
+        signal: `Signal`.
+        places: axes of a sample, ascending.
+        given: weights that broadcast over them.
+        kind: class of the layer.
+        settings: of the layer.
+    """
+    if not places:
+        raise BadGraph("it normalizes no axis")
+    if set(signal.order[-len(places) :]) != set(places) or given:
+        signal = build.arranged(
+            node, signal, [*(a for a in signal.order if a not in places), *places]
+        )
+    axes = list(range(len(signal.order) + 1 - len(places), len(signal.order) + 1))
+    shape = [signal.tensor.shape[a] for a in axes]
     weights = []
     for value in given:
         if not isinstance(value, np.ndarray):
             raise NotRead("its weights are computed from inputs")
-        if size_of(value.shape) not in (1, size) and value.ndim > len(shape):
-            raise BadGraph(f"its weights of shape {value.shape} meet axes of {shape}")
         weights.append(np.array(np.broadcast_to(value, shape), signal.dtype))
     tensor = build.layer(
         node,
         kind,
         signal.tensor,
         weights=weights or None,
-        axis=axes if len(axes) > 1 else axes[0] - len(signal.tensor.shape),
+        axis=axes if len(axes) > 1 else -1,
         epsilon=node.get("epsilon", _EPSILON),
         **settings,
     )
@@ -87,14 +102,18 @@ def _layer_normalization(build, node, values):
 def _composed(build, node, values):
     """A layer normalization without weights, which `patterns` found."""
     (signal,) = values
-    axes = sorted(a % signal.rank for a in node.get("axes"))
-    if axes != list(range(axes[0], signal.rank)):
-        raise NotRead("it normalizes other axes than the last")
-    attributes = {"axis": axes[0], "epsilon": node.get("epsilon")}
-    node = dataclasses.replace(node, attributes=attributes)
-    return _over_last(
-        build, node, values, keras.layers.LayerNormalization, center=False, scale=False
+    places = sorted(signal.sample_axis(a) for a in node.get("axes"))
+    return _normalized(
+        build, node, signal, places, [], keras.layers.LayerNormalization, center=False, scale=False
     )
+
+
+def _composed_rms(build, node, values):
+    """A root mean square normalization without weights, which `patterns` found."""
+    (signal,) = values
+    places = sorted(signal.sample_axis(a) for a in node.get("axes"))
+    ones = [np.ones([signal.sample[p] for p in places])]
+    return _normalized(build, node, signal, places, ones, keras.layers.RMSNormalization)
 
 
 def _rms_normalization(build, node, values):
@@ -232,6 +251,7 @@ READERS = {
     "BatchNormalization": (15, _batch_normalization),
     "LayerNormalization": (17, _layer_normalization),
     "tf_lyapunov.Normalized": (0, _composed),
+    "tf_lyapunov.RootMeanSquare": (0, _composed_rms),
     "RMSNormalization": (23, _rms_normalization),
     "InstanceNormalization": (22, _instance_normalization),
     "GroupNormalization": (21, _group_normalization),
