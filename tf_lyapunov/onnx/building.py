@@ -11,10 +11,18 @@ from tf_lyapunov.modelfile import sizes
 from tf_lyapunov.onnx import folding, operators
 from tf_lyapunov.onnx.foreign import BadGraph, NotRead, Port
 from tf_lyapunov.onnx.patterns import fused
+from tf_lyapunov.onnx.ports import chosen_output, legal_name, read_ports
 from tf_lyapunov.onnx.signals import BATCH, Signal, plain, size_of
 
-_FLOATS = ("float32", "float64")
-_INTEGERS = ("uint8", "int8", "uint16", "int16", "int32", "int64")
+_CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D")
+_TRANSPOSED = tuple(f"{name}Transpose" for name in _CONVOLUTIONS)
+# Layers whose kernel is drawn by random, and the name of what draws it.
+_INITIALIZED = {
+    **{getattr(keras.layers, n): "kernel_initializer" for n in ("Dense", *_CONVOLUTIONS)},
+    **{getattr(keras.layers, n): "kernel_initializer" for n in _TRANSPOSED},
+    keras.layers.DepthwiseConv1D: "depthwise_initializer",
+    keras.layers.DepthwiseConv2D: "depthwise_initializer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +87,13 @@ class Builder:
         """
         first = tensor[0] if isinstance(tensor, list) else tensor
         settings.setdefault("dtype", str(first.dtype))
+        drawn = _INITIALIZED.get(kind)
+        if drawn is not None:
+            settings[drawn] = "zeros"  # no random numbers, which are replaced at once
         layer = kind(name=self.name(node, suffix), **settings)
         result = layer(tensor)
+        if drawn is not None:
+            setattr(layer, drawn, keras.initializers.GlorotUniform())
         self.check_room(result)
         if weights is not None:
             layer.set_weights([np.asarray(w) for w in weights])
@@ -111,7 +124,13 @@ class Builder:
         key = (id(signal.tensor), signal.order, order)
         if key not in self._arranged:
             dims = [1 + signal.order.index(axis) for axis in order]
-            tensor = self.layer(node, keras.layers.Permute, signal.tensor, "_order", dims=dims)
+            long = [d for d in dims if signal.tensor.shape[d] != 1]
+            if long == sorted(long):  # nothing moves but axes of one
+                shape = tuple(signal.tensor.shape[d] for d in dims)
+                kind, settings = keras.layers.Reshape, {"target_shape": shape}
+            else:
+                kind, settings = keras.layers.Permute, {"dims": dims}
+            tensor = self.layer(node, kind, signal.tensor, "_order", **settings)
             self._arranged[key] = (signal, tensor)
         return dataclasses.replace(signal, tensor=self._arranged[key][1], order=order)
 
@@ -133,7 +152,6 @@ class Builder:
 
     def reshaped(self, node, signal, shape, batch, suffix=""):
         """The signal of another logical sample shape, entries in the same order."""
-        signal = self.plain(node, signal)
         shape = tuple(int(n) for n in shape)
         if size_of(shape) != size_of(signal.sample):
             raise BadGraph(
@@ -141,13 +159,39 @@ class Builder:
             )
         if shape == signal.sample:
             return dataclasses.replace(signal, batch=batch)
+        long = [axis for axis in signal.order if signal.sample[axis] != 1]
+        if long != sorted(long):  # axes of one may stand where they are
+            signal = self.plain(node, signal)
+        tensor = signal.tensor
+        if shape == tuple(tensor.shape[1:]):
+            return plain(tensor, batch, signal.nonnegative)
         if len(shape) == 1:
-            tensor = self.layer(node, keras.layers.Flatten, signal.tensor, suffix)
+            tensor = self.layer(node, keras.layers.Flatten, tensor, suffix)
         else:
-            tensor = self.layer(
-                node, keras.layers.Reshape, signal.tensor, suffix, target_shape=shape
-            )
+            tensor = self.layer(node, keras.layers.Reshape, tensor, suffix, target_shape=shape)
         return plain(tensor, batch, signal.nonnegative)
+
+    def refitted(self, node, signal, axes, batch, suffix="_axes"):
+        """The signal with axes of one added or dropped, the others in the tensor's own order.
+
+        Args:
+            node: that layers are named after.
+            signal: `Signal`.
+            axes: per axis of a new sample the axis that it was, or None for a new one of one.
+            batch: new position of the batch axis, or None.
+            suffix: of the layer's name.
+        """
+        places = [axes.index(a) for a in signal.order if a in axes]
+        for new in range(len(axes) - 1, -1, -1):
+            if axes[new] is None:  # beside the axis that follows it
+                where = places.index(new + 1) if new + 1 in places else len(places)
+                places.insert(where, new)
+        sample = signal.sample
+        shape = tuple(1 if axes[p] is None else sample[axes[p]] for p in places)
+        tensor = signal.tensor
+        if shape != tuple(tensor.shape[1:]):
+            tensor = self.layer(node, keras.layers.Reshape, tensor, suffix, target_shape=shape)
+        return Signal(tensor, tuple(places), batch, signal.nonnegative)
 
     def lifted(self, node, signal, rank):
         """The signal with leading axes of one until it has so many."""
@@ -155,8 +199,7 @@ class Builder:
         if missing <= 0:
             return signal
         batch = None if signal.batch is None else signal.batch + missing
-        shape = (1,) * missing + signal.sample
-        return self.reshaped(node, signal, shape, batch, "_axes")
+        return self.refitted(node, signal, [None] * missing + list(range(len(signal.order))), batch)
 
     # Constants ----------------------------------------------------------------------------------
 
@@ -188,8 +231,12 @@ class Builder:
         taken = size_of(shape) * np.dtype(signal.dtype).itemsize
         if self._memory is not None and taken * 4 > self._memory:
             raise BadGraph(f"it makes {taken} bytes of one sample, more than there is memory")
-        tensor = keras.ops.tile(signal.tensor, [1, *(times[a] for a in signal.order)])
-        return signal.like(self.operation(node, tensor, "_repeat"), nonnegative=signal.nonnegative)
+        tensor = signal.tensor
+        for place, axis in enumerate(signal.order, 1):
+            if times[axis] > 1:
+                tensor = keras.ops.take(tensor, np.zeros(times[axis], np.int32), axis=place)
+                self.operation(node, tensor, "_repeat")
+        return signal.like(tensor, nonnegative=signal.nonnegative)
 
     def scaled(self, node, signal, scale, offset, suffix=""):
         """scale·x + offset with arrays that `against` gave, or numbers."""
@@ -230,15 +277,16 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
         UnsupportedLayerError: naming every node that is not read.
         ValueError: for arguments that do not fit the graph, and graphs whose shapes do not fit.
     """
-    ports, batch = _ports(graph, batch_axis, input_shapes)
-    target = _target(graph, output)
+    ports, batch = read_ports(graph, batch_axis, input_shapes)
+    target = chosen_output(graph, output)
     builder = Builder(batch)
     constants = folding.Constants(graph, builder.batch)
+    constants.fold_early(graph.nodes)
     nodes = _needed(fused(graph, constants), target)
     known, givers, refused = {}, {}, []
     tensors = []
     for port in ports:
-        name = _legal(port.name, builder.names)
+        name = legal_name(port.name, builder.names)
         tensor = keras.Input(shape=port.sample_shape, dtype=port.dtype, name=name)
         tensors.append(tensor)
         known[port.name] = plain(tensor, port.batch)
@@ -285,124 +333,6 @@ def _input_node(name):
     from tf_lyapunov.onnx.foreign import OnnxNode
 
     return OnnxNode(name, "Identity", "", (), (name,), {})
-
-
-def _legal(name, taken):
-    text = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.-")
-    if not re.match(r"[A-Za-z0-9]", text):
-        text = f"input_{text}"
-    candidate, count = text, 1
-    while candidate in taken:
-        count += 1
-        candidate = f"{text}_{count}"
-    taken.add(candidate)
-    return candidate
-
-
-def _ports(graph, batch_axis, input_shapes):
-    """`(ports, batch)`: the inputs and the number of samples that the file fixes."""
-    if not graph.inputs:
-        raise ValueError("A network needs an input. Received: a graph of constants.")
-    given = dict(input_shapes or {})
-    unknown = set(given) - {v.name for v in graph.inputs}
-    if unknown:
-        raise ValueError(
-            f"`input_shapes` must name inputs of the graph. Received: {sorted(unknown)}. The "
-            f"inputs are {', '.join(repr(v.name) for v in graph.inputs)}."
-        )
-    ports, batches = [], set()
-    for value in graph.inputs:
-        if value.dtype not in (*_FLOATS, *_INTEGERS):
-            raise UnsupportedLayerError(
-                "A network is read in float32 or float64, or with integer inputs that it casts. "
-                f"Received: input {value.name!r} of type {value.dtype}. Convert the file first."
-            )
-        shape = value.shape
-        if value.name in given:
-            shape = _agreed(value, tuple(given[value.name]), batch_axis)
-        if shape is None:
-            raise ValueError(
-                f"The shape of input {value.name!r} is not stated in the file. Received: "
-                "input_shapes without it. Pass `input_shapes={" + repr(value.name) + ": (…)}`, the "
-                "batch axis first as None."
-            )
-        axis = _batch_axis(value.name, shape, batch_axis)
-        sizes_ = list(shape)
-        if axis is not None:
-            first = sizes_[axis]
-            batches.add(first if isinstance(first, int) else BATCH)
-            sizes_[axis] = None
-        open_ = [n for i, n in enumerate(sizes_) if not isinstance(n, int) and i != axis]
-        if open_:
-            raise ValueError(
-                f"Sizes beside the number of samples must be fixed. Received: input {value.name!r} "
-                f"of shape {shape}. Pass `input_shapes={{{value.name!r}: (None, …)}}`."
-            )
-        if any(isinstance(n, int) and n < 1 for n in sizes_):
-            raise ValueError(f"Sizes must be positive. Received: input {value.name!r} of {shape}.")
-        ports.append(Port(value.name, tuple(sizes_), value.dtype, axis))
-    if len(batches) > 1:
-        raise ValueError(
-            "All inputs must hold equally many samples. Received: inputs with "
-            f"{', '.join(str(b) for b in sorted(batches))}."
-        )
-    return tuple(ports), batches.pop() if batches else 1
-
-
-def _agreed(value, given, batch_axis):
-    """A shape of the user's, which must not contradict the file."""
-    if value.shape is not None:
-        fits = len(value.shape) == len(given) and all(
-            not isinstance(n, int) or g is None or n == g
-            for n, g in zip(value.shape, given, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"`input_shapes` must agree with the file. Received: {given} for input "
-                f"{value.name!r}, whose shape there is {value.shape}."
-            )
-        return tuple(
-            n if isinstance(n, int) else g for n, g in zip(value.shape, given, strict=True)
-        )
-    return given
-
-
-def _batch_axis(name, shape, asked):
-    if asked is None:
-        return None
-    if asked != "auto":
-        if not isinstance(asked, int) or isinstance(asked, bool) or not 0 <= asked < len(shape):
-            raise ValueError(
-                f"`batch_axis` must be 'auto', None or an axis of the input. Received: {asked!r} "
-                f"for input {name!r} of shape {shape}."
-            )
-        return asked
-    if not shape or (len(shape) == 1 and isinstance(shape[0], int)):
-        return None  # one vector
-    if isinstance(shape[0], int) and shape[0] != 1:
-        raise ValueError(
-            "Whether the first axis counts samples is not clear. Received: input "
-            f"{name!r} of shape {shape}. Pass `batch_axis=0` if it does, `batch_axis=None` if it "
-            "is a part of one sample."
-        )
-    return 0
-
-
-def _target(graph, output):
-    names = [v.name for v in graph.outputs]
-    if output is None:
-        if len(names) > 1:
-            raise ValueError(
-                f"A program has one output. Received: a graph with {', '.join(map(repr, names))}. "
-                f"Pass `output={names[-1]!r}` or another."
-            )
-        return names[0]
-    if output not in names:
-        raise ValueError(
-            f"`output` must be one of the graph's, {', '.join(map(repr, names))}. Received: "
-            f"{output!r}."
-        )
-    return output
 
 
 def _needed(nodes, target):

@@ -134,11 +134,19 @@ def _opset(model):
 
 
 def _check(onnx, model):
+    # An output without a shape is legal elsewhere, and its shape is found here.
+    types = [v.type.tensor_type for v in model.graph.output if v.type.HasField("tensor_type")]
+    bare = [t for t in types if not t.HasField("shape")]
+    for tensor in bare:
+        tensor.shape.SetInParent()
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # ValidationError, and others from below
         text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise BadGraph(f"ONNX's own checker says: {text}") from error
+    finally:
+        for tensor in bare:
+            tensor.ClearField("shape")
 
 
 # Values -----------------------------------------------------------------------------------------

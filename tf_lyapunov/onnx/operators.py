@@ -1,9 +1,29 @@
 """All operators that are read, assembled from the families."""
 
 from tf_lyapunov.onnx.foreign import NotRead
-from tf_lyapunov.onnx.readers import activation, linear, moving
+from tf_lyapunov.onnx.readers import (
+    activation,
+    convolution,
+    linear,
+    merging,
+    moving,
+    normalizing,
+    placing,
+    pooling,
+    resizing,
+)
 
-FAMILIES = (activation, linear, moving)
+FAMILIES = (
+    activation,
+    convolution,
+    linear,
+    merging,
+    moving,
+    normalizing,
+    placing,
+    pooling,
+    resizing,
+)
 # Operator -> (newest version of its meaning that is known here, reader).
 READERS = {}
 for _family in FAMILIES:

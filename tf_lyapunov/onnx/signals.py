@@ -8,8 +8,6 @@ transposes cost nothing until an operation needs an order.
 import dataclasses
 import math
 
-import numpy as np
-
 from tf_lyapunov.onnx.foreign import NotRead
 
 # Stands for the number of samples where shapes are computed, and for nothing else: a prime that no
@@ -91,16 +89,6 @@ class Signal:
 def plain(tensor, batch, nonnegative=False):
     """`Signal` of a tensor whose axes are in logical order."""
     return Signal(tensor, tuple(range(len(tensor.shape) - 1)), batch, nonnegative)
-
-
-def to_keras_order(signal, array):
-    """An array of the logical shape as the tensor has it, a batch axis of one first if it lacks."""
-    array = np.asarray(array)
-    if signal.batch is not None:
-        array = np.moveaxis(array, signal.batch, 0)
-    else:
-        array = array[None]
-    return np.transpose(array, [0, *(1 + axis for axis in signal.order)])
 
 
 def size_of(shape):

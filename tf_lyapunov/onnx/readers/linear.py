@@ -110,9 +110,15 @@ def _gemm(build, node, values):
             c = build.scaled(node, c, beta, 0.0, "_beta")
         return added(build, node, [result, c])
     shift = scale_exactly(c, beta) if beta != 1 else np.asarray(c)
-    if shift is None:
+    if shift is not None:
+        return shifted(build, node, result, shift)
+    if np.asarray(c).dtype != np.float32:
         raise NotRead("beta times its constant is rounded")
-    return shifted(build, node, result, shift)
+    # Added in two parts, since beta times it is no number of the format.
+    exact = np.asarray(c, np.float64) * beta
+    high = exact.astype(np.float32)
+    result = shifted(build, node, result, high, suffix="_bias")
+    return shifted(build, node, result, (exact - high).astype(np.float32))
 
 
 def transposed(signal, axes):
@@ -168,12 +174,11 @@ def _matmul(build, node, values):
 
 def without_axis(build, node, signal, place):
     """The signal without an axis of one of a sample."""
-    shape = list(signal.sample)
-    del shape[place]
     batch = signal.batch
     if batch is not None and place < batch:
         batch -= 1
-    return build.reshaped(node, signal, shape, batch, "_drop")
+    axes = [a for a in range(len(signal.order)) if a != place]
+    return build.refitted(node, signal, axes, batch, "_drop")
 
 
 def _stacked(build, node, signal, kernel, left):

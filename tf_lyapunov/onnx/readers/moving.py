@@ -96,31 +96,25 @@ def _squeeze(build, node, values):
         raise BadGraph(f"it drops axes {sorted(axes)} of shape {_shown(shape)}")
     kept = [i for i in range(signal.rank) if i not in axes]
     batch = kept.index(signal.batch) if signal.batch in kept else None
-    sample = [shape[i] for i in kept if i != signal.batch]
-    return build.reshaped(node, signal, sample, batch)
+    places = [signal.place(i) for i in kept if i != signal.batch]
+    return build.refitted(node, signal, places, batch, "")
 
 
 def _unsqueeze(build, node, values):
     signal, axes = values[0], axes_of(node, values)
     rank = signal.rank + len(axes)
-    axes = sorted({a % rank for a in axes})
-    batch, sample = None, list(signal.sample)
-    old = iter(range(signal.rank))
-    shape = []
+    added = {a % rank for a in axes}
+    old, batch, places = iter(range(signal.rank)), None, []
     for i in range(rank):
-        if i in axes:
-            shape.append(1)
+        if i in added:
+            places.append(None)
             continue
         axis = next(old)
         if axis == signal.batch:
             batch = i
         else:
-            shape.append(sample[signal.place(axis)])
-    return build.reshaped(node, signal, shape, batch)
-
-
-def _same(build, node, values):
-    return values[0]
+            places.append(signal.place(axis))
+    return build.refitted(node, signal, places, batch, "")
 
 
 READERS = {
@@ -129,5 +123,4 @@ READERS = {
     "Transpose": (25, _transpose),
     "Squeeze": (25, _squeeze),
     "Unsqueeze": (25, _unsqueeze),
-    "Identity": (25, _same),
 }
