@@ -36,6 +36,16 @@ joined = keras.layers.Concatenate()([inputs["image"], inputs["context"]])
 model = keras.Model(list(inputs.values()), keras.layers.Dense(4)(joined))
 images, context = (rng.normal(size=(20, n)).astype("float32") for n in (6, 3))
 """
+_SQUARE = """
+model = keras.Sequential(
+    [keras.Input((28, 28, 1)), keras.layers.Conv2D(2, 5, 3), keras.layers.Flatten(),
+     keras.layers.Dense(10)]
+)
+"""
+_CLAIMED = """
+x, y = x[:4], np.argmax(model.predict(x[:4], verbose=0), axis=1)
+proof = tfl.certify(model, x, method="linear", norm="linf")
+"""
 _ATTACKED = """
 from tf_lyapunov.attacks import PGD
 from tf_lyapunov import Linf
@@ -54,5 +64,8 @@ SETUPS = {
     ("layers.md", 0): _images("28, 28, 1"),
     ("localized.md", 0): _images("8, 8, 1", tested=4) + _SMALL,
     ("localized.md", 1): _ATTACKED,
+    ("onnx.md", 0): _images("28, 28, 1") + _SQUARE,
+    ("onnx.md", 2): _images("1, 8, 8") + "import pytest\npytest.importorskip('torch')\n",
+    ("vnnlib.md", 0): _images("12", tested=4) + _dense(12) + _CLAIMED,
     ("scale.md", 0): _images("12", tested=4) + _dense(12),
 }
