@@ -103,9 +103,9 @@ def _composed(build, node, values):
     """A layer normalization without weights, which `patterns` found."""
     (signal,) = values
     places = sorted(signal.sample_axis(a) for a in node.get("axes"))
-    return _normalized(
-        build, node, signal, places, [], keras.layers.LayerNormalization, center=False, scale=False
-    )
+    shape = [signal.sample[p] for p in places]
+    given = [np.ones(shape), np.zeros(shape)]
+    return _normalized(build, node, signal, places, given, keras.layers.LayerNormalization)
 
 
 def _composed_rms(build, node, values):
