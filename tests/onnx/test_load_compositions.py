@@ -1,0 +1,123 @@
+"""Functions that tools write as several operators are read as one; near ones are refused."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from onnx import helper
+from onnx_files import model, run, saved
+
+from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.onnx.load import load_onnx
+
+ROOT, RATE = math.sqrt(2), math.sqrt(2 / math.pi)
+
+
+def numbers(**values):
+    return {name: np.float32(value) for name, value in values.items()}
+
+
+GELU = [("Div", "x root", "a"), ("Erf", "a", "b"), ("Add", "b one", "c")]
+TANH = [("Mul", "x x", "a"), ("Mul", "a x", "b"), ("Mul", "b cubic", "c"), ("Add", "x c", "d"),
+        ("Mul", "d rate", "e"), ("Tanh", "e", "f"), ("Add", "f one", "g")]  # fmt: skip
+LAYER = [("ReduceMean", "x", "m", {"axes": [-1]}), ("Sub", "x m", "c")]
+ROOTS = [("ReduceMean", "s", "v", {"axes": [-1]}), ("Add", "v tiny", "w"), ("Sqrt", "w", "r")]
+# name: (nodes, numbers, class of layer or name of activation that is read)
+FOUND = {
+    "swish": ([("Sigmoid", "x", "s"), ("Mul", "x s", "y")], {}, "silu"),
+    "swish turned": ([("Sigmoid", "x", "s"), ("Mul", "s x", "y")], {}, "silu"),
+    "swish with a rate": (
+        [("Mul", "x k", "a"), ("Sigmoid", "a", "s"), ("Mul", "x s", "y")], numbers(k=1.75), "silu",
+    ),
+    "hard swish": (
+        [("Add", "x three", "a"), ("Clip", "a zero six", "b"), ("Mul", "x b", "c"),
+         ("Div", "c six", "y")],
+        numbers(three=3, zero=0, six=6), "hard_silu",
+    ),
+    "hard swish by HardSigmoid": (
+        [("HardSigmoid", "x", "s", {"alpha": 1 / 6, "beta": 0.5}), ("Mul", "x s", "y")], {},
+        "hard_silu",
+    ),
+    "mish": ([("Softplus", "x", "a"), ("Tanh", "a", "b"), ("Mul", "x b", "y")], {}, "mish"),
+    "GELU": (
+        [*GELU, ("Mul", "x c", "d"), ("Mul", "d half", "y")], numbers(root=ROOT, one=1, half=0.5),
+        "gelu",
+    ),
+    "GELU halved first": (
+        [*GELU, ("Mul", "half x", "d"), ("Mul", "d c", "y")], numbers(root=ROOT, one=1, half=0.5),
+        "gelu",
+    ),
+    "GELU by tanh": (
+        [*TANH, ("Mul", "x half", "h"), ("Mul", "h g", "y")],
+        numbers(cubic=0.044715, rate=RATE, one=1, half=0.5), "Gelu",
+    ),
+    "softsign": ([("Abs", "x", "a"), ("Add", "a one", "b"), ("Div", "x b", "y")], numbers(one=1),
+                 "softsign"),
+    "softplus": (
+        [("Greater", "x k", "a"), ("Softplus", "x", "b"), ("Where", "a x b", "y")],
+        numbers(k=20), "softplus",
+    ),
+    "layer normalization": (
+        [*LAYER, ("Pow", "c two", "s"), *ROOTS, ("Div", "c r", "y")], numbers(two=2, tiny=1e-3),
+        "LayerNormalization",
+    ),
+    "layer normalization by a product": (
+        [*LAYER, ("Mul", "c c", "s"), *ROOTS, ("Div", "c r", "y")], numbers(tiny=1e-3),
+        "LayerNormalization",
+    ),
+    "root mean square normalization": (
+        [("Mul", "x x", "s"), *ROOTS, ("Div", "x r", "y")], numbers(tiny=1e-3), "RMSNormalization",
+    ),
+    "mean of one axis, root of another": (
+        [("ReduceMean", "x", "m", {"axes": [1]}), ("Sub", "x m", "c"), ("Mul", "c c", "s"), *ROOTS,
+         ("Div", "c r", "y")], numbers(tiny=1e-3),
+        "RMSNormalization",
+    ),
+}  # fmt: skip
+NEAR = {
+    "another gate": ([("Sigmoid", "z", "s"), ("Mul", "x s", "y")], {}),
+    "GELU with another root": (
+        [*GELU, ("Mul", "x c", "d"), ("Mul", "d half", "y")], numbers(root=1.3, one=1, half=0.5),
+    ),
+    "GELU that is not halved": ([*GELU, ("Mul", "x c", "y")], numbers(root=ROOT, one=1)),
+    "softplus that jumps": (
+        [("Greater", "x k", "a"), ("Softplus", "x", "b"), ("Where", "a x b", "y")], numbers(k=2),
+    ),
+    "softsign of another": (
+        [("Abs", "z", "a"), ("Add", "a one", "b"), ("Div", "x b", "y")], numbers(one=1),
+    ),
+    "normalization without epsilon": (
+        [*LAYER, ("Mul", "c c", "s"), *ROOTS, ("Div", "c r", "y")], numbers(tiny=0),
+    ),
+    "variance of another": (
+        [*LAYER, ("Mul", "z z", "s"), *ROOTS, ("Div", "c r", "y")], numbers(tiny=1e-3),
+    ),
+}  # fmt: skip
+
+
+def file(folder, nodes, constants):
+    made = [("Tanh", "x", "z"), *nodes]
+    made = [
+        helper.make_node(kind, inputs.split(), [output], **(rest[0] if rest else {}))
+        for kind, inputs, output, *rest in made
+    ]
+    return saved(folder, model(made, {"x": ("n", 3, 4)}, ["y"], constants))
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_composition_is_read_as_one_function(name, tmp_path):
+    nodes, constants, expected = FOUND[name]
+    path = file(tmp_path, nodes, constants)
+    model_ = load_onnx(path).to_keras()
+    kinds = {getattr(getattr(o, "activation", None), "__name__", "") for o in model_.operations}
+    assert expected in kinds | {type(o).__name__ for o in model_.operations}
+    x = 3 * np.random.default_rng(1).normal(size=(6, 3, 4)).astype("float32")
+    want = run(path, x)
+    assert np.abs(keras.ops.convert_to_numpy(model_(x)) - want).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_a_composition_of_something_else_is_refused(name, tmp_path):
+    with pytest.raises(UnsupportedLayerError, match="not read"):
+        load_onnx(file(tmp_path, *NEAR[name]))
