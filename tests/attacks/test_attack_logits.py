@@ -69,7 +69,8 @@ def test_a_saturated_softmax_model_is_broken_through_its_logits():
     model.layers[-1].kernel.assign(model.layers[-1].kernel * 1e4)
     x = points(50, 6)
     probabilities = model.predict(x, verbose=0)
-    assert np.mean(probabilities.max(axis=1) == 1) > 0.9
+    # Some processors round the quotient by itself below 1.
+    assert np.mean(probabilities.max(axis=1) >= 1 - 2.0**-22) > 0.9
     result = PGD(L2(2.0))(model, x)
     assert result.success_rate > 0.9 and not np.any(result.zero_gradient)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.lines import curved_lines
 from tf_lyapunov.local.relaxed import curve_of
+from tf_lyapunov.local.softmax import softmax_range
 from tf_lyapunov.program.families.normalizing import Normalized
 from tf_lyapunov.program.families.norms import WindowNorm
 from tf_lyapunov.program.families.softmax import Softmax
@@ -244,3 +245,26 @@ def test_balls_of_normalisations_shrink_by_the_deviation_not_by_epsilon():
     deviation = float(np.std(center))
     # Slopes are 1/s at most, and are attained.
     assert 1 / deviation <= step.gain <= 1 / (deviation - 0.1 / np.sqrt(8)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("logarithm", [False, True])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 4e3])
+def test_ranges_of_softmax_hold_where_logits_are_far_apart(logarithm, scale):
+    """Terms that underflow beside another entry's upper end may decide all the same."""
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(200, 4)) * scale
+    high = low + np.abs(rng.normal(size=low.shape)) * scale
+    least, most = softmax_range(Softmax((1,), logarithm=logarithm), low, high)
+    for trial in range(20):
+        at = rng.integers(0, 2, low.shape) if trial else rng.uniform(size=low.shape)
+        z = low + (high - low) * at
+        rest = z - z.max(axis=1, keepdims=True)
+        value = rest - np.log(np.exp(rest).sum(axis=1, keepdims=True))
+        value = value if logarithm else np.exp(value)
+        room = 2.0**-45 * (1 + np.abs(z).max()) * (1 + np.abs(value) if logarithm else value)
+        assert np.all(value >= least - room) and np.all(value <= most + room)
+    alone = np.where(np.eye(4, dtype=bool), high[:, None], low[:, None])
+    rest = alone - alone.max(axis=2, keepdims=True)
+    value = rest - np.log(np.exp(rest).sum(axis=2, keepdims=True))
+    reached = np.einsum("nii->ni", value if logarithm else np.exp(value))
+    np.testing.assert_allclose(most, reached, rtol=1e-9, atol=2.0**-40 * (1 + 4 * scale))

@@ -78,7 +78,9 @@ def test_logits_of_the_model_stop_before_its_head(head, dtype):
     own = LogitsModel(read_network(model)).predict(x, 4)
     outputs = keras.ops.cast(model(x), "float32")
     if head is None:
-        assert np.array_equal(own, keras.ops.convert_to_numpy(outputs))
+        # Processors sum the products of other batches in another order.
+        room = 2.0**-20 if dtype == "float32" else 2.0**-7
+        np.testing.assert_allclose(own, keras.ops.convert_to_numpy(outputs), rtol=room, atol=room)
         return
     shifted = np.exp(own - own.max(axis=1, keepdims=True))
     share = shifted / shifted.sum(axis=1, keepdims=True)

@@ -85,12 +85,12 @@ class Record:
         )  # fmt: skip
 
 
-def record(flow, traced, answer, largest=LARGEST, are_exact=False):
+def record(flow, traced, answer, largest=None, are_exact=False):
     """`Record` of a `radii.Answer`, or None without a proof.
 
     Args:
         flow, traced: `Flow` and its `Trace` at the input.
-        largest: bytes of shares of boxes that are kept.
+        largest: bytes of shares of boxes that are kept, `LARGEST` unless given.
         are_exact: whether shares are kept in single precision.
     """
     if answer.multipliers is None:
@@ -119,7 +119,8 @@ def record(flow, traced, answer, largest=LARGEST, are_exact=False):
     for margin, branches in answer.splits.items():
         steps = _steps(flow, branches.multipliers, slice(None), None, fine=True)
         blocks.append(Block(flow.output, none, steps, branches.splits, margin))
-    return Record(answer.radius, answer.unsplit, tuple(_fitting(blocks, largest)))
+    blocks = _fitting(blocks, LARGEST if largest is None else largest)
+    return Record(answer.radius, answer.unsplit, tuple(blocks))
 
 
 def _fitting(blocks, largest):

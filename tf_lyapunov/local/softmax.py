@@ -204,26 +204,38 @@ class LogSoftmaxCurve(SoftmaxCurve):
 
 
 def softmax_range(operation, low, high):
-    """Entry i is least where it alone is low and the others are high."""
-    low_z, high_z = low, high
-    top = high.max(axis=operation.axes, keepdims=True)
-    down, up = np.exp(low - top), np.exp(high - top)
-    total = lambda v: v.sum(axis=operation.axes, keepdims=True)  # noqa: E731
-    # Differences of sums of positive numbers cancel; their rounding is relative to the sums.
-    count = math.prod(low.shape[a] for a in operation.axes)
+    """Entry i is least where it alone is low and the others are high.
+
+    log(p_i/(1 - p_i)) = z_i - log Σ_{j≠i} exp z_j, each by its own largest term: what is common to
+    all may underflow in it. An error of that number is at most the relative one of p_i.
+    """
+    axes, count = operation.axes, math.prod(low.shape[a] for a in operation.axes)
     room = 4 * (count + 64) * UNIT
-    least = down / ((down + np.maximum(total(up) * (1 + room) - up, 0.0)) * (1 + room))
-    rest = np.maximum(total(down) * (1 - room) - down, 0.0)
-    most = up / np.maximum(up + rest, 1e-300) * (1 + room)
-    # exp errs relative to its argument's rounding.
-    spread = (1 + np.abs(low - top)) * room
-    least, most = least * (1 - spread), np.minimum(most * (1 + spread), 1.0)
-    if not operation.logarithm:
-        return np.maximum(least, 0.0), most
-    with np.errstate(divide="ignore"):
-        low, high = np.log(np.maximum(least, 0.0)) - spread, np.log(most) + spread
-    # A logarithm says nothing of what underflows; log Σ exp is at least the largest entry.
-    floor = low_z.max(axis=operation.axes, keepdims=True)
-    below = high_z - floor + 4 * UNIT * (np.abs(high_z) + np.abs(floor))
-    low = np.where(least > TINY, low, -np.inf)
-    return low, np.where(most > TINY, high, np.minimum(below, spread))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        found = []
+        for own, rest, sign in ((low, _others(high, axes), -1.0), (high, _others(low, axes), 1.0)):
+            odds = own - rest
+            spread = sign * room * (1 + np.abs(own) + np.abs(rest))
+            logarithm = spread - np.logaddexp(0.0, -odds)
+            found.append(logarithm if operation.logarithm else np.exp(logarithm) + sign * TINY)
+    least, most = found
+    floor, limit = (-np.inf, 0.0) if operation.logarithm else (0.0, 1.0)
+    least = np.where(np.isnan(least), floor, np.maximum(least, floor))
+    return least, np.where(np.isnan(most), limit, np.minimum(most, limit))
+
+
+def _others(z, axes):
+    """log Σ_{j≠i} exp z_j for every entry i of a set along the axes."""
+    ends = range(z.ndim - len(axes), z.ndim)
+    moved = np.moveaxis(z, axes, ends)
+    flat = moved.reshape(*moved.shape[: z.ndim - len(axes)], -1)
+    first = np.arange(flat.shape[-1]) == flat.argmax(axis=-1)[..., None]
+    largest = flat.max(axis=-1, keepdims=True)
+    second = np.where(first, -np.inf, flat).max(axis=-1, keepdims=True)
+    shifts = [np.where(np.isfinite(v), v, 0.0) for v in (largest, second)]
+    # The largest is among the others of all but itself, so that these sums do not cancel.
+    terms = np.exp(flat - shifts[0])
+    total = shifts[0] + np.log(terms.sum(axis=-1, keepdims=True) - terms)
+    rest = np.where(first, 0.0, np.exp(flat - shifts[1])).sum(axis=-1, keepdims=True)
+    found = np.where(first, shifts[1] + np.log(rest), total)
+    return np.moveaxis(found.reshape(moved.shape), ends, axes)
