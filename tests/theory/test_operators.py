@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_maps import transposes_dilated
 
 from tf_lyapunov.spectral.operators import adjoint, apply
 from tf_lyapunov.spectral.reading import linear_maps
@@ -64,6 +65,8 @@ def convolutions(draw):
             channels,
         )
     cls = [layers.Conv1DTranspose, layers.Conv2DTranspose][rank - 1]
+    if not transposes_dilated():
+        common["dilation_rate"] = 1
     return functools.partial(cls, 3, k, **common), (*n, channels)
 
 
