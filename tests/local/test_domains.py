@@ -74,6 +74,11 @@ def norms():
     return randomised(model, 5)
 
 
+def first(*stack):
+    """An activation of the input itself, behind as many outputs as there are inputs."""
+    return randomised(keras.Sequential([keras.Input((3,)), *stack]), 6)
+
+
 def ended(layer):
     x = keras.Input((3,))
     y = layers.Dense(4, activation="relu")(x)
@@ -95,6 +100,7 @@ MODELS = {
     "gelu": lambda: dense("gelu"),
     "relu6": lambda: dense("relu6"),
     "elu": lambda: dense("elu"),
+    "input first": lambda: first(layers.ReLU(), layers.Dense(3, "relu"), layers.Dense(3)),
     "residual": residual,
     "pooled": pooled,
     "normalised": lambda: curved(layers.LayerNormalization(), layers.ReLU(), layers.Dense(4)),

@@ -13,6 +13,8 @@ from unittest import mock
 import keras
 import numpy as np
 from soundness import oracles
+from soundness.around import local
+from soundness.asking import Refused, Violation, asked, exact, functions
 
 import tf_lyapunov as tfl
 from tf_lyapunov.errors import UnfaithfulReading
@@ -26,62 +28,7 @@ METHODS = ("composition",) * 6 + (
     "auto",
     "lipsdp",
 )
-_RESIZING = ("Resizing", "UpSampling", "CenterCrop", "RandomCrop")
 PRECISIONS = ("auto", "auto", "model", "float64")
-
-
-class Refused(Exception):
-    """The library proves nothing of this model."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Violation:
-    """A claim that an oracle contradicts; `seed` reproduces it."""
-
-    kind: str
-    seed: int
-    text: str
-
-
-def _asked(function, *args, **options):
-    """The library's answer, or `Refused`."""
-    try:
-        return function(*args, **options)
-    except (ValueError, NotImplementedError) as error:
-        raise Refused(str(error)) from error
-
-
-def functions(case):
-    """The model and its twin (or None) as functions of arrays; the twin's values may be None."""
-
-    def own(x):
-        return oracles.evaluate(case.model, case.argument(x))
-
-    def twin(x):
-        if case.twin is None:
-            return None
-        return oracles.evaluate(case.twin, case.argument(x.astype(np.float64)))
-
-    own.precision = case.policy.removeprefix("mixed_")
-    for half in ("bfloat16", "float16"):  # of a layer's own policy
-        if half in case.described and own.precision not in ("bfloat16", "float16"):
-            own.precision = half
-    if keras.backend.backend() == "tensorflow":
-        # TensorFlow resizes in float32 whatever the type of an image.
-        resized = any(name in case.described for name in _RESIZING)
-        twin.precision = "float32" if resized else "float64"
-        return own, twin
-    # Products of float64 tensors are computed in float32 by the others: they have no twin.
-    own.precision = "float32" if own.precision == "float64" else own.precision
-    return own, None
-
-
-def exact(case):
-    """`(function, dtype of its inputs)`: the twin where there is one, else the model."""
-    own, twin = functions(case)
-    if twin is None or case.twin is None or case.input_dtype.kind in "iu":
-        return own, case.input_dtype
-    return twin, "float64"
 
 
 def _choice(case, choices):
@@ -92,7 +39,7 @@ def radius(case):
     """No perturbation inside a certified radius changes the decision."""
     method = getattr(case, "method", None) or _choice(case, METHODS)
     precision = getattr(case, "precision", None) or _choice(case, PRECISIONS)
-    certificate = _asked(
+    certificate = asked(
         tfl.certify,
         case.model,
         case.argument(case.x),
@@ -121,7 +68,7 @@ def radius(case):
 
 def gain(case):
     """No secant exceeds the proven gain of the model's outputs."""
-    bound = _asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
+    bound = asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
     function, dtype = exact(case)
     found = oracles.measured_gain(function, case.x.shape[1:], seed=case.seed, dtype=dtype)
     # A constant, such as a group of one entry normalized, leaves the noise of what cancels in it.
@@ -137,7 +84,7 @@ def metric(case):
     outputs, exactly = own(case.x), searched(case.x.astype(dtype))
     single = outputs.shape[1] == 1
     labels = [oracles.decision(row, case.threshold) for row in outputs]
-    bound = _asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
+    bound = asked(tfl.lipschitz_upper_bound, case.model, outputs="model").gain_upper_bound
     margins = [
         oracles.margin(outputs[i : i + 1], c, case.threshold)[0] for i, c in enumerate(labels)
     ]
@@ -145,16 +92,16 @@ def metric(case):
     size = float(np.median(positive)) / max(bound * (1 if single else np.sqrt(2)), 1e-300) * 0.9
     if not 1e-30 < size < 1e30:
         return
-    counted = _asked(tfl.metrics.CertifiedAccuracy, size, gain=case.model)
+    counted = asked(tfl.metrics.CertifiedAccuracy, size, gain=case.model)
     if not single:
         # A label that names no class is counted by nobody, least of all for low logits.
-        _asked(counted.reset_state)
+        asked(counted.reset_state)
         low = np.minimum(outputs, -10.0 * size * (1 + bound)).astype("float32")
         counted.update_state(np.full(len(low), -1), low)
         if float(counted.result()) > 0:
             yield Violation("metric", case.seed, "label -1 counted")
     for index, label in enumerate(labels):
-        _asked(counted.reset_state)
+        asked(counted.reset_state)
         counted.update_state(np.array([label]), outputs[index : index + 1].astype("float32"))
         # Rounding, flushing and overflow are not taken off, as it says: it sees no inputs.
         margin = oracles.margin(exactly[index : index + 1], label, case.threshold)[0]
@@ -168,11 +115,11 @@ def metric(case):
 
 def proof(case):
     """A file that `verify` accepts claims no radius that an oracle contradicts."""
-    certificate = _asked(tfl.certify, case.model, case.argument(case.x))
+    certificate = asked(tfl.certify, case.model, case.argument(case.x))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "proof.npz"
-        _asked(certificate.save, path)
-        found = _asked(tfl.verification.verify, path, case.model)
+        asked(certificate.save, path)
+        found = asked(tfl.verification.verify, path, case.model)
     if not found.holds:
         return
     accepted = dataclasses.replace(certificate, radius=found.claimed_radius)
@@ -203,15 +150,15 @@ def forged(case):
         if len(shape) == 3 and isinstance(
             case.model.layers[0], keras.layers.GlobalAveragePooling2D
         ):
-            _asked(_about_larger_images, case, path)
+            asked(_about_larger_images, case, path)
         else:
-            certificate = _asked(tfl.certify, case.model, case.argument(case.x))
-            _asked(certificate.save, path)
+            certificate = asked(tfl.certify, case.model, case.argument(case.x))
+            asked(certificate.save, path)
             header, arrays = archive.read(path)
             arrays = {name: np.array(value) for name, value in arrays.items()}
             _edit(np.random.default_rng([case.seed, 11]), header, arrays)
             archive.write(path, header, arrays)
-        found = _asked(tfl.verification.verify, path, case.model)
+        found = asked(tfl.verification.verify, path, case.model)
         if not found.holds:
             return
         arrays = {name: np.array(value) for name, value in archive.read(path)[1].items()}
@@ -259,7 +206,7 @@ def _about_larger_images(case, path):
 
 def exported(case):
     """`export_plain` computes the same function, to float noise."""
-    plain = _asked(tfl.export_plain, case.model)
+    plain = asked(tfl.export_plain, case.model)
     x = case.argument(case.x)
     ours, theirs = oracles.evaluate(case.model, x), oracles.evaluate(plain, x)
     noise = 1e-4 + oracles.NOISE[case.policy.removeprefix("mixed_")]
@@ -278,7 +225,7 @@ def indices(case):
     for layer in dense[:1]:
         slope = 0.3
         sector = tfl.Sector.of("leaky_relu", negative_slope=slope)
-        found = _asked(tfl.layer_indices, layer, sector)
+        found = asked(tfl.layer_indices, layer, sector)
         kernel = np.asarray(layer.kernel, dtype=np.float64)
         if not np.any(kernel):
             return
@@ -306,9 +253,9 @@ def _trained(case):
     # Clipped steps of one length, so that growth bounds are nearly attained; many at once.
     together = number % 4 == 2
     amortised = together or bool(number % 2)
-    _asked(tfl.lipschitz_upper_bound, model)
-    count = _asked(_count_stages, model)
-    _asked(
+    asked(tfl.lipschitz_upper_bound, model)
+    count = asked(_count_stages, model)
+    asked(
         tfl.constrain,
         model,
         [1.0] * count,
@@ -356,7 +303,7 @@ def _trained(case):
     # What steers kernels between guaranteed projections guarantees nothing: bounds hold without it.
     steered = mock.patch.object(tfl.constraints.SpectralBound, "_steer", lambda self, k, map_: k)
     with steered if amortised else contextlib.nullcontext():
-        _asked(model.fit, x, y[:used], batch_size=4, verbose=0, callbacks=[Watch(), monitor])
+        asked(model.fit, x, y[:used], batch_size=4, verbose=0, callbacks=[Watch(), monitor])
     return monitor, grown
 
 
@@ -395,6 +342,7 @@ CHECKERS = {
     "export": (exported, 20),
     "indices": (indices, 15),
     "training": (training, 50),
+    "local": (local, 20),
 }
 
 

@@ -325,7 +325,9 @@ def _replace(case, values, copied):
     first = case.model
     try:
         case.model = copied(first)
-        if np.allclose(outputs(case), values, rtol=1e-2, atol=1e-3, equal_nan=True):
+        # Copies lose the arguments of a partial, which moves a GELU by less than a thousandth.
+        room = 1e-5 if case.policy in ("float32", "float64") else 1e-2
+        if np.allclose(outputs(case), values, rtol=room, atol=room / 10, equal_nan=True):
             case.described += f", {copied.__name__.strip('_')}"
             return
     except Exception:  # a function that Keras cannot write

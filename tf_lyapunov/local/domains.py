@@ -372,7 +372,7 @@ class Domains:
     def _units(self, at, domain, target, box, lines):
         """`lower` of units of a position, one per domain, and of their negatives behind them."""
         count, size = len(at), len(self.whole[target][0])
-        table = self._table(target)
+        table = self._table(target) if target else None  # no link leads to the input
         if table is None:
             c = np.zeros((2 * count, size))
             c[np.arange(count), at] = 1.0
