@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from tf_lyapunov.digits import at_most
+
 
 def console(stderr: bool = True):
     from rich.console import Console
@@ -98,7 +100,7 @@ class Progress:
         if "val_accuracy" in row:
             shown.append(f"validation {row['val_accuracy']:.3f}")
         if "gain_upper_bound" in row:
-            shown.append(f"gain ≤ {row['gain_upper_bound']:.3f}")
+            shown.append(f"gain ≤ {at_most(row['gain_upper_bound'], 4)}")
         text = "  ".join(shown)
         if self._live:
             if self._task is None:

@@ -21,6 +21,7 @@ from tf_lyapunov.bounds.pairs import LARGEST, named_pairs, pair_gains
 from tf_lyapunov.bounds.programs import first_order
 from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof
 from tf_lyapunov.bounds.tails import Reader, dense_tail, tail_before
+from tf_lyapunov.digits import at_most
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 
@@ -192,7 +193,7 @@ def _of_branches(found, reader, constants, sources, method, target, budget):
     composed = lipschitz_constants(with_blocks(network, seconds=0.25 * budget.left()), sources)
     if composed[end] < constants[end]:
         found.sentences.append(
-            f"{RESIDUAL}, by one matrix inequality each: gain {composed[end]:.6g} of the "
+            f"{RESIDUAL}, by one matrix inequality each: gain {at_most(composed[end], 6)} of the "
             f"composition against {constants[end]:.6g}."
         )
     if part is not None and constants[part.start] > 0:
@@ -207,8 +208,8 @@ def _take_joint(found, part, gains, before, composed):
     gain = rounding.product_up(before, gains.gain_upper_bound)
     found.sentences.append(
         f"{JOINT}, one matrix inequality for everything after {part.start!r}, with "
-        f"{part.merges} sums or concatenations and {part.form.total} signals: gain {gain:.6g} "
-        f"against {composed:.6g} of the composition."
+        f"{part.merges} sums or concatenations and {part.form.total} signals: "
+        f"gain {at_most(gain, 6)} against {composed:.6g} of the composition."
     )
     found.is_joint = True
     found.take(gain)
@@ -243,7 +244,7 @@ def _take_operators(found, wide, composed, after):
     largest = max((node.shape for node in wide.chain.nodes), key=math.prod)
     found.sentences.append(
         f"{OPERATORS}, the last {wide.count} linear layers by LipLT, of which the largest has "
-        f"{largest[0]}×{largest[1]} entries: gain {gain:.6g} against "
+        f"{largest[0]}×{largest[1]} entries: gain {at_most(gain, 6)} against "
         f"{rounding.product_up(*wide.chain.norms):.6g} for the product of norms."
     )
 
@@ -254,7 +255,7 @@ def _told(chain, method, chosen, whole, bound, late, elapsed):
     label = name if method == chosen else f"{method} chose {name}"
     widths = "-".join(map(str, chain.widths))
     text = f"Method: {label} for the last {chain.depth} linear layers, widths {widths}: gain "
-    text += f"{bound:.6g} "
+    text += f"{at_most(bound, 6)} "
     if chosen != "dissipativity" and whole.method not in (name, chosen):
         text += f"(by {whole.method}) "
     text += f"against {product_gain(chain):.6g} for the product of norms; {elapsed:.2g} s. "
@@ -359,6 +360,6 @@ def _by_indices(chain, seconds, solver):
     text = (
         f"These {chain.depth} layers are IIFOFP(δ, ν) with δ = {found.delta:.6g}, "
         f"ν = {found.nu:.6g} (one multiplier block per layer), hence of gain at most "
-        f"{found.gain_upper_bound:.6g}."
+        f"{at_most(found.gain_upper_bound, 6)}."
     )
     return min(found.gain_upper_bound, size), text, fallback, found

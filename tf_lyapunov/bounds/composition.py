@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from tf_lyapunov.bounds.chains import norm_up
+from tf_lyapunov.digits import at_most
 from tf_lyapunov.program import rounding
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
@@ -422,8 +423,8 @@ def table(rows):
         (
             c.name,
             c.kind,
-            f"{c.gain_upper_bound:.6g}",
-            f"{c.lipschitz_upper_bound:.6g}",
+            at_most(c.gain_upper_bound, 6),
+            at_most(c.lipschitz_upper_bound, 6),
             c.method + (" [declared]" if c.assumption else ""),
         )
         for c in rows

@@ -23,6 +23,7 @@ from tf_lyapunov.bounds.shift_invariant import (
     identity_tap,
     scalar_indices,
 )
+from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.weights import inference_value
@@ -76,12 +77,13 @@ class LayerIndices(NetworkIndices):
             claim: `Indices` with a δ of at most this one, or None.
         """
         lines = [
-            f"Layer {self.layer!r} is IIFOFP(δ, ν) with δ = {self.delta:.6g} and "
-            f"ν = {self.nu:.6g}, proved by {_WORDS[self.method]}."
+            f"Layer {self.layer!r} is IIFOFP(δ, ν) with δ = {at_least(self.delta, 6)} and "
+            f"ν = {at_least(self.nu, 6)}, proved by {_WORDS[self.method]}."
         ]
         if self.delta > 0 and math.isfinite(self.nu):
             a, b = self.indices.slopes
-            lines.append(f"Its slopes lie in [{a:.6g}, {b:.6g}]; its gain is at most {b:.6g}.")
+            a, b = at_least(a, 6), at_most(b, 6)
+            lines.append(f"Its slopes lie in [{a}, {b}]; its gain is at most {b}.")
         if self.verdict != "PROVED":
             lines.append("The solver failed, so that a coarser rule stands in for it.")
         missing = 0.0 if claim is None else self.shortfall(claim)

@@ -16,6 +16,7 @@ from tf_lyapunov.bounds.composition import (
     numbered,
     table,
 )
+from tf_lyapunov.digits import at_most
 from tf_lyapunov.program.graph import is_graph
 from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
@@ -57,7 +58,8 @@ class GainBound:
         what = "the input"
         if self.perturbed is not None:
             what = ", ".join(map(repr, self.perturbed))
-        title = f"No change of {what} is amplified by more than {self.gain_upper_bound:.6g} (l2)"
+        bound = at_most(self.gain_upper_bound, 6)
+        title = f"No change of {what} is amplified by more than {bound} (l2)"
         return "\n".join([title, "", *table(self.contributions), "", *numbered(self.assumptions)])
 
     def __str__(self):

@@ -19,6 +19,7 @@ from tf_lyapunov.callbacks.reading import (
     up,
 )
 from tf_lyapunov.certification import lipschitz_upper_bound
+from tf_lyapunov.digits import at_most
 from tf_lyapunov.growth import growth_upper_bounds
 from tf_lyapunov.layers.base import refresh
 from tf_lyapunov.program.network import read_network
@@ -226,7 +227,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
     def summary(self, reading, remark=""):
         """One line: what is proved, the gain, and the stages closest to budget and indices."""
         ratios = {n: reading.sigma_upper_bound[n] / b for n, b in reading.budget.items() if b}
-        parts = [f"gain ≤ {reading.gain_upper_bound:.4g}"]
+        parts = [f"gain ≤ {at_most(reading.gain_upper_bound, 4)}"]
         if reading.check is not None:
             parts.append(f"cascade margin {reading.check.margin:.3g}")
             if not reading.check.holds:

@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_lyapunov.bounds.composition import Contribution, encode, numbered, table
 from tf_lyapunov.certification.proofs import claimed_fields, incomplete, save_proof
+from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.local.regions import NORMS
 from tf_lyapunov.sealing import seal, unseal
 from tf_lyapunov.writing import write_text
@@ -146,19 +147,21 @@ class Certificate:
             f"A radius r means: no change of {self._what()} with {_WORDS[self.norm]} norm up to r "
             + (f"that stays within {self.within} " if self.within else "")
             + "alters the decision.",
-            f"Median radius {median:.6g}, largest {largest:.6g}.",
+            f"Median radius {at_least(median, 6)}, largest {at_least(largest, 6)}.",
         ]
         finite = self.radius[np.isfinite(self.radius)]
         if self.verdict == "PROVED" and len(finite) and finite.max() > 0:
             radii = finite.max() * np.array([0.25, 0.5, 0.75, 1.0])
-            shares = ", ".join(f"{self.certified_accuracy(r):.1%} at {r:.4g}" for r in radii)
+            shown = [at_least(r, 4) for r in radii]
+            shares = ", ".join(f"{self.certified_accuracy(float(r)):.1%} at {r}" for r in shown)
             lines.append(f"Certified accuracy: {self.certified_accuracy(0.0):.1%} at 0, {shares}.")
         else:
             lines += self._why_not()
         lines += [
             "",
             f"Gain: no change of {self._what()} moves the logits by more than "
-            f"{self.gain_upper_bound:.6g} times its {'' if self.norm == 'l2' else 'l2 '}norm. "
+            f"{at_most(self.gain_upper_bound, 6)} times "
+            f"its {'' if self.norm == 'l2' else 'l2 '}norm. "
             "Layer by layer:",
             "",
             *table(self.contributions),

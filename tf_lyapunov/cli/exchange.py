@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..digits import at_most
 from ..terminal import emit, say, work
 from .application import NOT_PROVED, Json, Replace, Target, model_file, numbers
 
@@ -314,8 +315,9 @@ def _description(found, digest, written) -> list[str]:
         certificate = found.certificate
         lines.append(
             f"Certificate: {certificate.verdict} (method: {certificate.method}), "
-            f"{len(certificate)} inputs, gain at most {certificate.gain_upper_bound:.6g}, of model "
-            f"{certificate.model_digest[:23]}…."
+            f"{len(certificate)} inputs, gain at most "
+            f"{at_most(certificate.gain_upper_bound, 6)}, "
+            f"of model {certificate.model_digest[:23]}…."
         )
         if digest is None:
             lines.append("  As written: whether it is of these weights is told with --model.")

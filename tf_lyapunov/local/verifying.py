@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.digits import at_least
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.around import OutOfTime
 from tf_lyapunov.local.ascent import tried
@@ -107,7 +108,7 @@ class Verification:
         rows = [
             ("property", self.text),
             ("status", self.status),
-            ("margin, proved", f"at least {self.bound:.6g}"),
+            ("margin, proved", f"at least {at_least(self.bound, 6)}"),
             ("margin, found", f"{self.least:.6g}"),
             ("branches", f"{self.branches} bounded, {self.open} open"),
             ("seconds", f"{self.seconds:.2f} of {self.timeout:g}"),

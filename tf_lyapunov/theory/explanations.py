@@ -2,6 +2,8 @@
 
 import math
 
+from tf_lyapunov.digits import at_most
+
 _LAYER_FAILURE = {
     "lyapunov": "not implied by its budget (Theorem 2 is the converse of what can be proved)",
     "dissipativity": "not implied by its budget (the released formula is not Theorem 4)",
@@ -53,7 +55,7 @@ def explain_design(design) -> str:
         f"Scaled cascade (2.3): smallest eigenvalue {design.scaled_margin:.4g}.",
         f"Gain: {design.gain_as_published:.6g} by Corollary 2, {b:.6g} by the claim's cone"
         + ("" if design.is_proved else " (neither proved)")
-        + f"; the budgets prove {design.gain_upper_bound:.6g}.",
+        + f"; the budgets prove {at_most(design.gain_upper_bound, 6)}.",
     ]
     if not design.is_proved and math.isfinite(design.gain_upper_bound):
         lines.append("Only the last gain may be quoted as a guarantee.")

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.digits import at_least
 from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.region import Region
 from tf_lyapunov.verification.contents import exactly, layers_of, notes_of, quoted
-from tf_lyapunov.verification.words import at_least
 
 _HEADER = {"format", "version", "layers", "notes"}
 

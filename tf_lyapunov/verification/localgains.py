@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.verification import archive, claimed, translation
 from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.differences import Differences, Entries
@@ -12,7 +13,6 @@ from tf_lyapunov.verification.around.region import Region
 from tf_lyapunov.verification.around.surroundings import Surroundings
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
 from tf_lyapunov.verification.ranges import Passes
-from tf_lyapunov.verification.words import at_least, at_most
 
 NORMS = ("l2", "linf")
 _WORDS = {"l2": "l2", "linf": "l∞"}

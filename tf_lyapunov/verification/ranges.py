@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.verification import archive, claimed, translation
 from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.balls import Gains
@@ -15,7 +16,6 @@ from tf_lyapunov.verification.around.relaxation import of_rows
 from tf_lyapunov.verification.around.surroundings import Surroundings
 from tf_lyapunov.verification.claimed import ClaimedRegion
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
-from tf_lyapunov.verification.words import at_least, at_most
 
 _NAMES = ("center", "low", "high", "radii", "functionals", "lower", "upper")
 _KINDS = dict.fromkeys(_NAMES, "f8")

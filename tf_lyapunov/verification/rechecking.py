@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from tf_lyapunov.digits import at_most
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import (
     archive,
@@ -66,15 +67,15 @@ class Verification(Outcome):
         lines = [f"Proof file: {outcome} (method, as the file says: {self.method})"]
         lines += [f"  - {reason}" for reason in self.reasons]
         lines.append(
-            f"Claimed: gain at most {self.claimed_gain_upper_bound:.6g}, and positive radii in "
-            f"{_WORDS[self.norm]} for {proved} of {count} inputs"
+            f"Claimed: gain at most {at_most(self.claimed_gain_upper_bound, 6)}, and positive "
+            f"radii in {_WORDS[self.norm]} for {proved} of {count} inputs"
             + (f", for changes that stay within {self.within}" if self.within else "")
             + ", in exact arithmetic on the model's weights."
         )
         if self.holds:
             lines.append(
                 "Derived from the weights alone, by float64 arithmetic rounded outwards: gain "
-                f"{self.gain_upper_bound:.6g}, and no claimed radius exceeds its own."
+                f"{at_most(self.gain_upper_bound, 6)}, and no claimed radius exceeds its own."
             )
         return "\n".join(lines + self.closing("inputs of the file"))
 

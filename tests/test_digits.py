@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lyapunov.verification.words import at_least, at_most
+from tf_lyapunov.digits import at_least, at_most
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
