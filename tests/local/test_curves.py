@@ -1,6 +1,8 @@
 """Softmax, normalisations, 2-norms: (T) is a bound for all shares, of second order, with its
 derivatives."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -268,3 +270,51 @@ def test_ranges_of_softmax_hold_where_logits_are_far_apart(logarithm, scale):
     value = rest - np.log(np.exp(rest).sum(axis=2, keepdims=True))
     reached = np.einsum("nii->ni", value if logarithm else np.exp(value))
     np.testing.assert_allclose(most, reached, rtol=1e-9, atol=2.0**-40 * (1 + 4 * scale))
+
+
+def test_ranges_of_log_softmax_hold_where_probabilities_underflow():
+    for gap in (743.5, 744.2, 745.0, 760.0):
+        center = np.array([[0.0, -gap]])
+        step = Curved(Softmax((1,), True), center, center - 200.0, center + 200.0, 200.0)
+        # The ball reaches √2·200 in the difference of two entries.
+        z = center + 200.0 * np.sqrt(0.5) * np.array([[1.0, -1.0], [-1.0, 1.0]]) * (1 - 1e-12)
+        low, high = step.range()
+        y = value(step.operation, z)
+        assert np.all(low <= y) and np.all(y <= high)
+
+
+@pytest.mark.parametrize("size", [1e-139, 1e-156, 1e-170, 1e-250])
+def test_norms_of_entries_whose_squares_underflow_are_bounded(size):
+    zero = np.zeros((1, 1, 1, 1))
+    operation = WindowNorm(2.0, 1.0, None, None, "valid", False)
+    step = Curved(operation, zero, zero - size, zero + size, size)
+    held = step.start(-np.ones((1, 1)))
+    held.share[:] = 1.0
+    _, h, _ = step.backward(-np.ones((1, 1)), held)
+    assert -size * (1 + 1e-8) <= h[0] <= -size * (1 - 1e-12)
+
+
+def test_slopes_of_normalizations_hold_where_the_mean_takes_all_digits():
+    rng = np.random.default_rng(8)
+    for n in (2, 3, 5):
+        operation = Normalized((1,), None, np.ones(n), np.zeros(n), 1e-12, True)
+        for place in (7.3e14, 2.0**50 + 1, 1e16):
+            # Computed means miss entries that are nearly all equal by a few of their units.
+            center = place + np.spacing(place) * rng.integers(-1, 2, size=(1, n))
+            step = Curved(operation, center, center, center, 1e-9)
+            whole = [int(v) for v in center[0]]
+            z = np.array([n * v - sum(whole) for v in whole]) / n
+            s = np.sqrt(np.mean(z * z) + 1e-12)
+            exact = (np.eye(n) - 1 / n - np.outer(z, z) / (n * s * s)) / s
+            error = np.linalg.norm(step.mean_back(np.eye(n)) - exact, 2)
+            assert error <= step.spread().min()
+
+
+def test_least_mixtures_lose_their_rounding():
+    center = np.array([[0.0, -40.0, -41.0]])
+    curve = Curved(Softmax((1,)), center, center - 1, center + 1).curve
+    c = np.array([[1.0, 1e30, 3e30], [3e30, 1e30, 1.0]])
+    found, point = curve.least(c, None)
+    exact = [sum(Fraction(a) * Fraction(p) for a, p in zip(*v, strict=True))
+             for v in zip(c, point, strict=True)]  # fmt: skip
+    assert all(Fraction(f) <= e for f, e in zip(found, exact, strict=True))

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from fractions import Fraction
 
 import keras
 import numpy as np
@@ -398,3 +399,23 @@ def test_the_class_of_a_probability_that_does_not_end_with_a_sigmoid_is_refused(
     model.set_weights([np.ones((1, 1)), np.zeros(1)])
     with pytest.raises(UnsupportedLayerError, match="as a probability is"):
         tfl.verify_property(model, Region.ball(np.array([-1.0]), 0.5), Property.classified_as(1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sets_whose_rows_cancel_are_not_missed_where_one_point_lies_in_them(seed):
+    rng = np.random.default_rng(seed)
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(3, kernel_initializer="identity", use_bias=False)]
+    )
+    x = np.float32(1000 * (1 + rng.random(3))).astype(float)
+    rows = rng.normal(size=(4, 3)) * 10.0 ** rng.uniform(0, 6)
+    rows -= np.outer(rows @ x, x) / (x @ x)
+    rows[-1] = -(rng.random(3) @ rows[:-1])
+    # x itself lies in the set: its rows' exact values, rounded up.
+    exact = [sum(Fraction(a) * Fraction(b) for a, b in zip(row, x, strict=True)) for row in rows]
+    bounds = np.nextafter([float(v) for v in exact], np.inf)
+    assert all(v <= Fraction(float(b)) for v, b in zip(exact, bounds, strict=True))
+    found = tfl.verify_property(
+        model, Region.box(x - 1, x + 1), Property.avoids(rows, bounds), branching="units", timeout=1
+    )
+    assert found.status != "PROVED"

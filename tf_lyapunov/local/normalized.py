@@ -43,8 +43,9 @@ class NormalizedCurve(Grouped):
         low, high = np.sqrt(least**2 / n + eps) / UP, np.sqrt(most**2 / n + eps) * UP
         self.steep = 1 / low * UP
         self.bend = self._bend(least, low, n)
-        # 1/s, z/s and their product err by what z errs by, and by a few sums.
-        off = (5 * noise / (math.sqrt(n) * s) + 4 * (n + 16) * UNIT) / s
+        # 1/s, z/s and their product err by what z errs by, and by a few sums; s itself may be less.
+        inner = np.sqrt(np.maximum(norm / UP - noise, 0.0) ** 2 / n + eps) / UP
+        off = (5 * noise / (math.sqrt(n) * inner) + 4 * (n + 16) * UNIT) / inner
         self.off = off * moved
         self.tau = np.minimum(most / np.sqrt(most**2 / n + eps), math.sqrt(n)) * UP
         self._range(z, noise, away, moved, low, high)

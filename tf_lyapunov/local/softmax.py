@@ -127,6 +127,9 @@ class SoftmaxCurve(Grouped):
         above = c - level
         point = np.where(above < 0, high, np.where(above > 0, low, 0.0))
         found = level[..., 0] + np.sum(above * point, axis=2)
+        # The level may be that of an entry whose own part is too small to count.
+        size = np.abs(level[..., 0]) + np.sum(np.abs(above) * point, axis=2)
+        found = found - (c.shape[2] + 8) * UNIT * size
         spare = 1 - point.sum(axis=2, keepdims=True)
         np.put_along_axis(point, last, np.take_along_axis(point, last, axis=2) + spare, axis=2)
         return found.sum(axis=1), self._flat(point)
@@ -142,7 +145,8 @@ class LogSoftmaxCurve(SoftmaxCurve):
 
     def _probabilities(self):
         self.p = np.exp(self._grouped(self.value))
-        self.lost = self.p * (np.expm1(self._grouped(self.doubt)) + 8 * UNIT)
+        # A probability that underflows keeps none of its digits.
+        self.lost = self.p * (np.expm1(self._grouped(self.doubt)) + 8 * UNIT) + TINY
 
     def _finish(self):
         low, high = (v.reshape(-1, *self.shape) for v in (self.bottom, self.top))

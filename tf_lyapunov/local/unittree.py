@@ -325,8 +325,11 @@ class UnitTree(Tree):
         for weights, multipliers, x in self.leaves.solve(rows, bounds, *self._box(branch), split):
             c = (weights @ rows).reshape(1, *around.trace.shape(target))
             lower = around.lower(c, target, multipliers, split=split) - weights @ bounds
-            size = float(weights @ np.abs(bounds))
-            lower = float(lower[0] - 2.0**-48 * size) / float(weights.sum())
+            # Rows may cancel in their combination, which errs by what they are themselves.
+            most = np.maximum(*map(np.abs, around.box(target))).reshape(-1)
+            size = float(weights @ (np.abs(bounds) + np.abs(rows) @ most))
+            lost = rounding.gamma(len(rows) + 32, rounding.UNIT_ROUNDOFF["float64"]) * size
+            lower = float(lower[0] - lost) / float(weights.sum())
             # Weights sum to one up to rounding, their own sum up to less.
             branch.bound = max(branch.bound, lower - 1e-12 * abs(lower))
             if self._is_closed(branch):

@@ -12,6 +12,9 @@ import numpy as np
 from tf_lyapunov.local import maps
 from tf_lyapunov.local.curves import TINY, UNIT, UP, Curve, norms, of
 
+# Below it squares lose their digits: what is so small is bounded by its range.
+_SMALL = 1e-140
+
 
 class NormCurve(Curve):
     """(V) of 2-norms over windows."""
@@ -26,11 +29,11 @@ class NormCurve(Curve):
         # √(‖z⁰‖² + ρ²), without overflow; any number would do.
         self.level = np.hypot(norm, moved)
         safe = np.maximum(self.level, TINY)
-        flat = self.level <= TINY
+        flat = self.level <= _SMALL
         self.tangent = scale * np.where(norm > TINY, z / np.maximum(norm, TINY), 0.0)
         self.slope = scale * np.where(flat, 0.0, z / safe)
         self.bend = scale * np.where(flat, 0.0, 1 / safe) * UP
-        gap = (self.level - norm) ** 2 / (2 * safe)
+        gap = (self.level - norm) * ((self.level - norm) / (2 * safe))
         # The computed slope z⁰/t is that of (V) up to a few roundings, and t is what it is.
         lost = (n + 16) * 4 * UNIT
         self.gap = (scale * np.where(flat, moved, gap) * UP + lost * scale * self.level)[..., 0]
