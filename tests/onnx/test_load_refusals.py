@@ -239,6 +239,62 @@ def test_a_branch_is_refused(tmp_path):
         load_onnx(write(tmp_path, proto))
 
 
+def counted(*nodes, **constants):
+    """x and w times a number that is computed of the number of samples, b."""
+    first = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["b"])]
+    held = {"zero": np.array([0]), "one": np.array([1]), "w": W, "v": 2 * W, **constants}
+    return model([*first, *nodes], {"x": ("n", 5)}, ["y"], held)
+
+
+PICKED = (node("Where", ["c", "w", "v"], ["u"]), node("MatMul", ["x", "u"], ["y"]))
+
+
+@pytest.mark.parametrize("limit", [2, 7])
+@pytest.mark.parametrize("kind", ["Equal", "Less", "GreaterOrEqual"])
+def test_weights_that_the_number_of_samples_picks_are_refused(kind, limit, tmp_path):
+    made = counted(node(kind, ["b", "k"], ["c"]), *PICKED, k=np.array([limit]))
+    refused(saved(tmp_path, made), "decided by the number of samples", UnsupportedLayerError)
+
+
+@pytest.mark.parametrize("kind", ["Min", "Max", "Div", "Mod"])
+def test_other_functions_of_the_number_of_samples_are_refused(kind, tmp_path):
+    nodes = [node(kind, ["b", "k"], ["m"]), node("Cast", ["m"], ["f"], to=1)]
+    made = counted(*nodes, node("Add", ["x", "f"], ["y"]), k=np.array([3]))
+    refused(saved(tmp_path, made), "decided by the number of samples", UnsupportedLayerError)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_size_of_copies_per_sample_is_not_taken_for_one(hidden, tmp_path):
+    nodes = [node("ConstantOfShape", ["b"], ["o"]), node("Neg", ["o"], ["p"])]
+    nodes += [node("Size", ["p" if hidden else "o"], ["q"]), node("Equal", ["q", "k"], ["c"])]
+    made = counted(*nodes, *PICKED, k=np.array(7))
+    refused(saved(tmp_path, made), "as many copies as there are samples", UnsupportedLayerError)
+
+
+def test_a_slice_as_long_as_the_batch_is_refused(tmp_path):
+    nodes = [node("Slice", ["x", "zero", "b", "one"], ["t"])]
+    made = counted(*nodes, node("ReduceSum", ["t", "one"], ["y"]))
+    refused(saved(tmp_path, made), "other numbers of samples", UnfaithfulReading)
+
+
+def test_sizes_that_hold_for_every_number_of_samples_are_read(tmp_path):
+    """12b / 2b entries of each of b samples, which are no fewer than 1, nor -1."""
+    nodes = [
+        node("Mul", ["b", "two"], ["d"]), node("Mul", ["d", "six"], ["e"]),
+        node("Div", ["e", "d"], ["width"]), node("Equal", ["b", "minus"], ["c"]),
+        node("Where", ["c", "minus", "b"], ["rows"]), node("Max", ["rows", "one"], ["more"]),
+        node("Concat", ["more", "width"], ["size"], axis=0),
+        node("Slice", ["x", "zero", "one", "one"], ["x1"]),
+        node("Concat", ["x", "x1"], ["z"], axis=1),
+        node("Reshape", ["z", "size"], ["y"]),
+    ]  # fmt: skip
+    made = counted(*nodes, two=np.array([2]), six=np.array([6]), minus=np.array([-1]))
+    read = load_onnx(saved(tmp_path, made))
+    x = np.arange(15, dtype=np.float32).reshape(3, 5)
+    found = keras.ops.convert_to_numpy(read.keras_model(x))
+    assert np.array_equal(found, np.concatenate([x, x[:, :1]], axis=1))
+
+
 def test_an_operator_whose_meaning_is_newer_than_what_is_known_is_refused(monkeypatch, tmp_path):
     newest, read = operators.READERS["Relu"]
     monkeypatch.setitem(operators.READERS, "Relu", (newest - 1, read))
