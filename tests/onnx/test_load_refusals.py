@@ -1,6 +1,7 @@
 """Bad files, and files that ask for what has no place in a program, are told from good ones."""
 
 import importlib
+import tracemalloc
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from onnx_files import model, saved
 from tf_lyapunov.errors import ModelFileError, UnfaithfulReading, UnsupportedLayerError
 from tf_lyapunov.onnx import operators
 from tf_lyapunov.onnx.load import load_onnx
+from tf_lyapunov.vnnlib.subjects import onnx_replay
 
 W = np.arange(10, dtype=np.float32).reshape(5, 2)
 
@@ -188,6 +190,57 @@ def test_values_beyond_memory_are_refused_before_they_are_made(made, tmp_path):
 
 
 # Operators --------------------------------------------------------------------------------------
+
+
+def image(kind, **attributes):
+    return model([node(kind, ["x"], ["y"], **attributes)], {"x": ("n", 1, 4)}, ["y"])
+
+
+HUGE = {
+    "input": lambda: model(
+        [node("Slice", ["x", "a", "b"], ["y"])], {"x": (1, 10**13)}, ["y"],
+        {"a": np.array([0, 0]), "b": np.array([1, 3])},
+    ),
+    "edges": lambda: model(
+        [node("Pad", ["x", "p"], ["y"], mode="edge")], {"x": ("n", 1)}, ["y"],
+        {"p": np.array([0, 2**40, 0, 0])},
+    ),
+    "maxima": lambda: image("MaxPool", kernel_shape=[2**40], pads=[2**40 - 1, 0]),
+    "means": lambda: image("AveragePool", kernel_shape=[2**40], pads=[2**40 - 1] * 2),
+    "strides": lambda: model(
+        [node("ConvTranspose", ["x", "k"], ["y"], strides=[2**40])], {"x": ("n", 1, 4)}, ["y"],
+        {"k": np.ones((1, 1, 2), np.float32)},
+    ),
+    "shrunk": lambda: model(
+        [node("Resize", ["x", "", "s"], ["y"], mode="linear")], {"x": ("n", 1, 10**7)}, ["y"],
+        {"s": np.array([1, 1, 0.1], np.float32)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_what_a_few_bytes_make_beyond_memory_is_refused(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("tf_lyapunov.modelfile.sizes.available_memory", lambda: 2**34)
+    tracemalloc.start()
+    refused(saved(tmp_path, HUGE[name]()), "memory|cells", ValueError)
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+
+
+def test_constants_share_the_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr("tf_lyapunov.modelfile.sizes.available_memory", lambda: 2**22)
+    nodes = [node("ConstantOfShape", ["s"], [f"c{k}"]) for k in range(4)]
+    nodes += [node("Add", [a, f"c{k}"], [b]) for k, (a, b) in enumerate(["xp", "pq", "qr", "ry"])]
+    made = model(nodes, {"x": ("n", 2**17)}, ["y"], {"s": np.array([2**17])})
+    refused(saved(tmp_path, made), "more memory than there is", ValueError)
+
+
+def test_nodes_that_nothing_reads_are_not_run(tmp_path):
+    """The runtime would refuse it, and other sizes of it would take all memory."""
+    nodes = [node("Reshape", ["x", "s"], ["z"]), node("Relu", ["x"], ["y"])]
+    path = saved(tmp_path, model(nodes, {"x": (1, 5)}, ["y"], {"s": np.array([2, 3])}))
+    assert load_onnx(path).validation.values == 1
+    assert np.array_equal(onnx_replay(path)(np.ones(5, np.float32)), np.ones(5))
 
 
 def test_every_node_that_is_not_read_is_named_with_its_operator_set(tmp_path):

@@ -111,10 +111,11 @@ def narrowed(model, names):
     kept = needed(graph.node, names)
     read = {name for node in kept for name in node.input} | set(names)
     declared = {value.name: value for value in graph.output}
+    constants = {tensor.name for tensor in graph.initializer}
     made = onnx.helper.make_graph(
         kept,
         graph.name or "graph",
-        graph.input,
+        [v for v in graph.input if v.name in read or v.name not in constants],
         [declared.get(name, onnx.ValueInfoProto(name=name)) for name in names],
         [tensor for tensor in graph.initializer if tensor.name in read],
         value_info=graph.value_info,

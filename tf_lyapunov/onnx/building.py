@@ -281,6 +281,13 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
     ports, batch = read_ports(graph, batch_axis, input_shapes)
     target = chosen_output(graph, output)
     builder = Builder(batch)
+    for port in ports:
+        try:
+            builder.check_bytes(8 * size_of(port.sample_shape))
+        except BadGraph as error:
+            raise ValueError(
+                f"Inputs must fit in memory. Received: input {port.name!r} of shape {port.shape}."
+            ) from error
     constants = folding.Constants(graph, builder.batch)
     constants.fold_early(needed(graph.nodes, (target,)))
     nodes = needed(fused(graph, constants), (target,))
@@ -289,7 +296,6 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
     for port in ports:
         name = legal_name(port.name, builder.names)
         tensor = keras.Input(shape=port.sample_shape, dtype=port.dtype, name=name)
-        builder.check_bytes(8 * size_of(port.sample_shape))
         tensors.append(tensor)
         known[port.name] = plain(tensor, port.batch)
     for node in nodes:
