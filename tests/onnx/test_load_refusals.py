@@ -357,6 +357,15 @@ def test_an_operator_whose_meaning_is_newer_than_what_is_known_is_refused(monkey
 # Arguments --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind, settings", [("MatMul", {}), ("Einsum", {"equation": "ni,ij->nj"})])
+def test_products_of_integers_which_wrap_around_are_refused(kind, settings, tmp_path):
+    """Four times 2^31 - 5 is -20 in int32, and no probe is as large."""
+    nodes = [node(kind, ["x", "w"], ["h"], **settings), node("Cast", ["h"], ["y"], to=1)]
+    made = model(nodes, {"x": ("n", 4)}, ["y"], {"w": np.ones((4, 2), np.int32)})
+    made.graph.input[0].type.tensor_type.elem_type = 6
+    refused(saved(tmp_path, made), "wrap around", UnsupportedLayerError)
+
+
 def test_inputs_of_half_precision_are_refused(tmp_path):
     proto = small()
     proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
