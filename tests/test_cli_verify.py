@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from command_line import call
 
 from tf_lyapunov.cli import BAD_INPUT, DONE, NOT_PROVED, main
 
@@ -21,14 +22,6 @@ def folder(tmp_path_factory):
     proof = ("--proof", str(path / "proof.npz"))
     assert main(["certify", str(path / "model.keras"), *data, *proof]) == DONE
     return path
-
-
-def call(capsys, *arguments):
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, " ".join(err.split())
 
 
 def test_a_proof_that_certify_wrote_holds(folder, capsys):

@@ -5,10 +5,11 @@ import json
 import keras
 import numpy as np
 import pytest
+from command_line import call
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from tf_lyapunov.cli import BAD_INPUT, DONE, main
+from tf_lyapunov.cli import BAD_INPUT, DONE
 from tf_lyapunov.errors import ModelFileError
 from tf_lyapunov.matlab import import_network
 
@@ -139,14 +140,6 @@ def test_numbers_beyond_float32_are_refused(tmp_path):
     savemat(tmp_path / "a.mat", {"w": cell([np.full((2, 3), 1e39)])})
     with pytest.raises(ValueError, match="that float32 holds"):
         import_network(tmp_path / "a.mat", weights="w", orientation="in-out")
-
-
-def call(capsys, *arguments):
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, " ".join(err.split())
 
 
 def test_the_command_writes_a_model_that_certify_reads(tmp_path, capsys):

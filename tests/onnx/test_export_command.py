@@ -6,8 +6,9 @@ import exported
 import keras
 import numpy as np
 import pytest
+from command_line import call
 
-from tf_lyapunov.cli import BAD_INPUT, DONE, main
+from tf_lyapunov.cli import BAD_INPUT, DONE
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -19,14 +20,6 @@ def model(tmp_path):
     layers = [keras.layers.Dense(5, "relu"), keras.layers.Dense(3)]
     exported.chain((4,), *layers).save(path)
     return path
-
-
-def call(capsys, *arguments):
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, " ".join(err.split())
 
 
 def test_a_model_is_exported_and_described(model, tmp_path, capsys):

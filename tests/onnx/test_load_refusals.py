@@ -1,6 +1,7 @@
 """Bad files, and files that ask for what has no place in a program, are told from good ones."""
 
 import importlib
+import tracemalloc
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from onnx_files import model, saved
 from tf_lyapunov.errors import ModelFileError, UnfaithfulReading, UnsupportedLayerError
 from tf_lyapunov.onnx import operators
 from tf_lyapunov.onnx.load import load_onnx
+from tf_lyapunov.vnnlib.subjects import onnx_replay
 
 W = np.arange(10, dtype=np.float32).reshape(5, 2)
 
@@ -190,6 +192,57 @@ def test_values_beyond_memory_are_refused_before_they_are_made(made, tmp_path):
 # Operators --------------------------------------------------------------------------------------
 
 
+def image(kind, **attributes):
+    return model([node(kind, ["x"], ["y"], **attributes)], {"x": ("n", 1, 4)}, ["y"])
+
+
+HUGE = {
+    "input": lambda: model(
+        [node("Slice", ["x", "a", "b"], ["y"])], {"x": (1, 10**13)}, ["y"],
+        {"a": np.array([0, 0]), "b": np.array([1, 3])},
+    ),
+    "edges": lambda: model(
+        [node("Pad", ["x", "p"], ["y"], mode="edge")], {"x": ("n", 1)}, ["y"],
+        {"p": np.array([0, 2**40, 0, 0])},
+    ),
+    "maxima": lambda: image("MaxPool", kernel_shape=[2**40], pads=[2**40 - 1, 0]),
+    "means": lambda: image("AveragePool", kernel_shape=[2**40], pads=[2**40 - 1] * 2),
+    "strides": lambda: model(
+        [node("ConvTranspose", ["x", "k"], ["y"], strides=[2**40])], {"x": ("n", 1, 4)}, ["y"],
+        {"k": np.ones((1, 1, 2), np.float32)},
+    ),
+    "shrunk": lambda: model(
+        [node("Resize", ["x", "", "s"], ["y"], mode="linear")], {"x": ("n", 1, 10**7)}, ["y"],
+        {"s": np.array([1, 1, 0.1], np.float32)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_what_a_few_bytes_make_beyond_memory_is_refused(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("tf_lyapunov.modelfile.sizes.available_memory", lambda: 2**34)
+    tracemalloc.start()
+    refused(saved(tmp_path, HUGE[name]()), "memory|cells", ValueError)
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+
+
+def test_constants_share_the_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr("tf_lyapunov.modelfile.sizes.available_memory", lambda: 2**22)
+    nodes = [node("ConstantOfShape", ["s"], [f"c{k}"]) for k in range(4)]
+    nodes += [node("Add", [a, f"c{k}"], [b]) for k, (a, b) in enumerate(["xp", "pq", "qr", "ry"])]
+    made = model(nodes, {"x": ("n", 2**17)}, ["y"], {"s": np.array([2**17])})
+    refused(saved(tmp_path, made), "more memory than there is", ValueError)
+
+
+def test_nodes_that_nothing_reads_are_not_run(tmp_path):
+    """The runtime would refuse it, and other sizes of it would take all memory."""
+    nodes = [node("Reshape", ["x", "s"], ["z"]), node("Relu", ["x"], ["y"])]
+    path = saved(tmp_path, model(nodes, {"x": (1, 5)}, ["y"], {"s": np.array([2, 3])}))
+    assert load_onnx(path).validation.values == 1
+    assert np.array_equal(onnx_replay(path)(np.ones(5, np.float32)), np.ones(5))
+
+
 def test_every_node_that_is_not_read_is_named_with_its_operator_set(tmp_path):
     nodes = [
         node("Exp", ["x"], ["a"]), node("Relu", ["a"], ["b"]), node("ArgMax", ["x"], ["c"]),
@@ -239,6 +292,62 @@ def test_a_branch_is_refused(tmp_path):
         load_onnx(write(tmp_path, proto))
 
 
+def counted(*nodes, **constants):
+    """x and w times a number that is computed of the number of samples, b."""
+    first = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["b"])]
+    held = {"zero": np.array([0]), "one": np.array([1]), "w": W, "v": 2 * W, **constants}
+    return model([*first, *nodes], {"x": ("n", 5)}, ["y"], held)
+
+
+PICKED = (node("Where", ["c", "w", "v"], ["u"]), node("MatMul", ["x", "u"], ["y"]))
+
+
+@pytest.mark.parametrize("limit", [2, 7])
+@pytest.mark.parametrize("kind", ["Equal", "Less", "GreaterOrEqual"])
+def test_weights_that_the_number_of_samples_picks_are_refused(kind, limit, tmp_path):
+    made = counted(node(kind, ["b", "k"], ["c"]), *PICKED, k=np.array([limit]))
+    refused(saved(tmp_path, made), "decided by the number of samples", UnsupportedLayerError)
+
+
+@pytest.mark.parametrize("kind", ["Min", "Max", "Div", "Mod"])
+def test_other_functions_of_the_number_of_samples_are_refused(kind, tmp_path):
+    nodes = [node(kind, ["b", "k"], ["m"]), node("Cast", ["m"], ["f"], to=1)]
+    made = counted(*nodes, node("Add", ["x", "f"], ["y"]), k=np.array([3]))
+    refused(saved(tmp_path, made), "decided by the number of samples", UnsupportedLayerError)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_size_of_copies_per_sample_is_not_taken_for_one(hidden, tmp_path):
+    nodes = [node("ConstantOfShape", ["b"], ["o"]), node("Neg", ["o"], ["p"])]
+    nodes += [node("Size", ["p" if hidden else "o"], ["q"]), node("Equal", ["q", "k"], ["c"])]
+    made = counted(*nodes, *PICKED, k=np.array(7))
+    refused(saved(tmp_path, made), "as many copies as there are samples", UnsupportedLayerError)
+
+
+def test_a_slice_as_long_as_the_batch_is_refused(tmp_path):
+    nodes = [node("Slice", ["x", "zero", "b", "one"], ["t"])]
+    made = counted(*nodes, node("ReduceSum", ["t", "one"], ["y"]))
+    refused(saved(tmp_path, made), "other numbers of samples", UnfaithfulReading)
+
+
+def test_sizes_that_hold_for_every_number_of_samples_are_read(tmp_path):
+    """12b / 2b entries of each of b samples, which are no fewer than 1, nor -1."""
+    nodes = [
+        node("Mul", ["b", "two"], ["d"]), node("Mul", ["d", "six"], ["e"]),
+        node("Div", ["e", "d"], ["width"]), node("Equal", ["b", "minus"], ["c"]),
+        node("Where", ["c", "minus", "b"], ["rows"]), node("Max", ["rows", "one"], ["more"]),
+        node("Concat", ["more", "width"], ["size"], axis=0),
+        node("Slice", ["x", "zero", "one", "one"], ["x1"]),
+        node("Concat", ["x", "x1"], ["z"], axis=1),
+        node("Reshape", ["z", "size"], ["y"]),
+    ]  # fmt: skip
+    made = counted(*nodes, two=np.array([2]), six=np.array([6]), minus=np.array([-1]))
+    read = load_onnx(saved(tmp_path, made))
+    x = np.arange(15, dtype=np.float32).reshape(3, 5)
+    found = keras.ops.convert_to_numpy(read.keras_model(x))
+    assert np.array_equal(found, np.concatenate([x, x[:, :1]], axis=1))
+
+
 def test_an_operator_whose_meaning_is_newer_than_what_is_known_is_refused(monkeypatch, tmp_path):
     newest, read = operators.READERS["Relu"]
     monkeypatch.setitem(operators.READERS, "Relu", (newest - 1, read))
@@ -246,6 +355,15 @@ def test_an_operator_whose_meaning_is_newer_than_what_is_known_is_refused(monkey
 
 
 # Arguments --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, settings", [("MatMul", {}), ("Einsum", {"equation": "ni,ij->nj"})])
+def test_products_of_integers_which_wrap_around_are_refused(kind, settings, tmp_path):
+    """Four times 2^31 - 5 is -20 in int32, and no probe is as large."""
+    nodes = [node(kind, ["x", "w"], ["h"], **settings), node("Cast", ["h"], ["y"], to=1)]
+    made = model(nodes, {"x": ("n", 4)}, ["y"], {"w": np.ones((4, 2), np.int32)})
+    made.graph.input[0].type.tensor_type.elem_type = 6
+    refused(saved(tmp_path, made), "wrap around", UnsupportedLayerError)
 
 
 def test_inputs_of_half_precision_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Keras → ONNX → Keras → ONNX: the same function, the same bounds, the same program."""
 
+import exported
 import keras
 import numpy as np
 import pytest
@@ -42,3 +43,13 @@ def test_what_is_written_and_read_again_is_the_same(first, tmp_path):
         tfl.export_onnx(again, tmp_path / "two.onnx", rng=rng)
         assert tfl.load_onnx(tmp_path / "two.onnx").program.digest() == read.program.digest()
     assert whole >= 10
+
+
+def test_what_was_read_is_written_in_a_models_place(tmp_path):
+    layers = [keras.layers.Conv2D(2, 3, activation="relu"), keras.layers.Flatten()]
+    model = keras.Sequential([keras.Input((5, 4, 1)), *layers, keras.layers.Dense(3)])
+    tfl.export_onnx(model, tmp_path / "one.onnx")
+    tfl.export_onnx(tfl.load_onnx(tmp_path / "one.onnx"), tmp_path / "two.onnx")
+    x = np.random.default_rng(0).normal(size=(4, 5, 4, 1)).astype("float32")
+    one, two = (exported.outputs(tmp_path / f"{name}.onnx", x) for name in ("one", "two"))
+    assert np.allclose(one, two, rtol=1e-5, atol=1e-5)

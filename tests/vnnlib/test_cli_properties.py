@@ -8,8 +8,9 @@ from fractions import Fraction
 import keras
 import numpy as np
 import pytest
+from command_line import call
 
-from tf_lyapunov.cli import BAD_INPUT, DONE, NOT_PROVED, main
+from tf_lyapunov.cli import BAD_INPUT, DONE, NOT_PROVED
 from tf_lyapunov.vnnlib import deciding, subjects
 from tf_lyapunov.vnnlib.files import read_vnnlib
 from tf_lyapunov.vnnlib.reading import parse
@@ -80,14 +81,6 @@ def keras_model():
     model = keras.Sequential(layers)
     model.set_weights([KERNELS[0], BIASES[0], KERNELS[1], BIASES[1]])
     return model
-
-
-def call(capsys, *arguments):
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, " ".join(err.split())
 
 
 def function(x):

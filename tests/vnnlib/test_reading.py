@@ -373,6 +373,13 @@ def test_too_many_sets_are_refused_before_they_are_made():
     assert formulas.sizes(parse(DECLARED + many).formula)[0] == 2**400
 
 
+def test_a_part_that_never_holds_leaves_no_set_without_the_others_products():
+    text = "(declare-const X_0 Real)(declare-const Y_0 Real)"
+    both = "(assert (or (<= X_0 1) (>= Y_0 2)))"
+    query = parse(text + 60 * both + "(assert (or (and (or) (< X_0 1)) false))")  # 2^60 products
+    assert formulas.conjunctions(query.formula) == []
+
+
 def test_files_may_be_compressed_and_damaged_ones_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MOST_BYTES", 2**16)
     text = DECLARED + BOUNDED

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from tf_lyapunov.errors import UnfaithfulReading
+from tf_lyapunov.onnx.foreign import needed
 from tf_lyapunov.onnx.opening import packages
 from tf_lyapunov.onnx.signals import BATCH
 from tf_lyapunov.program.operation import Signal
@@ -46,21 +47,19 @@ class Runtime:
         graph: `foreign.OnnxGraph`.
         ports: its inputs, `foreign.Port`.
         fixed: number of samples that the file fixes, or `signals.BATCH`.
-        names: of the values to give, or None for the graph's outputs as they are.
+        names: of the values to give.
+        optimized: whether onnxruntime may rewrite the graph first.
     """
 
-    def __init__(self, graph, ports, fixed, names=None):
-        onnx, runtime = packages()
-        model, options = graph.model, runtime.SessionOptions()
+    def __init__(self, graph, ports, fixed, names, optimized=False):
+        _, runtime = packages()
+        options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if names is not None:
-            model = onnx.ModelProto()
-            model.CopyFrom(graph.model)
-            del model.graph.output[:]
-            model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        if not optimized:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.ports, self.fixed, self.names = ports, fixed, names
+        self.ports, self.fixed = ports, fixed
+        model = narrowed(graph.model, names)
         try:
             self.session = runtime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -103,6 +102,29 @@ class Runtime:
                 value = value[None] if batch is None else np.moveaxis(value, batch, 0)
                 found[name].append(value)
         return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def narrowed(model, names):
+    """A `ModelProto` that gives these values, without the nodes that they do not depend on."""
+    onnx, _ = packages()
+    graph = model.graph
+    kept = needed(graph.node, names)
+    read = {name for node in kept for name in node.input} | set(names)
+    declared = {value.name: value for value in graph.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    made = onnx.helper.make_graph(
+        kept,
+        graph.name or "graph",
+        [v for v in graph.input if v.name in read or v.name not in constants],
+        [declared.get(name, onnx.ValueInfoProto(name=name)) for name in names],
+        [tensor for tensor in graph.initializer if tensor.name in read],
+        value_info=graph.value_info,
+    )
+    found = onnx.ModelProto()
+    found.ir_version = model.ir_version
+    found.opset_import.extend(model.opset_import)
+    found.graph.CopyFrom(made)
+    return found
 
 
 def _first_line(error):
@@ -153,8 +175,13 @@ def compare(graph, built, network, fixed, *, rng=None):
     with np.errstate(all="ignore"):
         _walk(built, network, arrays, held, known)
     last = {target: built.signals[target].batch}
-    whole = Runtime(graph, built.inputs, fixed)(arrays, last)[target]
-    _check_optimised(own[target], whole, target)
+    run = Runtime(graph, built.inputs, fixed, (target,), optimized=True)
+    whole = run(arrays, last)[target]
+    _check_same(own[target], whole, target, "where it optimises the graph")
+    if fixed == BATCH:
+        for k in (1, 2):
+            alone = run([x[:k] for x in arrays], last)[target]
+            _check_same(whole[:k], alone, target, "for other numbers of samples")
     return Agreement(len(arrays[0]), len(names))
 
 
@@ -230,14 +257,20 @@ def _unfaithful(node, name, text):
     )
 
 
-def _check_optimised(own, whole, name):
-    """onnxruntime's optimised graph gives its own values, up to how it orders sums."""
+def _check_same(own, whole, name, where):
+    """onnxruntime gives its own values, up to how it orders sums."""
+    if own.shape != whole.shape:
+        raise UnfaithfulReading(
+            f"onnxruntime gives results of another shape {where}. Received: output {name!r} of "
+            f"{whole.shape[1:]} and {own.shape[1:]}. No claim about this network is made.",
+            name,
+        )
     finite = np.isfinite(own)
     size = np.max(np.abs(np.where(finite, own, 0.0)), initial=0.0)
     if np.any(np.abs(whole - own)[finite] > 1e-3 * size + 1e-30):
         raise UnfaithfulReading(
-            "onnxruntime gives other results where it optimises the graph. Received: output "
-            f"{name!r}. No claim about this network is made.",
+            f"onnxruntime gives other results {where}. Received: output {name!r}. No claim "
+            "about this network is made.",
             name,
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.modelfile import sizes
 from tf_lyapunov.onnx import folding, operators
-from tf_lyapunov.onnx.foreign import BadGraph, NotRead, Port
+from tf_lyapunov.onnx.foreign import BadGraph, NotRead, Port, needed
 from tf_lyapunov.onnx.patterns import fused
 from tf_lyapunov.onnx.ports import chosen_output, legal_name, read_ports
 from tf_lyapunov.onnx.signals import BATCH, Signal, plain, size_of
@@ -110,7 +110,10 @@ class Builder:
         shape = tuple(tensor.shape[1:])
         if None in shape:
             raise NotRead("the sizes of its result are not known")
-        taken = size_of(shape) * np.dtype(str(tensor.dtype)).itemsize
+        self.check_bytes(size_of(shape) * np.dtype(str(tensor.dtype)).itemsize)
+
+    def check_bytes(self, taken):
+        """Refuses what memory cannot hold, before it is made."""
         if self._memory is not None and taken * 4 > self._memory:
             raise BadGraph(f"it makes {taken} bytes of one sample, more than there is memory")
 
@@ -228,9 +231,7 @@ class Builder:
         if shape == signal.sample:
             return signal
         times = [shape[a] // n for a, n in enumerate(signal.sample)]
-        taken = size_of(shape) * np.dtype(signal.dtype).itemsize
-        if self._memory is not None and taken * 4 > self._memory:
-            raise BadGraph(f"it makes {taken} bytes of one sample, more than there is memory")
+        self.check_bytes(size_of(shape) * np.dtype(signal.dtype).itemsize)
         tensor = signal.tensor
         for place, axis in enumerate(signal.order, 1):
             if times[axis] > 1:
@@ -280,9 +281,16 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
     ports, batch = read_ports(graph, batch_axis, input_shapes)
     target = chosen_output(graph, output)
     builder = Builder(batch)
+    for port in ports:
+        try:
+            builder.check_bytes(8 * size_of(port.sample_shape))
+        except BadGraph as error:
+            raise ValueError(
+                f"Inputs must fit in memory. Received: input {port.name!r} of shape {port.shape}."
+            ) from error
     constants = folding.Constants(graph, builder.batch)
-    constants.fold_early(graph.nodes)
-    nodes = _needed(fused(graph, constants), target)
+    constants.fold_early(needed(graph.nodes, (target,)))
+    nodes = needed(fused(graph, constants), (target,))
     known, givers, refused = {}, {}, []
     tensors = []
     for port in ports:
@@ -335,16 +343,6 @@ def _input_node(name):
     return OnnxNode(name, "Identity", "", (), (name,), {})
 
 
-def _needed(nodes, target):
-    """The nodes that the target depends on, in their order."""
-    wanted, found = {target}, []
-    for node in reversed(nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
-            found.append(node)
-    return found[::-1]
-
-
 def _read(builder, node, constants, known):
     """Adds what a node gives to the constants or to `known`; None where it cannot be known."""
     names = [n for n in node.inputs if n]
@@ -356,7 +354,7 @@ def _read(builder, node, constants, known):
     for output in filter(None, node.outputs):
         known[output] = None
     if node.kind in ("Shape", "Size") and isinstance(values[0], Signal):
-        found = [folding.shape_of(node, values[0].shape(builder.batch))]
+        found = [constants.shape(node, values[0])]
     elif not any(isinstance(v, Signal) for v in values):
         found = [constants.fold(node, values)]
         if isinstance(found[0], list):

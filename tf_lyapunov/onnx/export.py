@@ -9,6 +9,7 @@ from tf_lyapunov import __version__
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.onnx import comparing, running
 from tf_lyapunov.onnx.graph import BATCH, Graph
+from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.network import Network, read_network
 from tf_lyapunov.program.restoring import leaves_unchanged
@@ -76,6 +77,7 @@ class Exported:
         }
 
 
+@takes_networks
 def export_onnx(model, path, *, dtype="float32", opset=DEFAULT_OPSET, input_shapes=None, rng=None):
     """Writes a model as an ONNX file that gives its outputs, and checks the file first.
 
@@ -86,7 +88,8 @@ def export_onnx(model, path, *, dtype="float32", opset=DEFAULT_OPSET, input_shap
     Equal models give equal bytes.
 
     Args:
-        model: a built Keras model that `read_network` can read, or a `Network`.
+        model: a built Keras model that `read_network` can read, what `load_onnx` returns, or a
+            `Network`.
         path: file name, ending in .onnx; written whole or not at all.
         dtype: `"float32"` or `"float64"`, of weights and arithmetic.
         opset: version of the standard operators, at least 13.

@@ -8,12 +8,14 @@ import math
 
 import numpy as np
 
+from tf_lyapunov.modelfile import sizes as memory
+from tf_lyapunov.onnx import counting
 from tf_lyapunov.onnx.foreign import BadGraph, NotRead
 from tf_lyapunov.onnx.opening import packages
 from tf_lyapunov.onnx.signals import BATCH, size_of
 
-# Entries of a folded value, at most.
-_LARGEST = 2**28
+# Entries of a folded value, at most, and how often constants are held: by NumPy, Keras, a program.
+_LARGEST, _COPIES = 2**28, 4
 _TYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
     9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
@@ -31,6 +33,10 @@ class Constants:
     def __init__(self, graph, batch):
         self.opset, self.batch = graph.opset, batch
         self._known = dict(graph.constants)
+        # What depends on the number of samples, at one sample; and names of values of which one
+        # copy stands for one per sample.
+        self._alone, self._copies = {}, set()
+        self._room = memory.available_memory()
 
     def get(self, name):
         """The array of this name, or None."""
@@ -40,7 +46,18 @@ class Constants:
         """Keeps an array."""
         array = np.asarray(array)
         _room(array.shape)
+        if self._room is not None:
+            if _COPIES * array.nbytes > self._room:
+                raise BadGraph("its constants need more memory than there is")
+            self._room -= _COPIES * array.nbytes
         self._known[name] = array
+
+    def shape(self, node, signal):
+        """What a Shape or Size of a signal gives."""
+        found, alone = (_sizes_of(node, signal.shape(n)) for n in (self.batch, 1))
+        if self.batch == BATCH and np.any(found != alone):
+            self._alone[node.outputs[0]] = alone
+        return found
 
     def fold_early(self, nodes):
         """Folds what depends on no input's shape either, so that compositions show."""
@@ -51,9 +68,10 @@ class Constants:
             if any(v is None and n for v, n in zip(values, node.inputs, strict=True)):
                 continue
             try:
-                self.keep(node.outputs[0], self.fold(node, values))
-            except (NotRead, ValueError, TypeError, IndexError):
+                found = self.fold(node, values)
+            except (NotRead, ValueError, TypeError, IndexError, MemoryError):
                 continue  # told where it is needed
+            self.keep(node.outputs[0], found)
 
     def fold(self, node, values):
         """What a node of constants gives: an array, or a list of arrays.
@@ -64,6 +82,25 @@ class Constants:
         """
         if node.domain or node.since is None:
             raise NotRead("it is no operator of ONNX's own")
+        if self._copies.intersection(node.inputs):
+            if node.kind in ("Shape", "Size"):
+                raise NotRead("it computes the size of as many copies as there are samples")
+            self._copies.update(node.outputs)
+        if not self._alone.keys() & set(node.inputs):
+            return self._folded(node, values)
+        alone = [self._alone.get(n, v) for n, v in zip(node.inputs, values, strict=True)]
+        found, single = counting.folded(node, values, alone, self._folded)
+        if node.kind in counting.SIZES:
+            self._copies.update(node.outputs)
+        pairs = (
+            ((found, single),) if not isinstance(found, list) else zip(found, single, strict=True)
+        )
+        for name, (many, one) in zip(node.outputs, pairs, strict=True):
+            if np.any(many != one):
+                self._alone[name] = one
+        return found
+
+    def _folded(self, node, values):
         if node.kind in _FOLDS:
             with np.errstate(all="ignore"):
                 found = _FOLDS[node.kind](node, *values)
@@ -74,8 +111,6 @@ class Constants:
 
     def _run(self, node, values):
         """By onnxruntime, whose result is no larger than its operands for these operators."""
-        for value in values:
-            _refuse_batch(value, "a function")
         if node.kind in ("MatMul", "Gemm"):
             _room(_product_shape(node, values))
         onnx, runtime = packages()
@@ -105,8 +140,7 @@ class Constants:
             raise BadGraph(f"onnxruntime does not compute it ({line})") from error
 
 
-def shape_of(node, shape):
-    """The result of Shape or Size."""
+def _sizes_of(node, shape):
     if node.kind == "Size":
         return np.array(math.prod(shape), np.int64)
     start, end = node.get("start", 0), node.get("end", len(shape))
@@ -119,12 +153,6 @@ def shape_of(node, shape):
 def _room(shape):
     if any(n < 0 for n in shape) or math.prod(int(n) for n in shape) > _LARGEST:
         raise BadGraph(f"it makes a constant of shape {tuple(int(n) for n in shape)}")
-
-
-def _refuse_batch(value, what):
-    if value is not None and value.dtype.kind in "iu" and np.any(value >= BATCH // 2):
-        if np.any(value < 2**31 - 1):  # larger ones say `to the end`
-            raise NotRead(f"it computes {what} of the number of samples")
 
 
 def _sizes(value):
@@ -161,7 +189,7 @@ def _of_shape(node, shape):
 
 
 def _shape(node, value):
-    return shape_of(node, value.shape)
+    return _sizes_of(node, value.shape)
 
 
 def _gather(node, value, index):
@@ -197,8 +225,6 @@ def _cast(node, value):
     kind = _TYPES.get(node.get("to"))
     if kind is None:
         raise NotRead("it casts to a type that is not read")
-    if kind not in ("int64", "int32", "uint64", "uint32"):
-        _refuse_batch(value, "a number")
     return value.astype(kind)
 
 
@@ -233,8 +259,6 @@ def _transpose(node, value):
 
 
 def _range(node, start, limit, step):
-    for value in (start, limit, step):
-        _refuse_batch(np.asarray(value), "a range")
     count = (float(limit) - float(start)) / float(step) if float(step) else math.inf
     if not math.isfinite(count):
         raise BadGraph("its step is zero, or its limits are no numbers")

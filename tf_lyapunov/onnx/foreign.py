@@ -100,3 +100,19 @@ class OnnxGraph:
     opset: int
     producer: str
     model: object = dataclasses.field(repr=False)
+
+
+def needed(nodes, targets):
+    """The nodes that some values depend on, in their order.
+
+    Args:
+        nodes: `OnnxNode` or `NodeProto`, each behind those it reads.
+        targets: names of the values.
+    """
+    wanted, found = set(targets), []
+    for node in reversed(nodes):
+        given = node.outputs if isinstance(node, OnnxNode) else node.output
+        if wanted.intersection(given):
+            wanted.update(node.inputs if isinstance(node, OnnxNode) else node.input)
+            found.append(node)
+    return found[::-1]

@@ -12,23 +12,14 @@ from tf_lyapunov.onnx.readers import (
     pooling,
     resizing,
 )
+from tf_lyapunov.onnx.signals import Signal
 
-FAMILIES = (
-    activation,
-    convolution,
-    linear,
-    merging,
-    moving,
-    normalizing,
-    placing,
-    pooling,
-    resizing,
-)
+_PRODUCTS = ("MatMul", "Gemm", "Einsum", "tf_lyapunov.Dense")
 # Operator -> (newest version of its meaning that is known here, reader).
 READERS = {}
-for _family in FAMILIES:
-    for _kind, _entry in _family.READERS.items():
-        READERS[_kind] = _entry
+for _family in (activation, convolution, linear, merging, moving, normalizing, placing, pooling,
+                resizing):  # fmt: skip
+    READERS.update(_family.READERS)
 
 
 def names():
@@ -48,6 +39,10 @@ def read(build, node, values):
         NotRead: with the reason.
     """
     check_known(node)
+    if node.kind in _PRODUCTS:
+        for value in values:
+            if isinstance(value, Signal) and "int" in value.dtype:
+                raise NotRead("it multiplies integers, which wrap around; cast them before it")
     return READERS[node.kind][1](build, node, values)
 
 

@@ -134,7 +134,8 @@ def _expanded(formula):
         return [(formula,)]
     if isinstance(formula, Or):
         return [clause for part in formula.parts for clause in _expanded(part)]
-    found = [()]
+    if sizes(formula)[0] == 0:
+        return []
     # Parts of one set first: they are joined once.
     single = [_expanded(part) for part in formula.parts if sizes(part)[0] == 1]
     found = [tuple(held for (clause,) in single for held in clause)]

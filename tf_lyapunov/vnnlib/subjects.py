@@ -88,11 +88,16 @@ def onnx_replay(path):
             "Answers about ONNX files are replayed by onnxruntime. Install it with: "
             "pip install 'tf_lyapunov[onnx]'"
         ) from error
+    from tf_lyapunov.onnx.agreement import narrowed
+    from tf_lyapunov.onnx.opening import open_onnx
+
+    graph = open_onnx(path)
+    model = narrowed(graph.model, [value.name for value in graph.outputs])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime raises many kinds of its own
         raise ValueError(

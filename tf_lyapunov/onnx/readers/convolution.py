@@ -1,5 +1,7 @@
 """Convolutions and transposed convolutions, in channels-last layers."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -21,10 +23,11 @@ _TRANSPOSED = {
 }
 
 
-def spread(kernel, dilations):
+def spread(build, kernel, dilations):
     """The kernel with zeros between its taps, positions first."""
     rank = len(dilations)
     sizes = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:rank], dilations, strict=True)]
+    build.check_bytes(8 * math.prod((*sizes, *kernel.shape[rank:])))
     wide = np.zeros((*sizes, *kernel.shape[rank:]), kernel.dtype)
     wide[tuple(slice(None, None, d) for d in dilations)] = kernel
     return wide
@@ -64,7 +67,7 @@ def _conv(build, node, values):
         and len(set(found.strides)) == 1 and not uneven
     )  # fmt: skip
     if uneven:  # Keras has no layer with both: the zeros between the taps are written out
-        taps, dilations = spread(taps, dilations), (1,) * rank
+        taps, dilations = spread(build, taps, dilations), (1,) * rank
     padding = "valid"
     if found.is_same and not found.is_valid:
         padding = "same"
@@ -102,8 +105,9 @@ def _conv_transpose(build, node, values):
     strides, dilations = strides_and_dilations(node, rank)
     taps = np.moveaxis(kernel, (0, 1), (-1, -2))  # (…, out per group, in)
     if groups > 1:
+        build.check_bytes(8 * taps.size * groups)
         taps = _ungrouped(taps, groups)
-    taps = spread(taps, dilations)
+    taps = spread(build, taps, dilations)
     sizes, reach = positions(signal), taps.shape[:rank]
     before, out = _transposed_sizes(node, sizes, reach, strides)
     signal = build.channels_last(node, signal)
@@ -125,6 +129,7 @@ def _conv_transpose(build, node, values):
             max(k, s, low + m - (n - 1) * s)
             for m, n, s, k, low in zip(out, sizes, strides, reach, before, strict=True)
         ]
+        build.check_bytes(8 * math.prod((*grown, *taps.shape[rank:])))
         pads = [(0, g - k) for g, k in zip(grown, reach, strict=True)]
         taps = np.pad(taps, [*pads, (0, 0), (0, 0)])
         whole = [(n - 1) * s + g for n, s, g in zip(sizes, strides, grown, strict=True)]

@@ -207,6 +207,7 @@ def _mirrored(build, node, signal, mode, widths):
         size = signal.tensor.shape[axis]
         if (mode == "reflect" and max(pair) >= size) or (mode == "wrap" and max(pair) > size):
             raise BadGraph(f"it pads {size} cells by {pair}, mode {mode}")
+        build.check_bytes(8 * (size + sum(pair)))
         cells = np.pad(np.arange(size), pair, mode=mode)
         signal = taken(build, node, signal, axis, cells, "_" * (len(widths) > 1))
     return signal

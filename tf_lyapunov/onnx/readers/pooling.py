@@ -28,6 +28,9 @@ _GLOBAL_MEAN = {
     3: keras.layers.GlobalAveragePooling3D,
 }
 
+# Taps of a window with gaps, each of which is a step.
+_MOST_TAPS = 1024
+
 
 def _window(build, node, values):
     """`(signal with its channels last, Window)`."""
@@ -43,6 +46,9 @@ def _window(build, node, values):
     found = window(node, positions(signal), kernel, ceil=bool(node.get("ceil_mode", 0)))
     if any(low >= q for low, q in zip(found.before, found.reach, strict=True)):
         raise NotRead("a window holds pads alone")
+    cells = [sum(c) for c in zip(found.sizes, found.before, found.after, strict=True)]
+    build.check_bytes(8 * math.prod(cells) * signal.sample[0])
+    build.check_bytes(8 * max(m * k for m, k in zip(found.out, found.kernel, strict=True)))
     return build.channels_last(node, signal), found
 
 
@@ -62,6 +68,8 @@ def _pooled(build, node, signal, kinds, found, padding="valid", suffix=""):
 
 def _slices(build, node, signal, found):
     """The signal at each tap of a window with gaps, as tensors."""
+    if math.prod(found.kernel) > _MOST_TAPS:
+        raise NotRead(f"its window has gaps and more than {_MOST_TAPS} taps")
     parts = []
     for taps in itertools.product(*(range(k) for k in found.kernel)):
         key = [slice(None)]

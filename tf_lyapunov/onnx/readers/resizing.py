@@ -135,6 +135,7 @@ def _resized(build, node, signal, found, mode, settings):
     letters = "abcdefgh"[:rank]
     for count, (axis, (m, scale)) in enumerate(found.items()):
         n = signal.sample[signal.place(axis)]
+        build.check_bytes(8 * m * n)
         places = sources(n, m, scale, settings["transformation"])
         matrix = weights(places, n, coefficient, settings["exclude"])
         place = signal.keras_axis(axis)

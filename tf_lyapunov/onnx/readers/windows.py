@@ -124,35 +124,24 @@ def window(node, sizes, kernel, *, ceil=False):
 
 def padded(build, node, signal, before, after, suffix="_pad"):
     """Zeros around the positions of a signal with its channels last."""
-    if not any(before) and not any(after):
-        return signal
-    rank = len(before)
-    widths = tuple(zip(before, after, strict=True))
-    tensor = build.layer(
-        node,
-        ZERO_PADDING[rank],
-        signal.tensor,
-        suffix,
-        padding=widths[0] if rank == 1 else widths,
-        **({} if rank == 1 else {"data_format": "channels_last"}),
-    )
-    return signal.like(tensor, nonnegative=signal.nonnegative)
+    return _framed(build, node, signal, (before, after), (ZERO_PADDING, "padding"), suffix)
 
 
 def cropped(build, node, signal, before, after, suffix="_crop"):
     """Cells cut off around the positions of a signal with its channels last."""
-    if not any(before) and not any(after):
+    return _framed(build, node, signal, (before, after), (CROPPING, "cropping"), suffix)
+
+
+def _framed(build, node, signal, cells, layer, suffix):
+    if not any(map(any, cells)):
         return signal
-    rank = len(before)
-    widths = tuple(zip(before, after, strict=True))
-    tensor = build.layer(
-        node,
-        CROPPING[rank],
-        signal.tensor,
-        suffix,
-        cropping=widths[0] if rank == 1 else widths,
-        **({} if rank == 1 else {"data_format": "channels_last"}),
-    )
+    kinds, setting = layer
+    widths = tuple(zip(*cells, strict=True))
+    rank = len(widths)
+    settings = {setting: widths[0]} if rank == 1 else {setting: widths}
+    if rank > 1:
+        settings["data_format"] = "channels_last"
+    tensor = build.layer(node, kinds[rank], signal.tensor, suffix, **settings)
     return signal.like(tensor, nonnegative=signal.nonnegative)
 
 
