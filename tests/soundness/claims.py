@@ -341,8 +341,8 @@ CHECKERS = {
     "forged": (forged, 16),
     "export": (exported, 20),
     "indices": (indices, 15),
-    "training": (training, 50),
     "local": (local, 20),
+    "training": (training, 50),  # last: the weights are others then
 }
 
 

@@ -47,7 +47,7 @@ def folded(node, values, alone, fold):
 
 def _is_affine(node, values, alone, marks, counted):
     kind = node.kind
-    if kind in ("Concat", "Add", "Sub", "Neg", "Identity"):
+    if kind in ("Concat", "Add", "Sub", "Neg", "Identity", "Shape", "Size"):
         return True
     if kind in _MOVES or kind == "Where":
         return (0 in counted) == (kind in _MOVES) and (kind == "Where" or counted == [0])
