@@ -7,7 +7,7 @@ proof = tfl.certify(model, x_test, y_test)                               # radiu
 tfl.attacks.PGD(radius=tfl.L2(0.5))(model, x_test, y_test)               # tries to break it
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import importlib
 

@@ -8,6 +8,7 @@ from .application import BAD_INPUT, DONE, INTERRUPTED, NOT_PROVED, app, command
 from .attacking import attack
 from .bracketing import bracket
 from .certifying import certify, verify
+from .configs import configs
 from .designing import design
 from .entry import main
 from .evaluating import evaluate
@@ -21,5 +22,6 @@ for function in (
     import_mat, export_onnx, verify_property, export_vnnlib,
 ):  # fmt: skip
     command(function)
+app.add_typer(configs, name="configs")
 
 __all__ = ["BAD_INPUT", "DONE", "INTERRUPTED", "NOT_PROVED", "app", "main"]

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     Example:
 
     >>> main(["--version"])
-    tf-lyapunov 0.1.0
+    tf-lyapunov 0.2.0
     0
     """
     arguments = sys.argv[1:] if argv is None else list(argv)

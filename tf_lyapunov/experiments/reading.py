@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
 from .config import ExperimentConfig
+from .shipped import shipped_config, shipped_configs
 from .yamlsize import MAX_BYTES, check_size
 
 
@@ -59,7 +60,7 @@ def load_config(path: str | os.PathLike, overrides: typing.Sequence[str] = ()) -
     """Read and validate an experiment file.
 
     Args:
-        path: YAML file.
+        path: YAML file, or the name of one that comes with the library ("lyapunov/digits").
         overrides: texts "key.subkey=value" that replace fields; values are read as YAML.
 
     Returns:
@@ -70,6 +71,8 @@ def load_config(path: str | os.PathLike, overrides: typing.Sequence[str] = ()) -
             The message names the line, the field, the value, and the nearest known key.
     """
     path = Path(path)
+    if not path.exists() and path.as_posix() in shipped_configs():
+        path = shipped_config(path.as_posix())
     try:
         if path.exists() and not path.is_file():
             kind = "directory" if path.is_dir() else "pipe or device"
@@ -88,7 +91,8 @@ def load_config(path: str | os.PathLike, overrides: typing.Sequence[str] = ()) -
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"The configuration file cannot be read: {reason}. Received: {path}."
+            f"The configuration file cannot be read: {reason}. Received: {path}. "
+            "`tf-lyapunov configs list` shows those that come with the library."
         ) from error
     return parse_config(text, source=str(path), default_name=path.stem, overrides=overrides)
 
