@@ -40,6 +40,7 @@ def bracket(
     """
     with work(json_):
         from ..evaluation.bracket import bracket as compute
+        from ..evaluation.examples import bracket_examples
         from ..evaluation.report import write_report
         from ..evaluation.results import Results
         from ..experiments import runner
@@ -60,7 +61,9 @@ def bracket(
         if out is not None:
             write_json(out, result)
         if report is not None:
-            write_report(Results(title=target.stem, bracket=found.record(x)), report)
+            results = Results(title=target.stem, bracket=found.record())
+            results.examples = bracket_examples(found, x)
+            write_report(results, report)
         if json_:
             emit(result)
         else:

@@ -120,6 +120,7 @@ def accuracy_under_attack(
     *,
     certificate=None,
     cumulative: bool = True,
+    by_class: bool = False,
     batch_size: int = 256,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -140,6 +141,9 @@ def accuracy_under_attack(
         certificate: `Certificate` of the same inputs, in the same order, or None.
         cumulative: an input broken at a smaller radius counts as broken, since the perturbation
             found there is allowed here. False reports every attack alone, as papers do.
+        by_class: adds "by_class" to every row: counts by class "certified" (None without a
+            certificate) and "attacked", right under every attack (None without any), as
+            `classes.class_summary` wants them.
         batch_size: inputs per evaluation.
         progress: called with a line of text before each attack.
 
@@ -180,6 +184,7 @@ def accuracy_under_attack(
             else float(certificate.certified_accuracy(radius)),
         }
         row.update(attacked={}, output_change={}, gain={}, broken={})
+        standing = correct.copy()
         for name, make in attacks.items():
             if radius == 0:
                 row["attacked"][name] = row["clean"]
@@ -193,6 +198,7 @@ def accuracy_under_attack(
             if cumulative:
                 success |= broken_before[name]
                 broken_before[name] = success
+            standing &= ~success
             row["attacked"][name] = float(np.mean(correct & ~success))
             moved = measured_gain(model, x, result.x_adv, batch_size=batch_size)
             if moved.count:
@@ -201,6 +207,13 @@ def accuracy_under_attack(
                     "max": moved.change_maximum,
                 }
                 row["gain"][name] = {"mean": moved.mean, "max": moved.maximum}
+        if by_class:
+            held = None if certified is None else (certified >= radius) & (certified > 0)
+            size = max(2, outputs.shape[1], int(labels.max()) + 1)
+            row["by_class"] = {
+                key: None if kept is None else np.bincount(labels[kept], minlength=size).tolist()
+                for key, kept in (("certified", held), ("attacked", standing if attacks else None))
+            }
         rows.append(row)
     return rows
 

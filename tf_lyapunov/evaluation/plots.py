@@ -356,7 +356,7 @@ def _available(results):
         yield (
             "accuracy",
             "Accuracy by radius",
-            _accuracy_alt(rows),
+            wording.accuracy_alt(rows),
             lambda theme: accuracy_by_radius(rows, curve=curve, theme=theme),
         )
     if results.bracket:
@@ -429,22 +429,6 @@ def _available(results):
 def _from_zero(axes) -> None:
     """Axis from zero with room above, so that lines near a constant stay visible and honest."""
     axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
-
-
-def _accuracy_alt(rows) -> str:
-    text = "Line chart of accuracy against radius."
-    for row in rows[-1:]:
-        attacked = [
-            f"{wording.percent(value)} under {name}"
-            for name, value in (row.get("attacked") or {}).items()
-        ]
-        parts = [
-            f"{wording.percent(row.get('clean'))} clean",
-            f"{wording.percent_down(row.get('certified'))} certified",
-            *attacked,
-        ]
-        text += f" At radius {wording.number(row.get('radius'))}: {', '.join(parts)}."
-    return text
 
 
 def _layers(history) -> list[str]:

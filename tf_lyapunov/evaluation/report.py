@@ -1,8 +1,8 @@
 """One run's results as a terminal table and a self-contained HTML page.
 
 The page is written for a reader who has never heard of passivity. It makes no network request,
-escapes every user string, and omits the sections whose data are missing. Numbers shown as
-guarantees are rounded to the safe side: gains up, certified accuracies and radii down.
+runs no script, escapes every user string, and omits the sections whose data are missing. Numbers
+shown as guarantees are rounded to the safe side: gains up, certified accuracies and radii down.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tf_lyapunov.evaluation import wording
+from tf_lyapunov.evaluation import sections, wording
 from tf_lyapunov.evaluation.results import Results
 from tf_lyapunov.writing import write_text
 
@@ -20,11 +20,12 @@ def render_report(results: Results) -> str:
     """The report of `results` as one HTML document.
 
     Raises:
-        ImportError: if Jinja2 is not installed. Without Matplotlib the figures are left out and
-            the page says so.
+        ImportError: if Jinja2 is not installed. Without Matplotlib the figures of a bracket are
+            left out and the page says so.
     """
     try:
         import jinja2
+        import markupsafe
     except ImportError as error:
         raise ImportError(
             "The HTML report needs Jinja2. Install it with: pip install 'tf-lyapunov[report]'"
@@ -43,11 +44,23 @@ def render_report(results: Results) -> str:
         upper=wording.round_up,
         lower=wording.round_down,
     )
-    figures, notice = _figures(results)
     # Rendering works on a cleaned copy, so that NaN and NumPy values cannot reach the page.
     clean = Results.from_dict(results.to_dict())
+    figures, notice = _figures(clean)
+    examples = sections.examples(clean)
+    pictures = [part for e in examples for part in e["parts"] if part["urls"]]
     return environment.get_template("report.html.j2").render(
         r=clean,
+        contents=sections.Contents(markupsafe.Markup),
+        charts=sections.charts(clean),
+        examples=examples,
+        has_pictures=bool(pictures),
+        has_colours=any(part["coloured"] for part in pictures),
+        has_greys=not all(part["coloured"] for part in pictures),
+        classes=sections.classes(clean),
+        layer_bars=sections.layer_bars(clean.layers),
+        gain_bars=sections.gain_bars(clean),
+        tests=wording.design_tests(clean.design or {}),
         figures=figures,
         notice=notice,
         attack_names=wording.attack_names(clean.rows),
@@ -78,14 +91,16 @@ def write_report(results: Results, path: str | os.PathLike) -> Path:
 
 
 def _figures(results: Results) -> tuple[list[dict[str, str]], str]:
-    """Figures for which there are data, and a sentence if none can be drawn."""
+    """Figures of a bracket, which Matplotlib draws, and a sentence if it is not there."""
+    if not (results.bracket or {}).get("lower"):
+        return [], ""
     try:
         from tf_lyapunov.evaluation import plots
 
         plots.require_matplotlib()
     except ImportError as error:
         return [], str(error)
-    return plots.report_figures(results), ""
+    return plots.report_figures(Results(results.title, bracket=results.bracket)), ""
 
 
 def terminal_table(results: Results):

@@ -11,7 +11,7 @@ from typing import Any
 
 from tf_lyapunov.writing import write_text
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had neither examples nor classes; it is read all the same
 
 
 @dataclasses.dataclass
@@ -29,7 +29,8 @@ class Results:
         config: the configuration as a nested dict.
         versions: package name -> version, also "python" and "platform".
         dataset: keys "name", "num_classes", "input_shape", "train", "validation", "test" (counts),
-            "preprocessing", "source"; any may be absent.
+            "preprocessing", "source", "class_names" and "feature_names" (lists of text); any may be
+            absent.
         model: keys "name", "parameters", "digest"; any may be absent.
         design: `summaries.design_summary(design, check)`.
         layers: one dict a layer: "name", "kind", "sigma_upper_bound", "budget",
@@ -45,6 +46,8 @@ class Results:
             "measured_by" (text); any may be absent.
         attacks: one dict an attack: "name" and any settings, e.g. "norm", "steps", "step".
         bracket: `Bracket.record(x)`: lower bounds beside the smallest perturbations found.
+        examples: `examples.weakest_examples(...)`, the weakest input first.
+        classes: `classes.class_summary(...)`.
         notes: sentences shown to the reader as they are.
         seconds: {"training": s, "certification": s, "attack": s}.
 
@@ -69,6 +72,8 @@ class Results:
     gain: dict[str, Any] = dataclasses.field(default_factory=dict)
     attacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     bracket: dict[str, Any] | None = None
+    examples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    classes: dict[str, Any] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 

@@ -29,7 +29,7 @@ def design_summary(design, check=None) -> dict[str, Any]:
         A dict with keys "rule", "claim" ({"delta", "nu"} or {"gain"}), "verdict", "gain",
         "gain_as_published", "gain_upper_bound", "budgets", "indices" ({"delta", "nu"} a layer),
         "cascade_matrix", "cascade_margin", "scaling", "scaled_margin", "quasi_dominant",
-        "explanation", "check"; unavailable ones are None.
+        "layer_proofs", "explanation", "check"; unavailable ones are None.
     """
     # A plain gain is held as a claim (delta, nu) too, but was promised as a gain.
     target = getattr(design, "target_gain", None)
@@ -54,6 +54,7 @@ def design_summary(design, check=None) -> dict[str, Any]:
         "cascade_margin",
         "scaling",
         "scaled_margin",
+        "layer_proofs",
     ):
         summary[key] = getattr(design, key, None)
     if check is not None:

@@ -12,6 +12,8 @@ _DIGITS = 4
 # Differences of float32 outputs keep about three digits at the radii in use, so a measured gain
 # counts as above its bound only beyond this factor.
 _MEASURED_SLACK = 1 + 2.0**-10
+# Designs by gains alone write δ → ∞ as a number near 1e9.
+_STANDS_FOR_INFINITY = 1e6
 
 
 def number(value: float | None, digits: int = _DIGITS) -> str:
@@ -47,6 +49,11 @@ def percent(value: float | None) -> str:
 def percent_down(value: float | None) -> str:
     """A share as a percentage with one decimal, never above `value`; for certified accuracies."""
     return _percent(value, decimal.ROUND_FLOOR)
+
+
+def percent_up(value: float | None) -> str:
+    """A share as a percentage with one decimal, never below `value`; for shares of a budget."""
+    return _percent(value, decimal.ROUND_CEILING)
 
 
 def _decimal(value: Any) -> decimal.Decimal | None:
@@ -227,6 +234,14 @@ def _contradictions(results, proved_gain) -> list[str]:
                     f"At radius {number(row.get('radius'))} the accuracy under “{name}”, "
                     f"{percent(accuracy)}, is below the certified accuracy, {percent(certified)}."
                 )
+    for example in results.examples:
+        radius, distance = example.get("radius"), example.get("distance")
+        # Radii are rounded down and distances up when they are computed.
+        if None not in (radius, distance) and distance < radius:
+            found.append(
+                f"Input {example.get('index')} is decided otherwise at distance "
+                f"{round_up(distance)}, within its certified radius {round_down(radius)}."
+            )
     measured = results.gain.get("measured_max")
     if None not in (measured, proved_gain) and measured > proved_gain * _MEASURED_SLACK:
         found.append(
@@ -234,6 +249,113 @@ def _contradictions(results, proved_gain) -> list[str]:
             f"{number(proved_gain)}."
         )
     return found
+
+
+def class_name(results, number: int | None) -> str:
+    """Name of a class, or its number where the data set names none."""
+    return _named(results.dataset.get("class_names"), number, str(number))
+
+
+def feature_name(results, change: dict[str, Any]) -> str:
+    """Name of a feature, or its place counted from one."""
+    place = str(change.get("feature", ""))
+    return _named(results.dataset.get("feature_names"), change.get("index"), f"feature {place}")
+
+
+def _named(names, number, otherwise):
+    if isinstance(names, list) and isinstance(number, int) and 0 <= number < len(names):
+        return str(names[number])
+    return otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class DesignTests:
+    """Which test proves a design's claim, and what the others mean.
+
+    Attributes:
+        decisive: (name, result) of the tests behind the verdict.
+        aside: sentences about tests that the verdict does not rest on, or ().
+    """
+
+    decisive: tuple[tuple[str, str], ...]
+    aside: tuple[str, ...]
+
+
+def design_tests(design: dict[str, Any]) -> DesignTests:
+    """The tests of a `summaries.design_summary`, in words.
+
+    The papers' tests weigh all layers alike. Where a weighted test or the gains prove the claim,
+    their failure says nothing, and is told apart from the proof.
+    """
+    scaled, published = design.get("scaled_margin"), design.get("cascade_margin")
+    dominant, bound = design.get("quasi_dominant"), design.get("gain_upper_bound")
+    proofs = design.get("layer_proofs")
+    by_gain = (design.get("claim") or {}).get("gain") is not None
+    decisive, aside = [], []
+    if design.get("verdict") == "PROVED":
+        weighted = scaled is not None and scaled >= 0 and None not in (proofs or ())
+        if weighted and not by_gain:
+            decisive.append(
+                (
+                    "weighted test",
+                    f"smallest eigenvalue {round_down(scaled)}, where at least 0 is needed",
+                )
+            )
+        elif bound is not None:
+            decisive.append(
+                (
+                    "product of the layers' gains",
+                    f"at most {round_up(bound)}, which the claim allows",
+                )
+            )
+        if published is not None or dominant is not None:
+            aside = _aside(design, published, dominant)
+        return DesignTests(tuple(decisive), tuple(aside))
+    for name, value in (("published test", published), ("weighted test", scaled)):
+        if value is not None:
+            decisive.append(
+                (name, f"smallest eigenvalue {round_down(value)}, where at least 0 is needed")
+            )
+    if isinstance(dominant, bool):
+        decisive.append(("quasi-dominance, published test", "holds" if dominant else "fails"))
+    return DesignTests(tuple(decisive), ())
+
+
+def _aside(design, published, dominant):
+    claim = design.get("claim") or {}
+    if claim.get("delta") is not None and claim.get("nu") is not None:
+        concerns = f"the claim δ = {number(claim['delta'])}, ν = {number(claim['nu'])}"
+    else:
+        concerns = "the claim"
+    found, holds = [], []
+    if published is not None:
+        found.append(f"its smallest eigenvalue is {round_down(published)}")
+        holds.append(published >= 0)
+    if isinstance(dominant, bool):
+        found.append(f"the matrix is {'' if dominant else 'not '}quasi-dominant")
+        holds.append(dominant)
+    sentences = [
+        f"The papers test {concerns} with the same weight for every layer: "
+        f"{' and '.join(found)}. "
+        + (
+            "By the papers that is enough; the proof above does not need it."
+            if any(holds)
+            else "That would be enough if the eigenvalue were not negative or the matrix "
+            "quasi-dominant. It is not so here, and nothing follows: such a test can fail for "
+            "claims that are true, and the proof above does not use it."
+        )
+    ]
+    large = [
+        item["delta"]
+        for item in design.get("indices") or []
+        if item.get("delta") is not None and item["delta"] > _STANDS_FOR_INFINITY
+    ]
+    if large and not any(holds):
+        sentences.append(
+            "The numbers are large because this design uses the gains of layers only: an index δ "
+            f"of about {number(max(large), 1)} stands for infinity."
+        )
+    return sentences
 
 
 def attack_names(rows: list[dict[str, Any]]) -> list[str]:
@@ -261,6 +383,22 @@ def radius_meaning(results) -> str:
         f"{number(radius)}, or all of them by {number(radius / math.sqrt(size))}, or anything in "
         "between with the same root of the sum of squares."
     )
+
+
+def accuracy_alt(rows) -> str:
+    """What the chart of accuracy by radius shows, in words."""
+    text = "Line chart of accuracy against radius."
+    for row in rows[-1:]:
+        attacked = [
+            f"{percent(value)} under {name}" for name, value in (row.get("attacked") or {}).items()
+        ]
+        parts = [
+            f"{percent(row.get('clean'))} clean",
+            f"{percent_down(row.get('certified'))} certified",
+            *attacked,
+        ]
+        text += f" At radius {number(row.get('radius'))}: {', '.join(parts)}."
+    return text
 
 
 def config_text(config: dict[str, Any]) -> str:

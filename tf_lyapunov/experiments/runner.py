@@ -193,7 +193,8 @@ def attack_target(
     """Attack the model at every radius; the rows are written to the run and to `out`.
 
     Returns:
-        A dict with "split", "samples", "attacks", "rows" and "gain" (largest measured).
+        A dict with "split", "samples", "attacks", "rows" and "gain" (largest measured). The run's
+        file also gets "classes" and "examples", which the report shows.
     """
     from ..evaluation.accuracy import accuracy_under_attack, largest_measured_gain
 
@@ -202,6 +203,7 @@ def attack_target(
     certificate = opened.certificate if opened.certified == (split, samples) else None
     started = time.perf_counter()
     rows: list[dict] = []
+    by_class: list[dict] = []
     # An l2 certificate says nothing about l∞ balls: those attacks are measured on their own.
     for norm in ("l2", "linf"):
         chosen = {
@@ -218,8 +220,11 @@ def attack_target(
             chosen,
             radii,
             certificate=certificate if norm == "l2" else None,
+            by_class=True,
             progress=lambda text: opened.say(f"attacking: {text}"),
         )
+        counts = [{"radius": row["radius"], **row.pop("by_class")} for row in new]
+        by_class = by_class or (counts if norm == "l2" else [])
         rows = _merged(rows, new) if rows else new
     found = {
         "split": split,
@@ -230,12 +235,43 @@ def attack_target(
     }
     seconds = time.perf_counter() - started
     if opened.run is not None:
-        files.write_record(opened.run.file(files.ATTACK_JSON), found)
+        more = _shown(opened, specs, x, y, certificate, by_class)
+        files.write_record(opened.run.file(files.ATTACK_JSON), {**found, **more})
         files.write_csv(opened.run.file(files.ATTACK_CSV), [_flat(row) for row in rows])
         _note(opened.run, seconds={"attack": seconds})
     if out is not None:
         files.write_json(out, found)
     return found
+
+
+def _shown(opened, specs, x, y, certificate, by_class) -> dict:
+    """Counts by class, and the weakest inputs, for the report."""
+    from ..attacks.inputs import checked_labels
+    from ..certification.margins import decisions
+    from ..evaluation.accuracy import logits
+    from ..evaluation.classes import class_summary
+    from ..evaluation.examples import weakest_examples
+
+    opened.say("looking for the weakest inputs")
+    outputs = logits(opened.model, x)
+    boxes = {spec.bounds for spec in specs}
+    return {
+        "classes": class_summary(
+            checked_labels(y, len(x), max(2, outputs.shape[1])),
+            decisions(outputs),
+            by_class,
+            attacks=[attack_name(spec) for spec in specs if spec.norm == "l2"],
+        ),
+        "examples": weakest_examples(
+            opened.model,
+            x,
+            y,
+            certificate=certificate,
+            bounds=boxes.pop() if len(boxes) == 1 else None,
+            shape=opened.data.input_shape,
+            outputs=outputs,
+        ),
+    }
 
 
 def _attack_spec(spec: AttackConfig | Mapping) -> AttackConfig:
@@ -325,6 +361,8 @@ def compose_results(run: files.RunDirectory):
         found = files.read_json(path)
         with files.understood(path):
             results.rows, results.gain = found["rows"], {**results.gain, **found["gain"]}
+            results.classes = found.get("classes")
+            results.examples = found.get("examples", [])
             results.attacks = [
                 {"name": item.pop("label"), "method": item.pop("name"), **item}
                 for item in found["attacks"]
