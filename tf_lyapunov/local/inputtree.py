@@ -1,5 +1,6 @@
 """Branch and bound on the input: boxes halved until every one is proved, the worst first."""
 
+import collections.abc
 import dataclasses
 import time
 
@@ -22,8 +23,9 @@ _THREADED = 256
 _ATTACKED = 0.2
 # Numbers that open domains may hold, boxes of hidden units above all, before the best is split.
 _ROOM = 2**26
-# Numbers of boxes that are kept for a proof file.
-_LEAVES = 2**22
+# Numbers of boxes that are kept for a proof file: a million of five inputs, which take half an hour
+# to write, or to check, and two to four bytes a box on disk.
+_LEAVES = 2**23
 # Weight of a row's own slope beside what relaxations lose, in the choice of an input.
 _OWN = 0.2
 
@@ -49,10 +51,10 @@ class InputTree(Tree):
 
     @property
     def leaves(self):
-        """Boxes that are proved, list of `(low, high)`, or None if they are too many."""
+        """`ProvedBoxes`, or None if they are too many."""
         if self._proved is None:
             return None
-        return [pair for low, high in self._proved for pair in zip(low, high, strict=True)]
+        return ProvedBoxes(*(np.concatenate(ends) for ends in zip(*self._proved, strict=True)))
 
     @property
     def bound(self):
@@ -162,7 +164,7 @@ class InputTree(Tree):
         if self._proved is None or not len(low):
             return
         self._proved.append((low, high))
-        self._count += low.size
+        self._count += 2 * low.size
         if self._count > _LEAVES:
             self._proved = None
 
@@ -217,6 +219,24 @@ class InputTree(Tree):
             found = self.climber.step(worst)
             self.spent += time.monotonic() - begin
         return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProvedBoxes(collections.abc.Sequence):
+    """Flat boxes of the input on which a property is proved: `(low, high)` each, in any order.
+
+    Attributes:
+        low, high: float64 (boxes, inputs).
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def __len__(self):
+        return len(self.low)
+
+    def __getitem__(self, index):
+        return self.low[index], self.high[index]
 
 
 @dataclasses.dataclass(eq=False)

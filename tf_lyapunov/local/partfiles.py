@@ -20,8 +20,12 @@ _ROUNDS, _SECONDS = 6, 10.0
 _ROOM = 1e-7
 
 
-def save_partition(found, path):
-    """Writes the proof file of a `verifying.Verification` by splits of hidden units."""
+def save_partition(found, path, clock):
+    """Writes the proof file of a `verifying.Verification` by splits of hidden units.
+
+    Raises:
+        OutOfTime: if the clock's time is up before.
+    """
     source, unsafe = found.source, found.unsafe
     network, region = source.network, source.region
     model, read, calls = read_with_calls(network.model, region.center.shape)
@@ -40,7 +44,7 @@ def save_partition(found, path):
         **partitions.packed_leaves([]),
     )  # fmt: skip
     with overflow_named():
-        writer = _Writer(found, partitions.Proofs(read, claim, pieces), places[0])
+        writer = _Writer(found, partitions.Proofs(read, claim, pieces), places[0], clock)
         claim = dataclasses.replace(claim, **writer.arrays())
         if not writer.failed:
             # What `verify` finds of the very file.
@@ -64,15 +68,16 @@ class _Writer:
         found: `verifying.Verification`.
         proofs: `partitions.Proofs`.
         outputs: steps by position of what an activation makes.
+        clock: `Clock` of the whole file.
 
     Attributes:
         failed: a sentence on the first part that is not proved, or None.
         mended: number of parts that were parted further.
     """
 
-    def __init__(self, found, proofs, outputs):
+    def __init__(self, found, proofs, outputs, clock):
         self.tree, self.proofs, self.outputs = found.tree, proofs, {0: 0, **outputs}
-        self.clock = Clock(max(found.timeout, _SECONDS))
+        self.limit, self.clock = clock, Clock(max(found.timeout, _SECONDS))
         self.failed, self.mended = None, 0
 
     def arrays(self):
@@ -121,6 +126,7 @@ class _Writer:
             if node != LEAF_NODE:
                 found.append(([node], []))
                 continue
+            self.limit.check()
             own, _ = next(ways)
             leaf, slope = below[at], slopes[at]
             excess, is_outside = self.proofs.excess(number, own, slope)

@@ -4,17 +4,22 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.local.clock import Clock
 from tf_lyapunov.local.partfiles import save_partition
 from tf_lyapunov.local.ranges import check_unchanged, overflow_named, pieces_for, region_arrays
 from tf_lyapunov.verification import archive, properties
+from tf_lyapunov.verification.boxtrees import LEAF, BoxTree, cut_of
 from tf_lyapunov.verification.ranges import Passes, contradictions
 from tf_lyapunov.verification.reading import read_with_calls
 
 # Halvings of a part that the verifier does not prove as it is.
 _FURTHER = 12
+# What another machine's order of sums may change of a bound, relative to its size, and more.
+_ROOM = 1e-9
 
 
-def save_property(found, path):
+def save_property(found, path, timeout=None):
     """Writes the proof file of a `verifying.Verification`; see its `save`."""
     source = found.source
     if not found.is_proved or source is None:
@@ -31,34 +36,41 @@ def save_property(found, path):
             "more `effort`."
         )
     check_unchanged(source)
-    if found.leaves is None:
-        save_partition(found, path)
-        return
-    network, region, unsafe = source.network, source.region, found.unsafe
+    clock = Clock(np.inf if timeout is None else timeout)
+    try:
+        if found.leaves is None:
+            save_partition(found, path, clock)
+        else:
+            _save(found, path, clock)
+    except OutOfTime:
+        raise ValueError(
+            f"The time was up before all parts of the proof file had been checked. Received: "
+            f"{timeout:.3g} seconds for it, and a proof by {found.branches} branches."
+        ) from None
+
+
+def _save(found, path, clock):
+    network, region, unsafe = found.source.network, found.source.region, found.unsafe
     model, read, calls = read_with_calls(network.model, region.center.shape)
     passes = Passes(read)
-    pieces = pieces_for(source, read) if not found.leaves else []
+    pieces = pieces_for(found.source, read) if not found.leaves else []
     claim = properties.PropertyClaim(
         *region_arrays(region),
         unsafe.rows,
         unsafe.bounds,
         unsafe.strict.astype(np.int64),
         np.asarray(unsafe.starts, np.int64),
-        np.array([properties.LEAF]),
-        np.zeros(1),
+        np.array([LEAF]),
+        np.zeros(0),
     )
     with overflow_named():
-        nodes = [(properties.LEAF, 0.0)]
         if found.leaves:
-            nodes = _tree(
-                claim, passes, *(np.stack(ends) for ends in zip(*found.leaves, strict=True))
-            )
-        axes, points = zip(*nodes, strict=True)
-        claim = dataclasses.replace(
-            claim, axes=np.array(axes, np.int64), points=np.array(points, np.float64)
-        )
-        failed = next(properties.failures(read, claim, pieces, passes), None)
-        wrong = contradictions(model, read, calls, claim) if failed is None else [
+            tree = parted(claim, found.leaves.low, found.leaves.high)
+            tree, is_proved = _proved(claim, passes, tree, clock)
+            claim = dataclasses.replace(claim, axes=tree.axes, points=tree.points)
+        else:
+            is_proved = next(properties.failures(read, claim, pieces, passes), None) is None
+        wrong = contradictions(model, read, calls, claim) if is_proved else [
             "It does not prove all parts of the region by its own bounds."
         ]  # fmt: skip
     if wrong:
@@ -70,43 +82,100 @@ def save_property(found, path):
     archive.write(path, *properties.pack(read, claim, pieces))
 
 
-def _tree(claim, passes, low, high):
-    """Nodes `(axis, point)` in preorder that part the region as these boxes do, or further.
+def _proved(claim, passes, tree, clock):
+    """A tree whose leaves the verifier proves, with room, and whether there is one.
+
+    A leaf's bound depends on the way to it alone: halving one changes no other's.
+    """
+    size = np.abs(claim.rows).sum(axis=1) + np.abs(claim.bounds)
+    leaves = properties.Leaves(passes, claim, _ROOM * size)
+    widths = np.maximum((claim.high - claim.low).ravel(), 1e-300)
+    wanted = None
+    for rounds in range(_FURTHER + 1):
+        left = []
+        for nodes, low, high in leaves.unproved(tree, wanted, clock.check):
+            if rounds == _FURTHER:
+                return tree, False
+            left.append((nodes, np.argmax((high - low) / widths, axis=1)))
+        if not left:
+            return tree, True
+        tree, wanted = _halved(tree, *(np.concatenate(v) for v in zip(*left, strict=True)))
+    return tree, False
+
+
+def _halved(tree, nodes, axes):
+    """A tree in which leaves are halved, and which of its nodes lead to those halves."""
+    counts = np.ones(len(tree.axes), np.int64)
+    counts[nodes] = 3
+    found = np.repeat(tree.axes, counts)
+    own = (np.cumsum(counts) - counts)[nodes]
+    found[own] = axes
+    tree = BoxTree(found, tree.points)
+    inner = np.flatnonzero(found != LEAF)
+    above = np.zeros(len(found), np.int64)
+    above[inner + 1] = above[tree.upper[inner]] = inner
+    wanted = np.zeros(len(found), bool)
+    wanted[own + 1] = wanted[own + 2] = True
+    while len(own):
+        wanted[own] = True
+        own = np.unique(above[own])
+        own = own[~wanted[own]]
+    return tree, wanted
+
+
+def parted(claim, low, high):
+    """The `BoxTree` of a claim's box that parts it as boxes do which come from halving it.
+
+    Every group of boxes is cut where none lies on both sides, all groups of one depth at once.
 
     Args:
-        low, high: float64 (leaves, inputs), flat, of the search's own proved boxes.
+        low, high: float64 (leaves, inputs), flat.
+
+    Raises:
+        ValueError: if the boxes were not halved.
     """
-    found = []
-    waiting = [(claim.low.reshape(-1), claim.high.reshape(-1), np.arange(len(low)), 0)]
-    while waiting:
-        left, right, own, depth = waiting.pop()
-        if len(own) > 1:
-            axis, point, below = _cut(low[own], high[own])
-        else:
-            shape = claim.center.shape
-            region = properties.box_region(left.reshape(shape), right.reshape(shape))
-            if depth >= _FURTHER or claim.holds(passes.lower(region, claim.rows)[0]):
-                found.append((properties.LEAF, 0.0))
-                continue
-            depth += 1
-            axis = int(np.argmax(right - left))
-            point, below = left[axis] / 2 + right[axis] / 2, None
-        found.append((axis, point))
-        lower, upper = right.copy(), left.copy()
-        lower[axis] = upper[axis] = point
-        parts = (own, own) if below is None else (own[below], own[~below])
-        waiting += [(upper, right, parts[1], depth), (left, lower, parts[0], depth)]
-    return found
-
-
-def _cut(low, high):
-    """An input and a point at which boxes lie on one side each, and which lie below."""
-    first, last = low.min(axis=0), high.max(axis=0)
-    middle = first / 2 + last / 2
-    below, above = high <= middle, low >= middle
-    clean = np.all(below | above, axis=0) & np.any(below, axis=0) & np.any(above, axis=0)
-    axis = int(np.argmax(clean))
-    if not clean[axis]:
-        raise ValueError("A proof file needs boxes that were halved. Received: others.")
-    # A box without width along the input counts as below.
-    return axis, float(middle[axis]), below[:, axis]
+    order, starts = np.arange(len(low)), np.zeros(1, np.int64)
+    nodes, ends = np.zeros(1, np.int64), np.stack([claim.low.ravel(), claim.high.ravel()])[None]
+    total = 2 * len(low) - 1
+    axes, points, lower = np.full(total, LEAF), np.zeros(total), np.zeros(total, np.int64)
+    waves, count = [], 1
+    while True:
+        sizes = np.diff(np.append(starts, len(order)))
+        kept = sizes > 1
+        order = order[np.repeat(kept, sizes)]
+        if not len(order):
+            break
+        nodes, ends, sizes = nodes[kept], ends[kept], sizes[kept]
+        starts, index = np.cumsum(sizes) - sizes, np.arange(len(nodes))
+        first = np.minimum.reduceat(low[order], starts)
+        last = np.maximum.reduceat(high[order], starts)
+        of, middle = np.repeat(index, sizes), first / 2 + last / 2
+        # A box without width along an input counts as below.
+        below, above = high[order] <= middle[of], low[order] >= middle[of]
+        clean = np.logical_and.reduceat(below | above, starts)
+        for side in (below, ~below):
+            clean &= np.logical_or.reduceat(side, starts)
+        axis = np.argmax(clean, axis=1)
+        if not np.all(clean[index, axis]):
+            raise ValueError("A proof file needs boxes that were halved. Received: others.")
+        point = middle[index, axis]
+        is_middle = point == ends[index, 0, axis] / 2 + ends[index, 1, axis] / 2
+        axes[nodes], points[nodes] = np.where(is_middle, axis, cut_of(axis)), point
+        waves.append(nodes)
+        lower[nodes] = count + 2 * index
+        nodes = count + np.arange(2 * len(index))
+        count += len(nodes)
+        ends = np.repeat(ends, 2, axis=0)
+        ends[2 * index, 1, axis] = ends[2 * index + 1, 0, axis] = point
+        side = 2 * of + ~below[np.arange(len(of)), axis[of]]
+        order = order[np.argsort(side, kind="stable")]
+        starts = np.searchsorted(np.sort(side), np.arange(len(nodes)))
+    sizes, place = np.ones(total, np.int64), np.zeros(total, np.int64)
+    for nodes in reversed(waves):
+        sizes[nodes] += sizes[lower[nodes]] + sizes[lower[nodes] + 1]
+    for nodes in waves:
+        place[lower[nodes]] = place[nodes] + 1
+        place[lower[nodes] + 1] = place[nodes] + 1 + sizes[lower[nodes]]
+    order = np.argsort(place)
+    axes, points = axes[order], points[order]
+    return BoxTree(axes, points[axes < LEAF])

@@ -53,8 +53,8 @@ class Verification:
         timeout: seconds that were allowed.
         text: the property in words.
         unsafe: `property.Unsafe`, the property as it was resolved.
-        leaves: boxes on which it was proved if the region was split along its inputs, empty if it
-            was not split, None if otherwise.
+        leaves: boxes `(low, high)` on which it was proved if the region was split along its inputs
+            (`inputtree.ProvedBoxes`), empty if it was not split, None if otherwise.
         tree: `unittree.UnitTree` that proved it by splits of hidden units, or None.
         source: `ranges.Source`, what a proof file is made of.
     """
@@ -73,26 +73,27 @@ class Verification:
     tree: UnitTree | None = dataclasses.field(default=None, repr=False)
     source: Source | None = dataclasses.field(default=None, repr=False)
 
-    def save(self, path):
+    def save(self, path, timeout=None):
         """Writes a proof file (`.npz`) of a property that is PROVED: the region and its parts.
 
         `tf_lyapunov.verification.verify` and `tf-lyapunov verify` re-check it from the model's
         weights alone: on the region as a whole with the multipliers found, on every box of a
         partition along the inputs, or on every part of one by hidden units (and inputs), with the
-        slopes that prove it. Parts that the verifier's own bounds do not prove are parted further,
-        for as long as `timeout` allows.
+        slopes that prove it. Parts that the verifier's own bounds do not prove are parted further.
 
         Args:
             path: file name; an existing file is replaced.
+            timeout: seconds for it, or None: all parts are bounded once more, which takes about as
+                long as the proof did.
 
         Raises:
             ValueError: if the property is not proved, or on a ball by splits of its inputs, or on
                 too many parts for a file, or about what is behind a softmax or sigmoid; if the
-                model has changed since; or if `verify` would refuse the two. Nothing is written
-                then.
+                model has changed since; if the time is up; or if `verify` would refuse the two.
+                Nothing is written then.
             UnsupportedLayerError: naming a layer that the verifier does not know.
         """
-        save_property(self, path)
+        save_property(self, path, timeout)
 
     @property
     def is_proved(self):

@@ -1,10 +1,12 @@
 """Proof files of properties: no output of a region lies in one of several polyhedra.
 
-The region may be divided: a tree of boxes, each halved along one input, on whose leaves the rows
-of every set are bounded by passes of their own. The leaves cover the region by construction.
+The region may be divided: a tree of boxes, each cut along one input, on whose leaves the rows of
+every set are bounded by passes of their own. The leaves cover the region by construction, and the
+tree is all that a file holds of them: two bytes a node where boxes are halved.
 """
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -12,6 +14,9 @@ import numpy as np
 
 from tf_lyapunov.verification import archive, claimed
 from tf_lyapunov.verification.arithmetic import down
+from tf_lyapunov.verification.around.batches import Batches, is_covered
+from tf_lyapunov.verification.around.surroundings import Surroundings
+from tf_lyapunov.verification.boxtrees import LEAF, BoxTree, cut_of
 from tf_lyapunov.verification.claimed import ClaimedRegion
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
 from tf_lyapunov.verification.ranges import Passes, contradictions
@@ -20,10 +25,9 @@ _REAL = ("center", "low", "high", "radii", "rows", "bounds")
 # Arrays of every claim that outputs lie in none of several sets.
 SETS = dict.fromkeys(_REAL, "f8") | dict.fromkeys(("strict", "starts"), "i8")
 _KINDS = SETS | {"axes": "i8", "points": "f8"}
-# In place of an axis.
-LEAF = -1
-# Numbers of boxes that wait for their turn, at most.
-_WAITING = 2**26
+# Nodes whose halves are gone through together, and numbers that are held of them and of the leaves
+# that are bounded together, at most.
+_FRONT, _FRONT_NUMBERS, _LEAF_NUMBERS = 512, 2**21, 2**17
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,10 +47,10 @@ class SetsClaim(ClaimedRegion):
     starts: np.ndarray
 
     def outside(self, lower):
-        """Whether lower bounds (r,) of the rows keep outputs out of each set, bool (sets,)."""
+        """Whether lower bounds (…, r) of the rows keep outputs out of each set, bool (…, sets)."""
         excess = down(lower - self.bounds)
         outside = np.where(self.strict == 1, excess >= 0, excess > 0)
-        return np.logical_or.reduceat(outside, self.starts)
+        return np.logical_or.reduceat(outside, self.starts, axis=-1)
 
     def check(self):
         """Refuses what is no region or no sets."""
@@ -83,45 +87,40 @@ class PropertyClaim(SetsClaim):
     """`SetsClaim` with a tree of boxes.
 
     Attributes:
-        axes: int64 (nodes,), in preorder, the flat input along which a box is halved, or `LEAF`.
-        points: float64 (nodes,), where.
+        axes: int64 (nodes,), in preorder, as in `boxtrees`.
+        points: float64, where boxes are cut that are not halved.
     """
 
     axes: np.ndarray
     points: np.ndarray
 
     def holds(self, lower):
-        """Whether lower bounds (r,) of the rows keep outputs out of every set."""
-        return bool(np.all(self.outside(lower)))
+        """Whether lower bounds (…, r) of the rows keep outputs out of every set, bool (…)."""
+        return np.all(self.outside(lower), axis=-1)
+
+    @functools.cached_property
+    def tree(self):
+        """`boxtrees.BoxTree`."""
+        return BoxTree(self.axes, self.points)
 
     def leaves(self):
-        """Boxes `(low, high)` of the leaves, in preorder.
+        """Boxes `(low, high)` of the leaves, in preorder, float64 (leaves, *shape) each.
 
         Raises:
-            ValueError: if the tree has other nodes than its splits say.
+            ValueError: if the tree has other nodes than its splits say, or a box is split outside
+                of itself.
         """
-        waiting, size = [(self.low, self.high)], self.center.size
-        for axis, point in zip(self.axes, self.points, strict=True):
-            if not waiting:
-                raise ValueError("the tree has more nodes than its splits say")
-            if 2 * size * len(waiting) > _WAITING:
-                raise ValueError("the tree is too deep for its boxes")
-            low, high = waiting.pop()
-            if axis == LEAF:
-                yield low, high
-                continue
-            if not 0 <= axis < size or not low.flat[axis] <= point <= high.flat[axis]:
-                raise ValueError("a box is split outside of itself")
-            upper, lower = low.copy(), high.copy()
-            upper.flat[axis] = lower.flat[axis] = point
-            waiting += [(upper, high), (low, lower)]
-        if waiting:
-            raise ValueError("the tree ends before its splits do")
+        ends = np.empty((2, self.tree.leaves, *self.center.shape))
+        flat = ends.reshape(2, self.tree.leaves, -1)
+        for nodes, low, high, *_ in self.tree.batches(self.low.ravel(), self.high.ravel(), _FRONT):
+            flat[:, self.tree.numbers[nodes]] = low, high
+        return tuple(ends)
 
 
 def pack(network, claim, pieces=(), notes=()):
     """`(header, arrays)` for `archive.write`; the pieces are those of a tree of one leaf."""
     arrays = {name: getattr(claim, name) for name in _KINDS}
+    arrays["axes"] = claim.axes.astype(np.int16 if claim.center.size < 2**15 - 2 else np.int32)
     return claimed.pack(archive.PROPERTIES, network, arrays, pieces, notes)
 
 
@@ -131,18 +130,30 @@ def unpack(header, arrays):
     Raises:
         KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
     """
-    layers, fields, pieces, notes = claimed.unpack(header, arrays, _KINDS)
-    claim = PropertyClaim(**fields)
-    claim.check()
-    if claim.axes.ndim != 1 or claim.axes.shape != claim.points.shape or not len(claim.axes):
+    kind = arrays["axes"].dtype.str[1:]
+    if kind not in ("i2", "i4", "i8"):
+        raise ValueError("axes is of another type")
+    layers, fields, pieces, notes = claimed.unpack(header, arrays, _KINDS | {"axes": kind})
+    axes, points = fields["axes"].astype(np.int64), fields["points"]
+    if axes.ndim != 1 or points.ndim != 1 or not len(axes) or len(points) > len(axes):
         raise ValueError("the tree has another shape than its points")
-    if len(claim.axes) > 1 and (pieces or np.any(np.isfinite(claim.radii))):
+    if len(points) == len(axes):
+        # As in files of earlier versions of this library: a point for every node, leaves included.
+        points, axes = points[axes != LEAF], np.where(axes == LEAF, LEAF, cut_of(axes))
+    claim = PropertyClaim(**fields | {"axes": axes, "points": points})
+    claim.check()
+    if len(points) != np.sum(axes < LEAF):
+        raise ValueError("the tree has another number of points than its cuts say")
+    if len(axes) > 1 and (pieces or np.any(np.isfinite(claim.radii))):
         raise ValueError("a region that is divided is a box, without multipliers")
     return layers, claim, pieces, notes
 
 
 def failures(network, claim, pieces=(), passes=None):
-    """Numbers of the leaves on which the property does not follow, the first first.
+    """Numbers of the leaves on which the property does not follow.
+
+    Leaves are bounded many at once where `batches` covers the network, and where that does not
+    prove one, or does not cover it, one by one.
 
     Raises:
         ValueError: if the claim or the pieces do not fit the network.
@@ -150,21 +161,76 @@ def failures(network, claim, pieces=(), passes=None):
     """
     passes = Passes(network) if passes is None else passes
     claim.fits(network)
-    if len(claim.axes) > 1 and not (
-        np.all(np.isfinite(claim.low)) and np.all(np.isfinite(claim.high))
-    ):
-        raise ValueError("the region is not bounded")
-    for number, (low, high) in enumerate(claim.leaves()):
-        is_whole = len(claim.axes) == 1
-        region = claim.bounded_region() if is_whole else box_region(low, high)
-        if not claim.holds(passes.lower(region, claim.rows, pieces)[0]):
-            yield number
+    region = claim.bounded_region()
+    if len(claim.axes) == 1:
+        if claim.holds(passes.lower(region, claim.rows, pieces)[0]):
+            return
+        if pieces or np.any(np.isfinite(claim.radii)):
+            yield 0
+            return
+    for nodes, low, high in Leaves(passes, claim).unproved(claim.tree):
+        shape = (len(nodes), *claim.center.shape)
+        for node, *ends in zip(nodes, low.reshape(shape), high.reshape(shape), strict=True):
+            if not claim.holds(passes.lower(box_region(*ends), claim.rows)[0]):
+                yield int(claim.tree.numbers[node])
 
 
 def box_region(low, high):
     """`Region` of a box around its middle."""
     center = np.clip(low / 2 + high / 2, low, high)
     return ClaimedRegion(center, low, high, np.full(2, np.inf)).region()
+
+
+class Leaves:
+    """Bounds of a claim's rows on the leaves of trees of its box.
+
+    Args:
+        passes: `ranges.Passes`.
+        claim: `PropertyClaim`; its own tree is not read.
+        room: by how much more than the claim says rows must exceed their bounds.
+
+    Raises:
+        OverflowError: if signals on the box have no bound.
+    """
+
+    def __init__(self, passes, claim, room=0.0):
+        self.claim, self.batches = claim, None
+        self.wanted = dataclasses.replace(claim, bounds=claim.bounds + room)
+        if is_covered(passes.network):
+            with np.errstate(over="ignore", invalid="ignore"):
+                region = claim.bounded_region()
+                self.batches = Batches(Surroundings(passes.network, passes.gains, region))
+
+    def unproved(self, tree, wanted=None, check=lambda: None):
+        """Yields `(nodes, low, high)`, boxes float64 (n, inputs), of leaves without a proof.
+
+        Args:
+            tree: `boxtrees.BoxTree`.
+            wanted: see its `batches`.
+            check: function without arguments, called between batches.
+        """
+        low, high = self.claim.low.ravel(), self.claim.high.ravel()
+        if self.batches is None:
+            for nodes, *ends, _, _ in tree.batches(low, high, _FRONT, wanted=wanted):
+                yield nodes, *ends
+            return
+        bounded, size = self.batches, self.batches.numbers + 2 * low.size
+        count, step = (max(n // size, 1) for n in (_FRONT_NUMBERS, _LEAF_NUMBERS))
+        with np.errstate(over="ignore", invalid="ignore"):
+            walk = tree.batches(
+                low, high, min(count, _FRONT), bounded.whole(), bounded.renewed, wanted
+            )
+            for nodes, low, high, known, owner in walk:
+                is_open = []
+                for k in range(0, len(nodes), step):
+                    check()
+                    own = slice(k, k + step)
+                    held = known.take(owner[own])
+                    lower = bounded.lower(low[own], high[own], held, self.claim.rows)
+                    is_open.append(~self.wanted.holds(lower))
+                is_open = np.concatenate(is_open)
+                if np.any(is_open):
+                    yield nodes[is_open], low[is_open], high[is_open]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
