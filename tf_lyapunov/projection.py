@@ -48,6 +48,7 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100, progre
         The same model, with constraints set, weights projected, and compiled functions reset.
 
     Raises:
+        TypeError: if `design` is True or False.
         ValueError: if the number of budgets differs from the number of stages, a layer is not
             there, or its activation leaves the sector that the design assumed. The model is as
             before then, as it is after Ctrl-C.
@@ -60,6 +61,11 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100, progre
     >>> model.layers[0].kernel_constraint.max_gain
     0.5
     """
+    if isinstance(design, bool):
+        raise TypeError(
+            "`design` must be a `Design`, budgets, or one number for every layer. "
+            f"Received: design={design}. Write `constrain(model, 1.0)` for gain 1 in every layer."
+        )
     given = {}
     with Undo() as undo, without_nodes(model):
         note_caches(model, undo)

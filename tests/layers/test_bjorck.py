@@ -31,7 +31,7 @@ def test_map_is_a_contraction_for_any_number_of_iterations(
 
 
 def test_enough_iterations_reach_the_polar_factor():
-    layer = BjorckDense(4, 30)
+    layer = BjorckDense(4, iterations=30)
     layer.build((None, 9))
     set_kernel(layer, 1, 5.0)
     assert_within_gain(layer, (9,))
@@ -73,6 +73,6 @@ def test_gradients_are_finite(scale):
 
 def test_iterations_are_checked_and_restored():
     with pytest.raises(ValueError, match="iterations"):
-        BjorckDense(3, 0)
-    layer = BjorckDense(3, 7, use_bias=False, max_gain=0.5)
+        BjorckDense(3, iterations=0)
+    layer = BjorckDense(3, iterations=7, use_bias=False, max_gain=0.5)
     assert BjorckDense.from_config(layer.get_config()).get_config() == layer.get_config()

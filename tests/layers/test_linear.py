@@ -31,7 +31,7 @@ def mixed_model():
             SkewOrthogonalConv2D(4, 3, terms=4, inference_terms=6),
             AlmostOrthogonalConv2D(3, 3, strides=2, activation="relu"),
             keras.layers.Flatten(),
-            BjorckDense(7, 2, activation="tanh"),
+            BjorckDense(7, iterations=2, activation="tanh"),
             SpectralDense(6, shrink_only=True),
             NormalizedDense(3),
         ]

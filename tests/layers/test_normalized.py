@@ -39,7 +39,7 @@ GAINS = st.sampled_from([1.0, 0.3, 7.0])
     st.integers(0, 999),
 )
 def test_dense_map_is_a_contraction(kind, a, b, shrink_only, dtype, scale, gain, seed):
-    layer = kind(b, shrink_only, max_gain=gain, dtype=dtype)
+    layer = kind(b, shrink_only=shrink_only, max_gain=gain, dtype=dtype)
     layer.build((None, a))
     set_kernel(layer, seed, scale)
     assert_within_gain(layer, (a,), training=seed % 2 == 0)
@@ -171,7 +171,7 @@ def test_gradient_has_no_radial_part_as_that_of_a_scale_invariant_map():
 @settings(max_examples=EXAMPLES)
 @given(st.integers(1, 9), st.integers(1, 9), st.booleans(), DTYPES, SCALES, st.integers(0, 999))
 def test_class_vectors_have_at_most_the_row_norm(a, b, shrink_only, dtype, scale, seed):
-    layer = NormalizedDense(b, 0.7, shrink_only, dtype=dtype)
+    layer = NormalizedDense(b, row_norm=0.7, shrink_only=shrink_only, dtype=dtype)
     layer.build((None, a))
     set_kernel(layer, seed, scale)
     norms = np.linalg.norm(layer.effective_values()["kernel"], axis=0)
@@ -191,11 +191,11 @@ def test_arguments_are_checked_and_restored():
     with pytest.raises(ValueError, match="last axis"):
         SpectralDense(3).build((None, None))
     for layer in (
-        SpectralDense(3, True, activation="relu", max_gain=2.0),
+        SpectralDense(3, shrink_only=True, activation="relu", max_gain=2.0),
         SpectralConv2D(3, (3, 2), strides=2, use_bias=False),
         SpectralConv1D(3, 2, padding="causal", dilation_rate=2),
         FrobeniusDense(3),
-        NormalizedDense(3, 0.5),
+        NormalizedDense(3, row_norm=0.5),
     ):
         clone = type(layer).from_config(layer.get_config())
         assert clone.get_config() == layer.get_config()

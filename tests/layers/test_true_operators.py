@@ -208,7 +208,7 @@ IMAGE = (4, 4, 2)
 ORTHOGONAL = [
     (lambda: ours.CayleyDense(6, activation=ours.MaxMin()), (6,)),
     (lambda: ours.CayleyDense(6, activation=ours.Householder()), (6,)),
-    (lambda: ours.BjorckDense(6, 40, activation=ours.FullSort()), (6,)),
+    (lambda: ours.BjorckDense(6, iterations=40, activation=ours.FullSort()), (6,)),
     (lambda: ours.CayleyConv2D(8, 3, 2, activation=ours.GroupSort()), IMAGE),
     (lambda: ours.SkewOrthogonalConv2D(8, 3, 2, activation=ours.MaxMin()), IMAGE),
     (lambda: ours.InvertibleDownSampling(2), IMAGE),

@@ -13,11 +13,11 @@ from keras import ops
 from tf_lyapunov.attacks import backend
 from tf_lyapunov.attacks.inputs import (
     checked_bounds,
-    checked_labels,
     packed_inputs,
     positive_int,
 )
 from tf_lyapunov.attacks.logits import LogitsView, cross_entropy, logits_view, margin
+from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program.holding import model_of
 from tf_lyapunov.theory.balls import Ball
 
@@ -262,8 +262,7 @@ class Attack:
             free,
         )
         predictions = _predictions(outputs, view.head)
-        classes = max(2, outputs.shape[1])
-        labels = predictions if y is None else checked_labels(y, len(x), classes)
+        labels = predictions if y is None else class_numbers(y, len(x), outputs.shape[1])
         todo = np.flatnonzero(~self._reached(predictions, labels))
         x_adv, stuck = x.copy(), np.zeros(len(x), bool)
         if len(todo):
@@ -293,7 +292,7 @@ class Attack:
                 bounds=bounds,
                 index=rows[todo],
                 total=total,
-                classes=classes,
+                classes=max(2, outputs.shape[1]),
                 reached=reached,
                 report=report,
                 free=flat.shape[1] if free is None else free,

@@ -12,39 +12,6 @@ from tf_lyapunov.attacks.packing import Packing
 from tf_lyapunov.program.inputs import Inputs
 
 
-def checked_labels(y, n: int, classes: int) -> np.ndarray:
-    """Integer labels `(n,)` from ints or one-hot rows.
-
-    Raises:
-        ValueError: for another length, values out of range, or rows that are not one-hot.
-    """
-    y = _to_numpy(y)
-    if y.ndim == 2 and y.shape == (n, classes) and classes > 1:
-        y = y.astype(np.float64)
-        if not (np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1)):
-            raise ValueError(
-                "Two-dimensional `y` must be one-hot: a single 1 per row. Pass class numbers of "
-                f"shape ({n},) instead. Received: y of shape {y.shape} with other rows."
-            )
-        return np.argmax(y, axis=1)
-    if y.shape == (n, 1):
-        y = y[:, 0]
-    if y.shape != (n,):
-        raise ValueError(
-            f"`y` must have shape ({n},), or ({n}, {classes}) if one-hot. "
-            f"Received: y of shape {y.shape}."
-        )
-    values = y.astype(np.float64)
-    if not np.all(np.isfinite(values)) or np.any(values != np.floor(values)):
-        raise ValueError("Labels must be whole numbers. Received: fractions, NaN or infinity.")
-    if np.any((values < 0) | (values >= classes)):
-        raise ValueError(
-            f"Labels must lie in [0, {classes - 1}]. Received: labels from {values.min():g} to "
-            f"{values.max():g}."
-        )
-    return values.astype(np.int64)
-
-
 def positive_int(name: str, value) -> int:
     """`value` as an int, refused unless it is a positive whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

@@ -21,6 +21,7 @@ from tf_lyapunov.certification.proofs import KeptInputs, Proof
 from tf_lyapunov.certification.widening import Widening, checked
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.jobs import checked_jobs
+from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import blocks, is_arrays
 from tf_lyapunov.program.holding import takes_networks
@@ -79,13 +80,13 @@ def certify(
     through: it keeps the order of the classes.
 
     Args:
-        model: a built Keras model of supported layers (see `read_network`) with logits or
-            probabilities (n, K).
+        model: a Keras model of supported layers (see `read_network`) with logits or probabilities
+            (n, K); one that is not built yet is built on `x`, if that is an array.
         x: array (n, …), or for a model with several inputs a list, tuple or dict of arrays, as
             Keras takes them; `keras.utils.PyDataset`, tf.data, or an iterable of batches `(x, y)`;
             finite numbers. Read once, in its own order, a few megabytes at a time.
-        y: class numbers (n,) or one-hot rows (n, K); `None` takes the data set's labels, or, if it
-            has none, certifies the model's own decisions.
+        y: class numbers (n,) or one-hot rows (n, K), of a single output also -1 and 1; `None` takes
+            the data set's labels, or, if it has none, certifies the model's own decisions.
         method: `"composition"`, the product of the layers' gains over the graph. For the linear
             layers before the logits (dense, convolutions, average pools, padding; what is beyond
             2²² entries by norms of products alone), tighter and never above it:
@@ -207,7 +208,7 @@ def certify(
     check_single_output(network, own_logits, cast, logits)
     labels = predictions
     if known[0] is not None:
-        labels = checked_labels(np.concatenate(known), *logits.shape)
+        labels = class_numbers(np.concatenate(known), *logits.shape)
     allowance = Allowance(network.bare(), network.logits, norms, sources, logits_model.precision)
     cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
     widening.open(digest, cast, labels, allowance)
@@ -383,41 +384,6 @@ def _quotient_down(lower, distances):
         quotient = rounding.down(lower / distances)
     quotient = np.where(distances == 0, np.inf, quotient)
     return np.where(lower > 0, np.maximum(quotient, 0.0), 0.0)
-
-
-def checked_labels(y, n, classes):
-    """Labels as int64 (n,) from class numbers or one-hot rows; refuses anything else.
-
-    Args:
-        y: integers (n,) or (n, 1), or one-hot rows (n, classes).
-        n: number of inputs.
-        classes: number of logits; a single logit has the two classes 0 and 1.
-    """
-    y = np.asarray(y)
-    limit = 2 if classes == 1 else classes
-    if y.dtype.kind not in "iufb" or not np.all(np.isfinite(y.astype(np.float64))):
-        raise ValueError(
-            f"`y` must hold class numbers or one-hot rows. Received: dtype {y.dtype}, or NaN."
-        )
-    if y.ndim == 2 and y.shape[1] == limit and y.shape[1] > 1:
-        if not (np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1)):
-            raise ValueError(
-                "One-hot rows of `y` must hold a single 1 and zeros. "
-                "Received: rows with other numbers. Certificates need one class per input."
-            )
-        y = np.argmax(y, axis=1)
-    elif y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.shape != (n,):
-        raise ValueError(
-            f"`y` must have shape ({n},) or ({n}, {limit}). Received: shape {y.shape}."
-        )
-    if np.any(y != np.floor(y)) or np.any(y < 0) or np.any(y >= limit):
-        raise ValueError(
-            f"`y` must hold whole numbers from 0 to {limit - 1}, one class per input. "
-            f"Received: values from {y.min()} to {y.max()}."
-        )
-    return y.astype(np.int64)
 
 
 def _check_logits(logits, network):

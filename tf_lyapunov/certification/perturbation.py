@@ -12,12 +12,12 @@ from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
 from tf_lyapunov.certification.margins import (
     _check_logits,
     certified_radii,
-    checked_labels,
     decisions,
 )
 from tf_lyapunov.certification.stacks import SLACK, Signals, dense_stacks
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.linear import linear_radii
+from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import blocks
 from tf_lyapunov.program.holding import takes_networks
@@ -253,7 +253,7 @@ class _Walk:
         logits, signals = self.signals.evaluate(cast)
         _check_logits(logits, self.network)
         predictions = decisions(logits)
-        labels = predictions if y is None else checked_labels(y, len(logits), logits.shape[1])
+        labels = predictions if y is None else class_numbers(y, len(logits), logits.shape[1])
         allowance = np.zeros(len(logits))
         if errors:
             allowance = rounding_errors(self.network, norms, self.network.logits, "float64")

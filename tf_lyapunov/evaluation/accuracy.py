@@ -12,6 +12,7 @@ import numpy as np
 
 from tf_lyapunov.attacks.inputs import packed_inputs
 from tf_lyapunov.attacks.logits import logits_view
+from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program.inputs import Inputs
 
 
@@ -134,7 +135,7 @@ def accuracy_under_attack(
     Args:
         model: built Keras classifier.
         x: array `(n, ...)`.
-        y: labels `(n,)`, or one-hot.
+        y: labels `(n,)`, or one-hot; of a single output 0 and 1, or -1 and 1.
         attacks: name -> function from a radius to an attack, e.g.
             `{"PGD-40": lambda radius: PGD(L2(radius), steps=40)}`.
         radii: radii, not negative; at 0 nothing is attacked.
@@ -153,8 +154,8 @@ def accuracy_under_attack(
 
     Raises:
         TypeError: if `attacks` does not map names to functions of a radius.
-        ValueError: for radii that are negative or not finite, no inputs, or a certificate of
-            another number of inputs.
+        ValueError: for radii that are negative or not finite, no inputs, labels out of range, or a
+            certificate of another number of inputs.
     """
     x, labels = _checked(x, y, certificate)
     check_is_l2(certificate)
@@ -166,6 +167,7 @@ def accuracy_under_attack(
             f"Received: attacks={attacks!r}."
         )
     outputs = logits(model, x, batch_size=batch_size)
+    labels = class_numbers(labels, len(x), outputs.shape[1])
     if outputs.shape[1] == 1:
         predictions = (outputs[:, 0] > 0).astype(np.int64)
     else:
@@ -266,14 +268,12 @@ def _checked(x, y, certificate):
             "`x` must hold at least one input, with one label each. Received: "
             f"{len(x)} inputs and {len(labels)} labels."
         )
-    if labels.ndim == 2:
-        labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(axis=1)
     if certificate is not None and len(np.asarray(certificate.radius)) != len(x):
         raise ValueError(
             f"`certificate` must be of the same {len(x)} inputs. Received: a certificate of "
             f"{len(np.asarray(certificate.radius))} inputs. Certify the inputs that are attacked."
         )
-    return x, labels.astype(np.int64)
+    return x, labels
 
 
 def _checked_radii(radii) -> list[float]:

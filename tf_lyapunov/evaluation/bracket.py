@@ -11,9 +11,10 @@ from tf_lyapunov.attacks import DDN, FMN, DeepFool, Ensemble, MinimalFGV
 from tf_lyapunov.attacks.base import Attack
 from tf_lyapunov.bounds.composition import rounding_errors
 from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
-from tf_lyapunov.certification.margins import certify, checked_labels, decisions
+from tf_lyapunov.certification.margins import certify, decisions
 from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
 from tf_lyapunov.evaluation.accuracy import logits as executed_logits
+from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import batches
 from tf_lyapunov.program.holding import takes_networks
@@ -463,7 +464,7 @@ def _arrays(x, y, inputs):
         return x, None, arrays
     labels = np.concatenate(given)
     if labels.ndim == 2 and labels.shape[1] > 1:
-        labels = checked_labels(labels, *labels.shape)
+        labels = class_numbers(labels, *labels.shape)
     return x, labels, arrays
 
 

@@ -22,11 +22,12 @@ import numpy as np
 
 from tf_lyapunov.attacks import FGSM, PGD
 from tf_lyapunov.attacks.identity import described, inference_state
-from tf_lyapunov.attacks.inputs import checked_labels, checked_seed
+from tf_lyapunov.attacks.inputs import checked_seed
 from tf_lyapunov.evaluation import noise
 from tf_lyapunov.evaluation.accuracy import logits
 from tf_lyapunov.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from tf_lyapunov.evaluation.measures import SuiteResult
+from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.sealing import seal, unseal
 from tf_lyapunov.theory.balls import Linf
 from tf_lyapunov.training.base import TrainingModel
@@ -150,7 +151,7 @@ def evaluate_suite(
         _check_corruptions(x, corruptions, severities, box, released)
     cells = [Cell("clean", "clean", 0.0), *(cell for kind in kinds for cell in lists[kind])]
     classes = logits(model, x[:1]).shape[1]
-    labels = checked_labels(y, len(x), max(2, classes))
+    labels = class_numbers(y, len(x), classes)
     digest = _digest(model, x, labels, box, seed, released is not None)
     state = _State(path, digest, overwrite)
 
@@ -168,7 +169,7 @@ def evaluate_suite(
             images = corrupt(x, cell.name, int(cell.level), bounds=box, seed=seed)
         elif cell.kind == "corruption":
             images, own = released(cell.name, int(cell.level))
-            own = checked_labels(own, len(images), max(2, classes))
+            own = class_numbers(own, len(images), classes)
         elif cell.kind == "dropout":
             subject = noise.with_dropped_features(model, dropout_layers, cell.level, seed=seed)
         return _error(subject, images, own, batch_size), len(images)

@@ -28,6 +28,11 @@ def _linear(p, x):
         "padding": layer.padding,
         "dilation_rate": layer.dilation_rate,
     }
+    geometry["groups"] = layer.groups
+    if layer.data_format == "channels_first":
+        # The activation follows in the layer's own order of axes.
+        y = p.on_last_axis(x, 1, lambda z: p.conv(z, kernel, p.bias(), **geometry))
+        return after(y if activation is None else p.new(keras.layers.Activation, activation)(y))
     return after(p.conv(x, kernel, p.bias(), activation, **geometry))
 
 

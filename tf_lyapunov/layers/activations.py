@@ -13,6 +13,7 @@ from tf_lyapunov.layers.axes import (
     known_size,
     whole_axis,
 )
+from tf_lyapunov.layers.keras_order import formerly
 from tf_lyapunov.spectral.arguments import count, finite
 
 _register = keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -217,7 +218,8 @@ class LipschitzPReLU(keras.layers.Layer):
     Reference: He et al. (2015), with the range of slopes that keeps the gain at 1.
     """
 
-    def __init__(self, initial_slope=0.25, shared_axes=None, **kwargs):
+    @formerly("initial_slope", "shared_axes", kept=1)
+    def __init__(self, initial_slope=0.25, *, shared_axes=None, **kwargs):
         super().__init__(**kwargs)
         self.initial_slope = finite("initial_slope", initial_slope)
         if abs(self.initial_slope) > 1:

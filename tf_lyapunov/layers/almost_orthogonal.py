@@ -143,7 +143,8 @@ class AlmostOrthogonalDense(ScaledDense):
 
     Args:
         units: width of the output.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        *args, **kwargs: what Keras' layer takes next, in its order (`activation`, `use_bias`,
+            `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 
@@ -163,11 +164,15 @@ class _AlmostOrthogonalConv(LipschitzConv):
     @property
     def kernel_rank(self):
         # The unstrided map is bounded: one phase.
-        return min(self.kernel.shape[-2:])
+        a, b = self.kernel.shape[-2:]
+        return self.groups * min(a, b // self.groups)
 
     def _parametrised(self, kernel, training=False):
-        rank = math.prod(kernel.shape[:-2]) * min(kernel.shape[-2:])
-        return (with_gain(rescaled(kernel), self.max_gain, rank),)
+        rank = math.prod(kernel.shape[:-2]) * self.kernel_rank
+        # Groups are maps side by side, each of its own filters.
+        parts = [rescaled(part) for part in ops.split(kernel, self.groups, axis=-1)]
+        joined = parts[0] if self.groups == 1 else ops.concatenate(parts, axis=-1)
+        return (with_gain(joined, self.max_gain, rank),)
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -180,9 +185,10 @@ class AlmostOrthogonalConv2D(_AlmostOrthogonalConv):
     ‖K‖ ≤ max_gain for every W, image size, stride and zero padding.
 
     Args:
-        filters, kernel_size, strides, padding, dilation_rate: as in `keras.layers.Conv2D`
-            (default padding `"same"`), channels last.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        filters, kernel_size, strides, padding, data_format, dilation_rate, groups: as in
+            `keras.layers.Conv2D`, and in its order (default padding `"same"`).
+        *args, **kwargs: what Keras' layer takes next, in its order (`activation`, `use_bias`,
+            `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 
@@ -202,8 +208,10 @@ class AlmostOrthogonalConv1D(_AlmostOrthogonalConv):
     """`AlmostOrthogonalConv2D` with one spatial axis; `padding` may also be `"causal"`.
 
     Args:
-        filters, kernel_size, strides, padding, dilation_rate: as in `keras.layers.Conv1D`.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        filters, kernel_size, strides, padding, data_format, dilation_rate, groups: as in
+            `keras.layers.Conv1D`, and in its order.
+        *args, **kwargs: what Keras' layer takes next, in its order (`activation`, `use_bias`,
+            `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 

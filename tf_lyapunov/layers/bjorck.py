@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from tf_lyapunov.layers.keras_order import NUMBERS, extending, formerly
 from tf_lyapunov.layers.linear import LipschitzDense, with_gain
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.spectral.polar import bjorck, bjorck_factors
@@ -24,7 +25,8 @@ class BjorckDense(LipschitzDense):
         units: width of the output.
         iterations: number of iterations k; cost 6·min(in, units)³ flops each, in training and
             when the cache is filled.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        activation, use_bias, kernel_initializer, *args, **kwargs: as in `keras.layers.Dense`, in
+            its order, and `max_gain`.
 
     Example:
 
@@ -38,8 +40,19 @@ class BjorckDense(LipschitzDense):
     Reference: Anil, Lucas and Grosse (2019), section 4.3; sound form.
     """
 
-    def __init__(self, units, iterations=6, kernel_initializer="orthogonal", **kwargs):
-        super().__init__(units, kernel_initializer=kernel_initializer, **kwargs)
+    @formerly("units", "iterations", "kernel_initializer", kept=1, mistaken=NUMBERS)
+    @extending(LipschitzDense)
+    def __init__(
+        self,
+        units,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="orthogonal",
+        *args,
+        iterations=6,
+        **kwargs,
+    ):
+        super().__init__(units, activation, use_bias, kernel_initializer, *args, **kwargs)
         self.iterations = count("iterations", iterations, 1000)
 
     def _parametrised(self, kernel, training=False):

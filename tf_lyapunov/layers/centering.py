@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from tf_lyapunov.layers.axes import at_least_float32, feature_axis, known_size, whole_axis
+from tf_lyapunov.layers.keras_order import formerly
 from tf_lyapunov.spectral.arguments import finite
 
 
@@ -36,7 +37,8 @@ class BatchCentering(keras.layers.Layer):
     Reference: Ioffe and Szegedy (2015) without the division; `BatchCentering` of deel-torchlip.
     """
 
-    def __init__(self, axis=-1, momentum=0.99, use_bias=True, **kwargs):
+    @formerly("axis", "momentum", "use_bias", kept=2)
+    def __init__(self, axis=-1, momentum=0.99, *, use_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.axis, self.use_bias = whole_axis(axis), bool(use_bias)
         self.momentum = finite("momentum", momentum)

@@ -7,7 +7,10 @@ from keras import ops
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.activations import FullSort, GroupSort, Householder, LipschitzPReLU, MaxMin
-from tf_lyapunov.layers.base import LipschitzLayer, rounded_down
+from tf_lyapunov.layers.axes import image_format
+from tf_lyapunov.layers.base import rounded_down
+from tf_lyapunov.layers.keras_order import extending
+from tf_lyapunov.layers.weighted import WeightedLayer
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.spectral.precision import unit_roundoff
 from tf_lyapunov.theory.operators import LinearMap
@@ -19,56 +22,37 @@ ACTIVATION_LAYERS = (MaxMin, GroupSort, FullSort, Householder, LipschitzPReLU)
 FLOAT16_TINY = 2.0**-14
 
 
-class LipschitzLinear(LipschitzLayer):
+class LipschitzLinear(WeightedLayer):
     """y = φ(W x + b) with ‖W‖ ≤ max_gain and φ of gain 1 or less.
 
     Args:
         activation: `None`, an elementwise Keras activation of slopes in [-1, 1], or a `MaxMin`,
             `GroupSort`, `FullSort`, `Householder` or `LipschitzPReLU` layer.
-        use_bias: whether to add b.
-        kernel_initializer, bias_initializer: of the raw variables.
-        **kwargs: of `LipschitzLayer`.
+        *args, **kwargs: of `WeightedLayer`, such as `use_bias` and `kernel_regularizer`.
 
     Raises:
         ValueError: if the activation can be steeper than 1.
         UnsupportedLayerError: if its slopes are not known.
     """
 
-    def __init__(
-        self,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
+    @extending(WeightedLayer)
+    def __init__(self, *args, activation=None, **kwargs):
+        super().__init__(*args, **kwargs)
         self.activation = keras.activations.get(activation)
         _check_activation(self.activation)
-        self.use_bias = bool(use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.bias = None
-
-    def _add_kernel(self, shape):
-        self.kernel = self.add_weight(
-            name="kernel", shape=shape, initializer=self.kernel_initializer, autocast=False
-        )
-
-    def _add_bias(self, width):
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias", shape=(width,), initializer=self.bias_initializer
-            )
 
     def _build_activation(self, input_shape):
         # Keras builds inner layers by calling them, which it spares where the shape is known.
         if isinstance(self.activation, keras.Layer) and not self.activation.built:
             self.activation.build(self.compute_output_shape(input_shape))
 
+    def _shaped_bias(self):
+        """The bias, as it is added to what the map gives."""
+        return self.bias
+
     def _activated(self, y):
         if self.bias is not None:
-            y = y + ops.cast(self.bias, y.dtype)
+            y = y + ops.cast(self._shaped_bias(), y.dtype)
         return y if self.activation is None else self.activation(y)
 
     def _cast_inflation(self, rank, taps, entries, norm=None):
@@ -89,9 +73,6 @@ class LipschitzLinear(LipschitzLayer):
         return {
             **super().get_config(),
             "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
 
 
@@ -104,11 +85,37 @@ class LipschitzDense(LipschitzLinear):
 
     Args:
         units: width of the output.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        activation, use_bias, …: as in `keras.layers.Dense`, in its order.
+        **kwargs: of `LipschitzLayer`.
     """
 
-    def __init__(self, units, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        units,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        *,
+        bias_constraint=None,
+        max_gain=1.0,
+        **kwargs,
+    ):
+        super().__init__(
+            use_bias,
+            kernel_initializer,
+            bias_initializer,
+            kernel_regularizer,
+            bias_regularizer,
+            activity_regularizer,
+            activation=activation,
+            bias_constraint=bias_constraint,
+            max_gain=max_gain,
+            **kwargs,
+        )
         self.units = count("units", units)
 
     def build(self, input_shape):
@@ -167,55 +174,115 @@ class ScaledDense(LipschitzDense):
 
 
 class LipschitzConv(LipschitzLinear):
-    """Base of channels-last convolutions with zero padding; subclasses map the raw kernel to K.
+    """Base of convolutions with zero padding; subclasses map the raw kernel to K.
 
-    Effective weight: `kernel` (*kernel_size, in, filters), whose map at the input size has a norm
-    ≤ max_gain as stored in `work_dtype`, and ≤ max_gain·rounding_inflation after the cast to
+    Effective weight: `kernel` (*kernel_size, in/groups, filters), whose map at the input size has a
+    norm ≤ max_gain as stored in `work_dtype`, and ≤ max_gain·rounding_inflation after the cast to
     float16 or bfloat16: 1 + u√(T·min(S·in, filters)), T taps, S the product of the strides.
 
     Args:
         filters: output channels.
         kernel_size, strides, dilation_rate: an integer, or one per spatial axis.
         padding: `"same"` or `"valid"` (zeros), `"causal"` with one spatial axis.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        data_format, groups, activation, use_bias, …: as in `keras.layers.Conv2D`, in its order.
+        **kwargs: of `LipschitzLayer`.
     """
 
     rank = None
 
-    def __init__(self, filters, kernel_size, strides=1, padding="same", dilation_rate=1, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        padding="same",
+        data_format=None,
+        dilation_rate=1,
+        groups=1,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        *,
+        bias_constraint=None,
+        max_gain=1.0,
+        **kwargs,
+    ):
+        super().__init__(
+            use_bias,
+            kernel_initializer,
+            bias_initializer,
+            kernel_regularizer,
+            bias_regularizer,
+            activity_regularizer,
+            activation=activation,
+            bias_constraint=bias_constraint,
+            max_gain=max_gain,
+            **kwargs,
+        )
         self.filters = count("filters", filters)
         self.kernel_size = per_axis("kernel_size", kernel_size, self.rank)
         self.strides = per_axis("strides", strides, self.rank)
         self.dilation_rate = per_axis("dilation_rate", dilation_rate, self.rank)
+        self.groups = count("groups", groups)
+        self.data_format = image_format(data_format)
         allowed = ("same", "valid", "causal") if self.rank == 1 else ("same", "valid")
         if padding not in allowed:
             raise ValueError(f"`padding` must be one of {allowed}. Received: padding={padding!r}.")
+        if padding == "causal" and self.data_format == "channels_first":
+            raise ValueError(
+                "Causal padding needs channels last, as in Keras. "
+                "Received: data_format='channels_first'."
+            )
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
                 "`strides` and `dilation_rate` cannot both exceed 1. "
                 f"Received: strides={self.strides}, dilation_rate={self.dilation_rate}."
             )
+        if self.filters % self.groups:
+            raise ValueError(
+                "`filters` must be divisible by `groups`. "
+                f"Received: filters={filters}, groups={groups}."
+            )
         self.padding = padding
 
+    @property
+    def _channels(self):
+        return 1 if self.data_format == "channels_first" else -1
+
+    def _last(self, shape):
+        """A shape with its channels last."""
+        shape = tuple(shape)
+        return shape if self._channels == -1 else (shape[0], *shape[2:], shape[1])
+
     def build(self, input_shape):
-        channels = known_width(input_shape, self)
-        shape = (*self.kernel_size, channels, self.filters)
+        channels = known_width(self._last(input_shape), self)
+        if channels % self.groups:
+            raise ValueError(
+                f"The channels of the input must be divisible by `groups`. Received: {channels} "
+                f"channels, groups={self.groups} in layer {self.name!r}."
+            )
+        shape = (*self.kernel_size, channels // self.groups, self.filters)
         self.linear_map = self._map(input_shape)
         self._add_kernel(shape)
         self._add_bias(self.filters)
         self._build_activation(input_shape)
-        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2, axes={-1: channels})
+        axes = {self._channels: channels}
+        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2, axes=axes)
         self._track_effective({"kernel": shape}, [self.kernel], self._parametrised)
 
     def _map(self, input_shape):
         """`LinearMap` of the layer on inputs of this shape (with the batch axis)."""
         return LinearMap(
             "conv",
-            tuple(input_shape[1:]),
+            self._last(input_shape)[1:],
             strides=self.strides,
             padding=self.padding,
             dilation=self.dilation_rate,
+            groups=self.groups,
         )
 
     def _parametrised(self, kernel, training=False):
@@ -227,21 +294,28 @@ class LipschitzConv(LipschitzLinear):
         if padding == "causal":
             reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
             x, padding = ops.pad(x, [[0, 0], [reach, 0], [0, 0]]), "valid"
+        # TensorFlow's processors have no convolution with channels first.
+        first = self.data_format == "channels_first"
         y = ops.conv(
-            x,
+            ops.moveaxis(x, 1, -1) if first else x,
             kernel,
             strides=self.strides,
             padding=padding,
             data_format="channels_last",
             dilation_rate=self.dilation_rate,
         )
-        return self._activated(y)
+        return self._activated(ops.moveaxis(y, -1, 1) if first else y)
+
+    def _shaped_bias(self):
+        if self.data_format == "channels_first":
+            return ops.reshape(self.bias, (-1, *[1] * self.rank))
+        return self.bias
 
     @property
     def kernel_rank(self):
         """m with ‖K‖_F² ≤ m·‖conv‖²: the smaller side of the symbol, one row block per phase."""
         a, b = self.kernel.shape[-2:]
-        return min(math.prod(self.strides) * a, b)
+        return self.groups * min(math.prod(self.strides) * a, b // self.groups)
 
     @property
     def rounding_inflation(self):
@@ -249,10 +323,11 @@ class LipschitzConv(LipschitzLinear):
         return self._cast_inflation(self.kernel_rank, math.prod(self.kernel_size), math.prod(shape))
 
     def compute_output_shape(self, input_shape):
-        axes = zip(
-            input_shape[1:-1], self.kernel_size, self.strides, self.dilation_rate, strict=True
-        )
+        sides = self._last(input_shape)[1:-1]
+        axes = zip(sides, self.kernel_size, self.strides, self.dilation_rate, strict=True)
         sizes = [None if n is None else self._size(n, k, s, d) for n, k, s, d in axes]
+        if self.data_format == "channels_first":
+            return (input_shape[0], self.filters, *sizes)
         return (input_shape[0], *sizes, self.filters)
 
     def _size(self, n, k, s, d):
@@ -265,7 +340,9 @@ class LipschitzConv(LipschitzLinear):
             "kernel_size": list(self.kernel_size),
             "strides": list(self.strides),
             "padding": self.padding,
+            "data_format": self.data_format,
             "dilation_rate": list(self.dilation_rate),
+            "groups": self.groups,
         }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.layers.base import rounded_down
+from tf_lyapunov.layers.keras_order import FLAGS, NUMBERS, extending, formerly
 from tf_lyapunov.layers.linear import LipschitzConv, ScaledDense
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
 from tf_lyapunov.spectral.gram import (
@@ -172,7 +173,8 @@ class SpectralDense(ScaledDense):
     Args:
         units: width of the output.
         shrink_only: leave W as it is while bound(W) ≤ max_gain.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        *args, **kwargs: what Keras' layer takes next, in its order (`activation`, `use_bias`,
+            `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 
@@ -185,8 +187,10 @@ class SpectralDense(ScaledDense):
     Reference: Miyato et al. (2018), spectral normalization; sound form.
     """
 
-    def __init__(self, units, shrink_only=False, **kwargs):
-        super().__init__(units, **kwargs)
+    @formerly("units", "shrink_only", kept=1, mistaken=NUMBERS)
+    @extending(ScaledDense)
+    def __init__(self, units, *args, shrink_only=False, **kwargs):
+        super().__init__(units, *args, **kwargs)
         self.shrink_only = bool(shrink_only)
 
     def _scale(self, kernel):
@@ -199,8 +203,10 @@ class SpectralDense(ScaledDense):
 class _SpectralConv(LipschitzConv):
     """Convolution divided by a bound on the norm of its map at the layer's own input size."""
 
-    def __init__(self, filters, kernel_size, shrink_only=False, **kwargs):
-        super().__init__(filters, kernel_size, **kwargs)
+    @formerly("filters", "kernel_size", "shrink_only", kept=2, mistaken=FLAGS)
+    @extending(LipschitzConv)
+    def __init__(self, filters, kernel_size, *args, shrink_only=False, **kwargs):
+        super().__init__(filters, kernel_size, *args, **kwargs)
         self.shrink_only = bool(shrink_only)
 
     def build(self, input_shape):
@@ -236,10 +242,11 @@ class SpectralConv2D(_SpectralConv):
     map itself, the more the larger kernels are beside images.
 
     Args:
-        filters, kernel_size, strides, padding, dilation_rate: as in `keras.layers.Conv2D`
-            (default padding `"same"`), channels last.
+        filters, kernel_size, strides, padding, data_format, dilation_rate, groups: as in
+            `keras.layers.Conv2D`, and in its order (default padding `"same"`).
         shrink_only: leave W as it is while bound(W) ≤ max_gain.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        *args, **kwargs: what Keras' layer takes next, in its order (`activation`, `use_bias`,
+            `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 
@@ -260,9 +267,11 @@ class SpectralConv1D(_SpectralConv):
     """`SpectralConv2D` with one spatial axis; `padding` may also be `"causal"`.
 
     Args:
-        filters, kernel_size, strides, padding, dilation_rate: as in `keras.layers.Conv1D`.
+        filters, kernel_size, strides, padding, data_format, dilation_rate, groups: as in
+            `keras.layers.Conv1D`, and in its order.
         shrink_only: leave W as it is while bound(W) ≤ max_gain.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        *args, **kwargs: what Keras' layer takes next, in its order (`activation`, `use_bias`,
+            `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 
@@ -308,7 +317,8 @@ class FrobeniusDense(ScaledDense):
     Args:
         units: width of the output.
         shrink_only: leave W as it is while ‖W‖_F ≤ max_gain.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        *args, **kwargs: what Keras' layer takes next, in its order (`activation`, `use_bias`,
+            `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 
@@ -321,8 +331,10 @@ class FrobeniusDense(ScaledDense):
     Reference: Béthune et al. (2022), section 2; sound form.
     """
 
-    def __init__(self, units, shrink_only=False, **kwargs):
-        super().__init__(units, **kwargs)
+    @formerly("units", "shrink_only", kept=1, mistaken=NUMBERS)
+    @extending(ScaledDense)
+    def __init__(self, units, *args, shrink_only=False, **kwargs):
+        super().__init__(units, *args, **kwargs)
         self.shrink_only = bool(shrink_only)
 
     def _scale(self, kernel):
@@ -347,7 +359,8 @@ class NormalizedDense(ScaledDense):
         units: number of classes.
         row_norm: positive float.
         shrink_only: leave w_j as it is while ‖w_j‖ ≤ row_norm.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`.
+        *args, **kwargs: what `keras.layers.Dense` takes next, in its order (`activation`,
+            `use_bias`, `kernel_initializer`, regularizers of the raw kernel, …).
 
     Example:
 
@@ -361,7 +374,9 @@ class NormalizedDense(ScaledDense):
     Reference: Singla, Singla and Feizi (2022), last layer normalization; as published.
     """
 
-    def __init__(self, units, row_norm=1.0, shrink_only=False, **kwargs):
+    @formerly("units", "row_norm", "shrink_only", kept=1, mistaken=NUMBERS)
+    @extending(ScaledDense, lacking=("max_gain",))
+    def __init__(self, units, *args, row_norm=1.0, shrink_only=False, **kwargs):
         row_norm = positive("row_norm", row_norm, GAIN_RANGE)
         if "max_gain" in kwargs:
             raise TypeError(
@@ -369,7 +384,7 @@ class NormalizedDense(ScaledDense):
                 f"{kwargs['max_gain']}. Pass `row_norm`."
             )
         gain = row_norm * math.sqrt(max(int(units), 1)) * (1 + 2.0**-50)
-        super().__init__(units, max_gain=gain, **kwargs)
+        super().__init__(units, *args, max_gain=gain, **kwargs)
         self.row_norm, self.shrink_only = row_norm, bool(shrink_only)
 
     def _scale(self, kernel):

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from tf_lyapunov.layers.keras_order import IMAGES, extending, without
 from tf_lyapunov.layers.linear import (
     LipschitzDense,
     LipschitzLinear,
@@ -37,7 +38,8 @@ class CayleyDense(LipschitzDense):
 
     Args:
         units: width of the output.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        *args, **kwargs: what `keras.layers.Dense` takes next, in its order (`activation`,
+            `use_bias`, `kernel_initializer`, regularizers of the raw kernel, …), and `max_gain`.
 
     Example:
 
@@ -86,10 +88,12 @@ class CayleyConv2D(LipschitzLinear):
         filters: output channels.
         kernel_size: of the raw kernel W; the orthogonal map reaches over the whole image.
         strides: an integer or a pair.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        **kwargs: `activation`, `use_bias`, `kernel_initializer`, regularizers of the raw kernel, …
+            as in `keras.layers.Conv2D`, and `max_gain`.
 
     Raises:
-        ValueError: if built for images of unknown size.
+        ValueError: if built for images of unknown size, or told to do what it cannot: another
+            padding, channels first, groups, dilation.
 
     Example:
 
@@ -104,7 +108,9 @@ class CayleyConv2D(LipschitzLinear):
     out.
     """
 
+    @extending(LipschitzLinear, positional=False)
     def __init__(self, filters, kernel_size, strides=1, **kwargs):
+        kwargs = without(self, kwargs, padding=("circular",), **IMAGES)
         super().__init__(**kwargs)
         self.filters = count("filters", filters)
         self.kernel_size = per_axis("kernel_size", kernel_size, 2)

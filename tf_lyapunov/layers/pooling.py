@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from tf_lyapunov.layers.axes import at_least_float32, image_format, known_size, pair, spatial_axes
+from tf_lyapunov.layers.keras_order import NUMBERS, formerly
 
 _register = keras.saving.register_keras_serializable(package="tf_lyapunov")
 
@@ -175,8 +176,8 @@ class LpPooling2D(_Pooling2D):
         pool_size: q, or one per axis.
         strides: s, or one per axis; `None` for q.
         padding: `"valid"`, or `"same"` (zeros are added).
-        p: float of at least 1, or `float("inf")` for the largest magnitude.
         data_format: as in Keras.
+        p: float of at least 1, or `float("inf")` for the largest magnitude.
 
     Raises:
         ValueError: if p is below 1 or NaN, no window fits, or 'same' meets an unknown size.
@@ -190,8 +191,11 @@ class LpPooling2D(_Pooling2D):
     Reference: Peck et al. (2017), section 4.4, as published; its gain in sound form.
     """
 
-    def __init__(self, pool_size=2, strides=None, padding="valid", p=2.0, **kwargs):
-        super().__init__(pool_size, strides, padding, **kwargs)
+    @formerly("pool_size", "strides", "padding", "p", kept=3, mistaken=NUMBERS)
+    def __init__(
+        self, pool_size=2, strides=None, padding="valid", data_format=None, *, p=2.0, **kwargs
+    ):
+        super().__init__(pool_size, strides, padding, data_format, **kwargs)
         is_number = isinstance(p, (int, float)) and not isinstance(p, bool)
         if not is_number or not p >= 1:
             raise ValueError(f"`p` must be a number of at least 1. Received: p={p!r}.")

@@ -11,9 +11,11 @@ with g = max_gain. The gain is g·max(1, ‖W√t‖² - 1) for every φ with sl
 import keras
 from keras import ops
 
-from tf_lyapunov.layers.base import LipschitzLayer, representable, rounded_down
+from tf_lyapunov.layers.base import representable, rounded_down
+from tf_lyapunov.layers.keras_order import IMAGES, extending, without
 from tf_lyapunov.layers.linear import per_axis, sector_of
 from tf_lyapunov.layers.normalized import spectral_norms
+from tf_lyapunov.layers.weighted import WeightedLayer
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, count, positive
 from tf_lyapunov.spectral.norms import (
     kernel_norm_upper_bound,
@@ -57,34 +59,22 @@ def monotone_activation(activation):
     return function
 
 
-class PotentialLayer(LipschitzLayer):
+class PotentialLayer(WeightedLayer):
     """Layer of form (1); subclasses say how the scale t follows from the kernel.
 
     Args:
         width: number of hidden units or channels (`None`: as many as inputs).
         activation: φ, slopes in [0, 1].
-        use_bias: whether b is there.
-        kernel_initializer, bias_initializer: as in Keras.
-        **kwargs: `max_gain` and arguments of `keras.layers.Layer`.
+        *args, **kwargs: of `WeightedLayer`, such as `use_bias`, and `max_gain`.
     """
 
     spatial_axes = 0
 
-    def __init__(
-        self,
-        width=None,
-        activation="relu",
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
+    @extending(WeightedLayer)
+    def __init__(self, width=None, activation="relu", *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.width = None if width is None else count("width", width)
         self.activation = monotone_activation(activation)
-        self.use_bias = bool(use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_size = ()
 
     def build(self, input_shape):
@@ -103,14 +93,8 @@ class PotentialLayer(LipschitzLayer):
             self.linear_map = LinearMap("conv", tuple(input_shape[1:]), padding="same")
         width = channels if self.width is None else self.width
         shape = (*self.kernel_size, channels, width)
-        self.kernel = self.add_weight(
-            name="kernel", shape=shape, initializer=self.kernel_initializer, autocast=False
-        )
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias", shape=(width,), initializer=self.bias_initializer
-            )
+        self._add_kernel(shape)
+        self._add_bias(width)
         sources, scale_shape = self._scale_sources(width)
         self._track_effective(
             {"kernel": shape, "scale": scale_shape}, [self.kernel, *sources], self._weights
@@ -167,16 +151,16 @@ class PotentialLayer(LipschitzLayer):
             **super().get_config(),
             "width": self.width,
             "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
 
 
 class PotentialConvolution:
     """Makes a `PotentialLayer` convolutional: stride 1, 'same' zero padding, channels last."""
 
+    @extending(PotentialLayer, positional=False)
     def __init__(self, width=None, kernel_size=3, **kwargs):
+        ones = (1, (1,), (1, 1))
+        kwargs = without(self, kwargs, padding=("same",), strides=ones, **IMAGES)
         super().__init__(width, **kwargs)
         self.kernel_size = per_axis("kernel_size", kernel_size, self.spatial_axes)
         if keras.config.image_data_format() != "channels_last":
@@ -207,8 +191,9 @@ def _same_convolution(x, kernel, pads):
 class ConvexPotential(PotentialLayer):
     """The scale of convex potential layers, t = 2h/s² with s ≥ ‖W‖."""
 
-    def __init__(self, width=None, *, step=1.0, norm="bound", **kwargs):
-        super().__init__(width, **kwargs)
+    @extending(PotentialLayer)
+    def __init__(self, width=None, *args, step=1.0, norm="bound", **kwargs):
+        super().__init__(width, *args, **kwargs)
         if norm not in NORMS:
             raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}.")
         self.step = positive("step", step, GAIN_RANGE)
@@ -294,7 +279,7 @@ class ConvexPotentialDense(ConvexPotential):
         activation: φ, a Keras activation with slopes in [0, 1].
         step: h; the gain is guaranteed for h ≤ 1 only.
         norm: `"bound"`, `"power"` or `None`.
-        use_bias, kernel_initializer, bias_initializer: as in `keras.layers.Dense`.
+        use_bias, kernel_initializer, …: as in `keras.layers.Dense`, and in its order.
         max_gain: g.
 
     Raises:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_lyapunov.layers.base import LipschitzLayer
+from tf_lyapunov.layers.keras_order import IMAGES, extending, without
 from tf_lyapunov.layers.linear import (
     known_image,
     per_axis,
@@ -21,6 +21,7 @@ from tf_lyapunov.layers.linear import (
     space_to_depth_shape,
 )
 from tf_lyapunov.layers.potential import monotone_activation
+from tf_lyapunov.layers.weighted import WeightedLayer
 from tf_lyapunov.spectral.arguments import count
 from tf_lyapunov.spectral.orthogonal import (
     block_fourier,
@@ -38,32 +39,20 @@ LARGEST_LOGARITHM = 4.0
 ENTRY_ROUNDINGS = 6
 
 
-class Sandwich(LipschitzLayer):
+class Sandwich(WeightedLayer):
     """What the dense and the convolutional layer share.
 
     Args:
         units: number of hidden and of output units or channels.
         activation: φ, slopes in [0, 1].
-        use_bias: whether b is there.
-        kernel_initializer, bias_initializer: as in Keras.
-        **kwargs: `max_gain` and arguments of `keras.layers.Layer`.
+        *args, **kwargs: of `WeightedLayer`, such as `use_bias`, and `max_gain`.
     """
 
-    def __init__(
-        self,
-        units,
-        activation="relu",
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
+    @extending(WeightedLayer)
+    def __init__(self, units, activation="relu", *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self._units = count("units", units)
         self.activation = monotone_activation(activation)
-        self.use_bias = bool(use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def _build(self, taps, inputs, blocks, copies):
         """Raw variables of a kernel `(*taps, units + inputs, units)`; the shapes of what they give.
@@ -75,22 +64,13 @@ class Sandwich(LipschitzLayer):
             copies: 1 for real, 2 for complex matrices as real blocks.
         """
         units = self._units
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(*taps, units + inputs, units),
-            initializer=self.kernel_initializer,
-            autocast=False,
-        )
+        self._add_kernel((*taps, units + inputs, units))
         # The length of the kernel, in units of that of Glorot's initialisation.
         self.length = self.add_weight(name="length", shape=(), initializer="ones", autocast=False)
         self.psi_logarithm = self.add_weight(
             name="psi_logarithm", shape=(units,), initializer="zeros", autocast=False
         )
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias", shape=(units,), initializer=self.bias_initializer
-            )
+        self._add_bias(units)
         self._inputs = inputs
         shapes = {
             "inner": (*blocks, copies * inputs, copies * units),
@@ -151,9 +131,6 @@ class Sandwich(LipschitzLayer):
         return {
             **super().get_config(),
             "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
 
 
@@ -169,7 +146,7 @@ class SandwichDense(Sandwich):
     Args:
         units: number of hidden and output units.
         activation: φ, a Keras activation with slopes in [0, 1].
-        use_bias, kernel_initializer, bias_initializer: as in `keras.layers.Dense`.
+        use_bias, kernel_initializer, …: as in `keras.layers.Dense`, and in its order.
         max_gain: g.
 
     Raises:
@@ -270,7 +247,9 @@ class SandwichConv2D(Sandwich):
     transform of Trockman and Kolter, 2021); sound form.
     """
 
+    @extending(Sandwich, positional=False, lacking=("units",))
     def __init__(self, filters, kernel_size=3, strides=1, **kwargs):
+        kwargs = without(self, kwargs, padding=("circular",), **IMAGES)
         super().__init__(filters, **kwargs)
         self.kernel_size = per_axis("kernel_size", kernel_size, 2)
         self.strides = per_axis("strides", strides, 2)

@@ -81,7 +81,7 @@ class SDPLipschitzDense(SDPLipschitz):
     Args:
         width: number of hidden units (`None`: the input's).
         activation: φ, a Keras activation with slopes in [0, 1].
-        use_bias, kernel_initializer, bias_initializer: as in `keras.layers.Dense`.
+        use_bias, kernel_initializer, …: as in `keras.layers.Dense`, and in its order.
         max_gain: g.
 
     Raises:

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tf_lyapunov.layers.base import rounded_down
+from tf_lyapunov.layers.keras_order import IMAGES, extending, formerly, without
 from tf_lyapunov.layers.linear import (
     LipschitzLinear,
     known_image,
@@ -51,11 +52,13 @@ class SkewOrthogonalConv2D(LipschitzLinear):
         inference_terms: terms otherwise.
         skew_norm: bound on ‖L‖.
         shrink_only: leave the skew filter as it is while its norm is below `skew_norm`.
-        **kwargs: `activation`, `use_bias`, `kernel_initializer`, `bias_initializer`, `max_gain`.
+        **kwargs: `activation`, `use_bias`, `kernel_initializer`, regularizers of the raw kernel, …
+            as in `keras.layers.Conv2D`, and `max_gain`.
 
     Raises:
         ValueError: if a side of the kernel is even, or the layer is built for images of unknown
-            size.
+            size, or it is told to do what it cannot: another padding, channels first, groups,
+            dilation.
 
     Example:
 
@@ -70,17 +73,30 @@ class SkewOrthogonalConv2D(LipschitzLinear):
     sound form.
     """
 
+    @formerly(
+        "filters",
+        "kernel_size",
+        "strides",
+        "terms",
+        "inference_terms",
+        "skew_norm",
+        "shrink_only",
+        kept=3,
+    )
+    @extending(LipschitzLinear, positional=False)
     def __init__(
         self,
         filters,
         kernel_size=3,
         strides=1,
+        *,
         terms=5,
         inference_terms=12,
         skew_norm=1.0,
         shrink_only=False,
         **kwargs,
     ):
+        kwargs = without(self, kwargs, padding=("same",), **IMAGES)
         super().__init__(**kwargs)
         self.filters = count("filters", filters)
         self.kernel_size = per_axis("kernel_size", kernel_size, 2)

@@ -101,7 +101,7 @@ def _of_one_class(y_true, y_pred):
         is_label = ops.all((given >= 0) & (given <= 1), axis=-1)
         is_label &= ops.abs(ops.sum(given, axis=-1) - 1) <= _LARGEST_LACK
         single = ops.sum(ops.cast(given > 0, "int32"), axis=-1) == 1
-        is_label |= ops.all(_is_coded(given), axis=-1) & single
+        is_label |= _rows_are_coded(given) & single
     else:
         given = ops.reshape(given, ops.shape(y_pred)[:-1])
         is_label = (given >= 0) & (given < classes) & (given == ops.floor(given))
@@ -121,7 +121,11 @@ def _of_memberships(y_true, y_pred):
     else:
         return _of_one_class(y_true, y_pred)
     given = ops.reshape(ops.cast(y_true, "float32"), ops.shape(y_pred))
-    return ops.all(_is_coded(given), axis=-1), given, hint
+    if y_pred.shape[-1] == 1:
+        # One code for all samples: 0 beside -1 is a third class.
+        mixed = ops.logical_and(ops.any(given == 0), ops.any(given == -1))
+        return ops.all(_is_coded(given), axis=-1) & ops.logical_not(mixed), given, hint
+    return _rows_are_coded(given), given, hint
 
 
 def _are_rows(y_true, y_pred):
@@ -130,6 +134,20 @@ def _are_rows(y_true, y_pred):
 
 def _is_coded(given):
     return (given == 0) | (given == 1) | (given == -1)
+
+
+def _rows_are_coded(given):
+    """Per row, whether it holds 0 and 1 alone, or -1 and 1 alone."""
+    one = given == 1
+    return ops.all(one | (given == 0), axis=-1) | ops.all(one | (given == -1), axis=-1)
+
+
+def class_of_sign(y_true, y_pred):
+    """Labels of a single output with 0 for -1; those of several as they are."""
+    if y_pred.shape[-1] != 1:
+        return y_true
+    y_true = ops.convert_to_tensor(y_true)
+    return ops.where(ops.equal(y_true, -1), ops.zeros_like(y_true), y_true)
 
 
 def _checked(values, is_label, given, hint):
@@ -171,9 +189,9 @@ def names_one_class(y_true, y_pred):
     classes = y_pred.shape[-1]
     y_true = ops.cast(y_true, "float32")
     if classes > 1 and len(y_true.shape) == len(y_pred.shape) and y_true.shape[-1] == classes:
-        coded = (y_true == 0) | (y_true == 1) | (y_true == -1)
-        return ops.all(coded, axis=-1) & (ops.sum(ops.cast(y_true > 0, "int32"), axis=-1) == 1)
+        return _rows_are_coded(y_true) & (ops.sum(ops.cast(y_true > 0, "int32"), axis=-1) == 1)
     y_true = ops.reshape(y_true, (-1,))
     if classes == 1:
-        return (y_true == 0) | (y_true == 1) | (y_true == -1)
+        mixed = ops.logical_and(ops.any(y_true == 0), ops.any(y_true == -1))
+        return _is_coded(y_true) & ops.logical_not(mixed)
     return (y_true >= 0) & (y_true < classes) & (y_true == ops.floor(y_true))

@@ -13,7 +13,7 @@ from tf_lyapunov.errors import ConfigError
 from tf_lyapunov.experiments.config import ExperimentConfig
 from tf_lyapunov.planning.bounds import bound_cost
 from tf_lyapunov.planning.counting import layer_costs
-from tf_lyapunov.planning.devices import PRECISIONS, WITHOUT_BFLOAT16, Cluster
+from tf_lyapunov.planning.devices import PRECISIONS, WITHOUT_BFLOAT16, Cluster, parse_devices
 from tf_lyapunov.planning.steps import EVERY, SLOTS, USABLE, Memory, Step, least_every, memory, step
 
 # Training examples and shape of an image, before validation and cropping.
@@ -200,14 +200,14 @@ def plan(config: ExperimentConfig, cluster: Cluster, *, precision: str = "float3
 
 def plan_model(
     model: keras.Model,
-    cluster: Cluster,
+    cluster: Cluster | str = "cpu",
     *,
-    examples: int,
-    batch: int,
+    examples: int = 50_000,
+    batch: int = 128,
     epochs: int = 1,
     every: int = 1,
-    optimizer: str = "sgd",
-    momentum: bool = False,
+    optimizer: str | None = None,
+    momentum: bool | None = None,
     precision: str = "float32",
     name: str = "experiment",
 ) -> Plan:
@@ -215,13 +215,15 @@ def plan_model(
 
     Args:
         model: built model, as for `layer_costs`.
-        cluster: devices.
-        examples: samples of an epoch.
+        cluster: devices, a `Cluster` or text for `parse_devices` such as "8xH100"; by default two
+            cores of a server.
+        examples: samples of an epoch; by default as many as CIFAR-10 has.
         batch: samples of a step on all replicas.
         epochs: epochs.
         every: steps between guaranteed bounds of every kernel; 1 each step, 0 for none.
-        optimizer: "adam", "adamw", "sgd" or "rmsprop".
-        momentum: whether it has a momentum slot.
+        optimizer: "adam", "adamw", "sgd" or "rmsprop"; None for the one that the model is compiled
+            with, or "sgd".
+        momentum: whether it has a momentum slot; None as the compiled optimizer has it.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
         name: of the experiment.
 
@@ -229,7 +231,7 @@ def plan_model(
         `Plan`.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, a device unknown, or the model not built.
 
     Example:
 
@@ -239,6 +241,9 @@ def plan_model(
     >>> found.chosen.steps_per_epoch, round(found.chosen.step.overhead, 3)
     (10, 1.0)
     """
+    if isinstance(cluster, str):
+        cluster = parse_devices(cluster)
+    optimizer, momentum = _compiled(model, optimizer, momentum)
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` must be one of {PRECISIONS}. Received: {precision!r}.")
     if optimizer not in SLOTS:
@@ -291,6 +296,18 @@ def plan_model(
         least_every(costs, bounds, cluster, replica, precision, GOAL, dtype) if bounds else None,
         dtype,
     )
+
+
+def _compiled(model, optimizer, momentum):
+    """What is not said of the optimizer, from the one that the model is compiled with."""
+    held = getattr(model, "optimizer", None)
+    held = getattr(held, "inner_optimizer", held)  # of mixed precision
+    own = type(held).__name__.lower()
+    if optimizer is None:
+        optimizer = own if own in SLOTS else "sgd"
+    if momentum is None:
+        momentum = optimizer == own and bool(getattr(held, "momentum", 0.0))
+    return optimizer, momentum
 
 
 def bound_dtype(cluster: Cluster) -> str:

@@ -225,6 +225,19 @@ class Inputs:
         return tuple(n for n, moves in zip(self.names, chosen, strict=True) if moves)
 
 
+def built_on(model, x):
+    """The model, built on the shape of an array of inputs if it is not built yet.
+
+    Other kinds of data leave it as it is, and what reads it says so.
+    """
+    if isinstance(model, keras.Model) and not model.built and _is_array(x) and np.ndim(x) > 1:
+        if isinstance(model, keras.Sequential):
+            model.build((None, *np.shape(x)[1:]))
+        else:
+            model(x[:1])
+    return model
+
+
 def to_array(value, name="x"):
     """NumPy array of a tensor, an array or nested lists.
 

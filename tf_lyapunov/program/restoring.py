@@ -7,17 +7,20 @@ import keras
 
 from tf_lyapunov.interruption import Undo, uninterrupted
 from tf_lyapunov.layers.base import LipschitzLayer
+from tf_lyapunov.program.inputs import built_on
 
 
 def leaves_unchanged(function):
-    """Decorates a function of a model, its first argument, that only reads it.
+    """Decorates a function of a model and of inputs, its first arguments, that only reads it.
 
+    A model that is not built yet is built on the inputs first, as `keras.Model.predict` does it.
     Where it fails, or Ctrl-C ends it, the caches of Lipschitz layers are as before; else they are
     up to date. Neither makes a difference to what the model computes.
     """
 
     @functools.wraps(function)
     def reading(model, *args, **kwargs):
+        built_on(model, args[0] if args else kwargs.get("x"))
         with Undo() as undo, without_nodes(model):
             note_caches(model, undo)
             return function(model, *args, **kwargs)

@@ -12,7 +12,7 @@ from tf_lyapunov.attacks import FGM, FGSM, PGD
 from tf_lyapunov.attacks.backend import sum_gradient
 from tf_lyapunov.attacks.inputs import checked_seed
 from tf_lyapunov.attacks.logits import logits_view, two_columns
-from tf_lyapunov.losses.labels import one_hot
+from tf_lyapunov.losses.labels import class_of_sign, one_hot
 from tf_lyapunov.spectral.arguments import positive
 from tf_lyapunov.theory.balls import L2, Linf
 from tf_lyapunov.training.base import TrainingModel
@@ -143,7 +143,9 @@ class AdversarialModel(TrainingModel):
         else:
 
             def objective(point):
-                return ops.sum(_excess(two_columns(logits(point)), y, attack.loss)), ()
+                found = logits(point)
+                own = class_of_sign(y, found)
+                return ops.sum(_excess(two_columns(found), own, attack.loss)), ()
 
         def inside(change):
             if norm_2:

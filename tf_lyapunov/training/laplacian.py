@@ -9,7 +9,7 @@ from keras import ops
 
 from tf_lyapunov.attacks.logits import two_columns
 from tf_lyapunov.layers import TwoSidedReLU
-from tf_lyapunov.losses.labels import one_hot
+from tf_lyapunov.losses.labels import class_of_sign, one_hot
 from tf_lyapunov.spectral.arguments import count, positive
 from tf_lyapunov.training.base import TrainingModel
 
@@ -114,7 +114,8 @@ class LaplacianModel(TrainingModel):
             )
 
     def objective(self, owner, x, y, found, sample_weight):
-        labels = one_hot(y, ops.cast(two_columns(found["outputs"]), "float32"))
+        own = class_of_sign(y, found["outputs"])
+        labels = one_hot(own, ops.cast(two_columns(found["outputs"]), "float32"))
         hidden = [found["layers"][name] for name in self.layer_names]
         s = [label_smoothness(h, labels, self.power) for h in hidden]
         changes = [ops.abs(b - a) for a, b in itertools.pairwise(s)]

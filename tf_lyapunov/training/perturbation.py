@@ -9,7 +9,7 @@ from keras import ops
 from tf_lyapunov.attacks import FGSM
 from tf_lyapunov.attacks.inputs import checked_bounds, checked_seed
 from tf_lyapunov.attacks.logits import logits_view, two_columns
-from tf_lyapunov.losses.labels import one_hot
+from tf_lyapunov.losses.labels import class_of_sign, one_hot
 from tf_lyapunov.spectral.arguments import positive
 from tf_lyapunov.theory.balls import Linf
 from tf_lyapunov.training.adversarial import AdversarialModel
@@ -102,7 +102,7 @@ class OutputMarginModel(TrainingModel):
         self.output_layer = _output_layer(self.plain)
 
     def objective(self, owner, x, y, found, sample_weight):
-        logits = two_columns(found["outputs"])
+        logits, y = two_columns(found["outputs"]), class_of_sign(y, found["outputs"])
         kernel = ops.cast(self.output_layer.kernel, logits.dtype)
         if self.output_layer.units == 1:
             kernel = ops.concatenate([ops.zeros_like(kernel), kernel], axis=1)
