@@ -61,3 +61,22 @@ def run(path, *arrays, output=None):
         ]
         return np.concatenate([row[0] for row in rows])
     return session.run(wanted, {g.name: a for g, a in zip(given, arrays, strict=True)})[0]
+
+
+def form(path):
+    """What a file computes, names aside: its nodes in order, with their constants."""
+    graph = onnx.load(path).graph
+    held = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    numbers = {}
+
+    def shown(name):
+        if name in held:
+            return held[name].dtype.name, held[name].shape, held[name].tobytes()
+        return numbers.setdefault(name, len(numbers)) if name else ""
+
+    found = [(shown(i.name), i.type.SerializeToString()) for i in graph.input]
+    for node in graph.node:
+        attributes = sorted(a.SerializeToString() for a in node.attribute)
+        ends = [tuple(map(shown, names)) for names in (node.input, node.output)]
+        found.append((node.op_type, *ends, attributes))
+    return found

@@ -33,7 +33,7 @@ def _any(rng):
         lambda: L.BatchNormalization(),
         lambda: L.LayerNormalization(),
         lambda: L.PReLU(),
-        lambda: L.Rescaling(1.7, -0.3),
+        lambda: L.Rescaling(1.75, -0.25),
         lambda: ours.FullSort(),
         lambda: ours.TwoSidedReLU(),
         lambda: L.Softmax(),

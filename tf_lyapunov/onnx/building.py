@@ -51,10 +51,11 @@ class Builder:
     Attributes:
         names: names of layers that are taken.
         batch: number of samples that the file fixes, `BATCH` where it leaves it open.
+        wanted: names of the values that nodes read, or that is the output.
     """
 
     def __init__(self, batch):
-        self.names = set()
+        self.names, self.wanted = set(), set()
         self.batch = batch
         self._memory = sizes.available_memory()
         self._arranged = {}
@@ -291,6 +292,7 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
     constants = folding.Constants(graph, builder.batch)
     constants.fold_early(needed(graph.nodes, (target,)))
     nodes = needed(fused(graph, constants), (target,))
+    builder.wanted = {target, *(name for node in nodes for name in node.inputs)}
     known, givers, refused = {}, {}, []
     tensors = []
     for port in ports:

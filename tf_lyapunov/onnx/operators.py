@@ -11,6 +11,7 @@ from tf_lyapunov.onnx.readers import (
     placing,
     pooling,
     resizing,
+    sorting,
 )
 from tf_lyapunov.onnx.signals import Signal
 
@@ -18,7 +19,7 @@ _PRODUCTS = ("MatMul", "Gemm", "Einsum", "tf_lyapunov.Dense")
 # Operator -> (newest version of its meaning that is known here, reader).
 READERS = {}
 for _family in (activation, convolution, linear, merging, moving, normalizing, placing, pooling,
-                resizing):  # fmt: skip
+                resizing, sorting):  # fmt: skip
     READERS.update(_family.READERS)
 
 
@@ -67,7 +68,7 @@ _STEEP = "its slope is not bounded, so that it has no global Lipschitz constant"
 _MEMORY = "recurrent layers are not read"
 _WHY = {
     **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), _FLOW),
-    **dict.fromkeys(("ArgMax", "ArgMin", "Sign", "Round", "Floor", "Ceil", "TopK"), _STEPS),
+    **dict.fromkeys(("ArgMax", "ArgMin", "Sign", "Round", "Floor", "Ceil"), _STEPS),
     **dict.fromkeys(("Greater", "Less", "Equal", "Where", "OneHot", "Hardmax", "Mod"), _STEPS),
     **dict.fromkeys(("Exp", "Log", "Sqrt", "Pow", "Reciprocal", "Tan", "Sinh", "Cosh"), _STEEP),
     **dict.fromkeys(("RNN", "LSTM", "GRU"), _MEMORY),

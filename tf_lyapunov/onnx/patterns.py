@@ -10,6 +10,9 @@ from collections import Counter
 
 import numpy as np
 
+from tf_lyapunov.onnx import compositions
+from tf_lyapunov.onnx.compositions import close
+
 _ROOT_HALF, _ROOT_TWO_OVER_PI = math.sqrt(0.5), math.sqrt(2 / math.pi)
 
 
@@ -23,8 +26,8 @@ def fused(graph, constants):
     Returns:
         List of `OnnxNode` in the graph's order; what a composition leaves unread is still there.
     """
-    finder = _Finder(graph, constants)
-    return [finder.found(node) or node for node in graph.nodes]
+    finder = Finder(graph, constants)
+    return [finder.found(node) or compositions.found(finder, node) or node for node in graph.nodes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,9 @@ class _Product:
     signals: tuple
 
 
-class _Finder:
+class Finder:
+    """Follows values of a graph back to what they are made of."""
+
     def __init__(self, graph, constants):
         self.constants = constants
         self.givers = {name: node for node in graph.nodes for name in node.outputs if name}
@@ -70,6 +75,13 @@ class _Finder:
             return None
         return float(value.reshape(()))
 
+    def integers(self, name):
+        """The integers that a constant holds, as a tuple, or None."""
+        value = self.constants.get(name)
+        if value is None or value.dtype.kind not in "iu":
+            return None
+        return tuple(int(n) for n in value.ravel())
+
     def operands(self, node):
         """`(signal, number)` of a node of two operands, one of which is a number; or None."""
         for name, other in (node.inputs, node.inputs[::-1]) if len(node.inputs) == 2 else ():
@@ -78,10 +90,15 @@ class _Finder:
                 return name, value, other == node.inputs[1]
         return None
 
-    def linear(self, name):
-        """`(signal, factor)` with the value = factor · signal, through products with numbers."""
+    def linear(self, name, whole=None):
+        """`(signal, factor)` with the value = factor · signal, through products with numbers.
+
+        `whole` is a signal that is not looked into.
+        """
         factor = 1.0
         for _ in range(8):
+            if name == whole:
+                break
             node = self.giver(name, "Mul", "Div")
             parts = node and self.operands(node)
             if not parts or (node.kind == "Div" and (not parts[2] or parts[1] == 0)):
@@ -90,9 +107,9 @@ class _Finder:
             factor = factor * parts[1] if node.kind == "Mul" else factor / parts[1]
         return name, factor
 
-    def product(self, name, depth=6):
-        """The value as a number times signals."""
-        node = self.giver(name, "Mul", "Div") if depth else None
+    def product(self, name, depth=6, whole=None):
+        """The value as a number times signals, through so many products; `whole` is one signal."""
+        node = self.giver(name, "Mul", "Div") if depth and name != whole else None
         if node is None or len(node.inputs) != 2:
             return _Product(1.0, (name,))
         parts = self.operands(node)
@@ -100,12 +117,12 @@ class _Finder:
             signal, value, behind = parts
             if node.kind == "Div" and (not behind or value == 0):
                 return _Product(1.0, (name,))
-            inner = self.product(signal, depth - 1)
+            inner = self.product(signal, depth - 1, whole)
             factor = value if node.kind == "Mul" else 1 / value
             return _Product(inner.factor * factor, inner.signals)
         if node.kind == "Div" or any(self.constants.get(n) is not None for n in node.inputs):
             return _Product(1.0, (name,))
-        left, right = (self.product(n, depth - 1) for n in node.inputs)
+        left, right = (self.product(n, depth - 1, whole) for n in node.inputs)
         return _Product(left.factor * right.factor, left.signals + right.signals)
 
     def plus_one(self, name):
@@ -117,39 +134,40 @@ class _Finder:
     # Functions ----------------------------------------------------------------------------------
 
     def _gated(self, node):
-        """x times a function of x."""
-        found = self.product(node.outputs[0])
-        if len(found.signals) != 2:
-            return None
-        for x, gate in (found.signals, found.signals[::-1]):
-            made = self._gate(node, x, gate, found.factor)
-            if made is not None:
-                return made
+        """x times a function of x, which may be a product itself."""
+        for depth in range(1, 7):
+            found = self.product(node.outputs[0], depth)
+            if len(found.signals) != 2:
+                continue
+            for x, gate in (found.signals, found.signals[::-1]):
+                made = self._gate(node, x, gate, found.factor)
+                if made is not None:
+                    return made
         return None
 
-    def _made(self, node, kind, x, attributes, since):
+    def made(self, node, kind, x, attributes, since):
         return dataclasses.replace(node, kind=kind, inputs=(x,), attributes=attributes, since=since)
 
     def _gate(self, node, x, gate, factor):
         inner = self.giver(gate, "Sigmoid")
         if inner is not None and factor == 1:
-            base, rate = self.linear(inner.inputs[0])
+            base, rate = self.linear(inner.inputs[0], x)
             if inner.inputs[0] == x:
-                return self._made(node, "Swish", x, {"alpha": 1.0}, 24)
+                return self.made(node, "Swish", x, {"alpha": 1.0}, 24)
             if base == x and self._single(rate):
-                return self._made(node, "Swish", x, {"alpha": rate}, 24)
+                return self.made(node, "Swish", x, {"alpha": rate}, 24)
         inner = self.giver(gate, "HardSigmoid")
         if inner is not None and factor == 1 and inner.inputs[0] == x:
             alpha, beta = inner.get("alpha", 0.2), inner.get("beta", 0.5)
             if alpha in (1 / 6, float(np.float32(1 / 6))) and beta == 0.5:
-                return self._made(node, "HardSwish", x, {}, 22)
-        if _close(factor, 1 / 6) and self._is_relu6(gate, x):
-            return self._made(node, "HardSwish", x, {}, 22)
+                return self.made(node, "HardSwish", x, {}, 22)
+        if close(factor, 1 / 6) and self._is_relu6(gate, x):
+            return self.made(node, "HardSwish", x, {}, 22)
         inner = self.giver(gate, "Tanh")
         if inner is not None and factor == 1:
             soft = self.giver(inner.inputs[0], "Softplus")
             if soft is not None and soft.inputs[0] == x:
-                return self._made(node, "Mish", x, {}, 22)
+                return self.made(node, "Mish", x, {}, 22)
         if factor == 0.5:
             return self._gelu(node, x, gate)
         return None
@@ -177,26 +195,26 @@ class _Finder:
             return None
         error = self.giver(inner, "Erf")
         if error is not None:
-            base, rate = self.linear(error.inputs[0])
-            if base == x and _close(rate, _ROOT_HALF):
-                return self._made(node, "Gelu", x, {"approximate": "none"}, 20)
+            base, rate = self.linear(error.inputs[0], x)
+            if base == x and close(rate, _ROOT_HALF):
+                return self.made(node, "Gelu", x, {"approximate": "none"}, 20)
             return None
         tangent = self.giver(inner, "Tanh")
         if tangent is None:
             return None
         base, rate = self.linear(tangent.inputs[0])
-        if _close(rate, _ROOT_TWO_OVER_PI) and self._is_cubic(base, x):
-            return self._made(node, "Gelu", x, {"approximate": "tanh"}, 20)
+        if close(rate, _ROOT_TWO_OVER_PI) and self._is_cubic(base, x):
+            return self.made(node, "Gelu", x, {"approximate": "tanh"}, 20)
         return None
 
     def _is_cubic(self, name, x):
-        """Whether it is x + 0.044715·x³."""
+        """Whether it is x + 0.044715·x³; x may be a product itself."""
         node = self.giver(name, "Add")
         if node is None or x not in node.inputs:
             return False
         other = node.inputs[1] if node.inputs[0] == x else node.inputs[0]
-        found = self.product(other)
-        if not _close(found.factor, 0.044715):
+        found = self.product(other, whole=x)
+        if not close(found.factor, 0.044715):
             return False
         if found.signals == (x,) * 3:
             return True
@@ -209,7 +227,7 @@ class _Finder:
         size = inner and self.giver(inner, "Abs")
         if size is None or size.inputs[0] != node.inputs[0]:
             return None
-        return self._made(node, "Softsign", node.inputs[0], {}, 22)
+        return self.made(node, "Softsign", node.inputs[0], {}, 22)
 
     def _above(self, name):
         """`(value, number)` of the condition that a value is above a single-precision number."""
@@ -227,7 +245,7 @@ class _Finder:
             return None
         if found[0] != x or not found[1] >= 20:
             return None
-        return self._made(node, "Softplus", x, {}, 22)
+        return self.made(node, "Softplus", x, {}, 22)
 
     # Maps ---------------------------------------------------------------------------------------
 
@@ -265,18 +283,18 @@ class _Finder:
         parts = total and self.operands(total)
         variance = parts and self.giver(parts[0], "ReduceMean")
         square = variance and self.giver(variance.inputs[0], "Pow", "Mul")
-        axes = square and self._axes(variance)
+        axes = square and self.axes(variance)
         if not axes or not parts[1] > 0 or not variance.get("keepdims", 1):
             return None
-        base = self._squared(square)
+        base = self.squared(square)
         attributes = {"axes": axes, "epsilon": parts[1]}
         if base is not None and base == node.inputs[0] and self._centred(base, axes) is None:
-            return self._made(node, "tf_lyapunov.RootMeanSquare", base, attributes, None)
+            return self.made(node, "tf_lyapunov.RootMeanSquare", base, attributes, None)
         x = self._centred(node.inputs[0], axes)
         # The difference may be there twice.
         if x is None or base is None or self._centred(base, axes) != x:
             return None
-        return self._made(node, "tf_lyapunov.Normalized", x, attributes, None)
+        return self.made(node, "tf_lyapunov.Normalized", x, attributes, None)
 
     def _centred(self, name, axes):
         """x of a value x - mean x over axes, or None."""
@@ -284,22 +302,17 @@ class _Finder:
         mean = difference and self.giver(difference.inputs[1], "ReduceMean")
         if not mean or mean.inputs[0] != difference.inputs[0]:
             return None
-        same = self._axes(mean) == axes and mean.get("keepdims", 1)
+        same = self.axes(mean) == axes and mean.get("keepdims", 1)
         return mean.inputs[0] if same else None
 
-    def _squared(self, node):
+    def squared(self, node):
         """What a node is the square of, or None."""
         if node.kind == "Pow":
             return node.inputs[0] if self.number(node.inputs[1]) == 2 else None
         return node.inputs[0] if node.inputs[0] == node.inputs[1] else None
 
-    def _axes(self, node):
+    def axes(self, node):
         axes = node.get("axes")
         if axes is None and len(node.inputs) > 1:
             axes = self.constants.get(node.inputs[1])
         return None if axes is None else tuple(int(a) for a in axes)
-
-
-def _close(value, exact):
-    """Whether a number of the file is another's single precision, up to a few roundings."""
-    return abs(value - exact) <= 2.0**-21 * abs(exact)

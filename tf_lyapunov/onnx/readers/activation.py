@@ -108,6 +108,8 @@ def _hard_sigmoid(build, node, values):
     alpha, beta = node.get("alpha", float(np.float32(0.2))), node.get("beta", 0.5)
     if is_single(alpha, 1 / 6) and beta == 0.5:
         return activated(build, node, values[0], "hard_sigmoid")
+    if alpha == 0.5 and beta == 0.5:
+        return activated(build, node, values[0], "sparse_sigmoid")
     inner = build.scaled(node, values[0], alpha, beta, "_line")
     return clipped(build, node, inner, 0.0, 1.0)
 
@@ -190,6 +192,17 @@ def _clip(build, node, values):
     return clipped(build, node, values[0], *limits)
 
 
+def _bent(build, node, values):
+    """A rectifier with a limit and a slope below zero, which `compositions` found."""
+    settings = {name: node.get(name) for name in ("max_value", "negative_slope")}
+    return values[0].like(build.layer(node, keras.layers.ReLU, values[0].tensor, **settings))
+
+
+def _square_plus(build, node, values):
+    tensor = keras.ops.squareplus(values[0].tensor, b=node.get("b"))
+    return values[0].like(build.operation(node, tensor))
+
+
 def _negative(build, node, values):
     return build.scaled(node, values[0], -1.0, 0.0)
 
@@ -223,4 +236,9 @@ READERS = {
     "Neg": (13, _negative),
     "Abs": (13, _bare(keras.ops.absolute, nonnegative=True)),
     "Pow": (15, _power),
+    "tf_lyapunov.LogSigmoid": (0, _plain("log_sigmoid")),
+    "tf_lyapunov.TanhShrink": (0, _plain("tanh_shrink")),
+    "tf_lyapunov.SparsePlus": (0, _plain("sparse_plus")),
+    "tf_lyapunov.Bent": (0, _bent),
+    "tf_lyapunov.SquarePlus": (0, _square_plus),
 }

@@ -71,6 +71,10 @@ def _conv(build, node, values):
     padding = "valid"
     if found.is_same and not found.is_valid:
         padding = "same"
+    elif rank == 1 and found.after == (0,) and found.before == (found.reach[0] - 1,):
+        padding = "valid" if found.is_valid or depthwise else "causal"
+        if padding == "valid":
+            signal = padded(build, node, signal, found.before, found.after)
     else:
         signal = padded(build, node, signal, found.before, found.after)
     settings = {

@@ -3,12 +3,26 @@
 import keras
 import numpy as np
 
+from tf_lyapunov.layers.pooling import GlobalL2NormPooling2D
 from tf_lyapunov.layers.response import LocalResponseNormalization
 from tf_lyapunov.onnx.foreign import BadGraph, NotRead
 from tf_lyapunov.onnx.readers.moving import axes_of
 from tf_lyapunov.onnx.signals import Signal, size_of
 
 _EPSILON = float(np.float32(1e-5))
+
+
+def _epsilon(node, signal):
+    """The constant beneath a root: the decimal that the file's single precision stands for.
+
+    It is taken where it is not larger, so that gains, which fall with it, bound those of both; a
+    layer in single precision computes with what the file holds.
+    """
+    held = node.get("epsilon", _EPSILON)
+    if signal.dtype != "float32":
+        return held
+    decimal = float(str(np.float32(held)))
+    return decimal if decimal <= held and np.float32(decimal) == np.float32(held) else held
 
 
 def _weights(signal, values, sizes):
@@ -39,7 +53,7 @@ def _batch_normalization(build, node, values):
         signal.tensor,
         weights=_weights(signal, values[1:5], [channels] * 4),
         axis=axis if axis != len(signal.tensor.shape) - 1 else -1,
-        epsilon=node.get("epsilon", _EPSILON),
+        epsilon=_epsilon(node, signal),
         momentum=node.get("momentum", float(np.float32(0.9))),
     )
     return signal.like(tensor)
@@ -88,7 +102,7 @@ def _normalized(build, node, signal, places, given, kind, **settings):
         signal.tensor,
         weights=weights or None,
         axis=axes if len(axes) > 1 else -1,
-        epsilon=node.get("epsilon", _EPSILON),
+        epsilon=_epsilon(node, signal),
         **settings,
     )
     return signal.like(tensor)
@@ -132,7 +146,7 @@ def _groups(build, node, signal, groups, gamma, beta):
         weights=_weights(signal, (gamma, beta), [channels] * 2),
         groups=groups,
         axis=-1,
-        epsilon=node.get("epsilon", _EPSILON),
+        epsilon=_epsilon(node, signal),
     )
     return signal.like(tensor)
 
@@ -146,6 +160,23 @@ def _group_normalization(build, node, values):
     signal, gamma, beta = values
     groups = node.get("num_groups", 0)
     return _groups(build, node, signal, groups, gamma, beta)
+
+
+def _windowed_response(build, node, values):
+    """A response normalization along the last axis, which `compositions` found."""
+    (signal,) = values
+    if signal.rank != node.get("rank") or signal.batch != 0:
+        raise NotRead("its windows do not lie along the last axis")
+    axis = signal.keras_axis(-1)
+    tensor = build.layer(
+        node,
+        LocalResponseNormalization,
+        signal.tensor,
+        depth_radius=node.get("reach"),
+        **{name: node.get(name) for name in ("bias", "alpha", "beta")},
+        axis=-1 if axis == len(signal.tensor.shape) - 1 else axis,
+    )
+    return signal.like(tensor)
 
 
 def _response(build, node, values):
@@ -182,7 +213,16 @@ def _softmax_axes(node, signal):
 
 def _softmax(build, node, values):
     (signal,) = values
-    axes = _softmax_axes(node, signal)
+    return _softmax_over(build, node, signal, _softmax_axes(node, signal))
+
+
+def _composed_softmax(build, node, values):
+    """A softmax over axes, which `compositions` found."""
+    (signal,) = values
+    return _softmax_over(build, node, signal, sorted(map(signal.keras_axis, node.get("axes"))))
+
+
+def _softmax_over(build, node, signal, axes):
     last = len(signal.tensor.shape) - 1
     if not axes:
         raise NotRead("it has no axis")
@@ -247,6 +287,36 @@ def _reduced(function, nonnegative):
     return read
 
 
+def _norm_reduced(build, node, values):
+    """√Σ x² over axes: by the layer for images, to which the axes are brought."""
+    signal, axes = values[0], axes_of(node, values)
+    if axes is None or not len(axes):
+        raise NotRead("it states no axes")
+    places = sorted({signal.sample_axis(a) for a in axes})
+    keep = bool(node.get("keepdims", 1))
+    kept = [a for a in signal.order if a not in places]
+    layer = {"keepdims": False, "data_format": "channels_last"}
+    image = len(places) == 2 and len(kept) == 1
+    signal = build.arranged(node, signal, [*places, *kept])
+    tensor, shape = signal.tensor, [signal.sample[a] for a in kept]
+    if not image:
+        cells = size_of([signal.sample[a] for a in places])
+        flat = (cells, 1, size_of(shape))
+        tensor = build.layer(node, keras.layers.Reshape, tensor, "_cells", target_shape=flat)
+    tensor = build.layer(node, GlobalL2NormPooling2D, tensor, **layer)
+    ordered = sorted(kept)
+    if tuple(shape) != tuple(tensor.shape[1:]):
+        tensor = build.layer(node, keras.layers.Reshape, tensor, "_kept", target_shape=shape)
+    batch = signal.batch
+    if batch is not None:
+        batch -= sum(1 for p in places if p < batch)
+    result = Signal(tensor, tuple(ordered.index(a) for a in kept), batch, True)
+    if not keep:
+        return result
+    axes = [ordered.index(a) if a in ordered else None for a in range(len(signal.order))]
+    return build.refitted(node, result, axes, signal.batch)
+
+
 READERS = {
     "BatchNormalization": (15, _batch_normalization),
     "LayerNormalization": (17, _layer_normalization),
@@ -257,7 +327,10 @@ READERS = {
     "GroupNormalization": (21, _group_normalization),
     "LRN": (13, _response),
     "Softmax": (13, _softmax),
+    "tf_lyapunov.Softmax": (0, _composed_softmax),
+    "tf_lyapunov.Response": (0, _windowed_response),
     "LogSoftmax": (13, _log_softmax),
+    "ReduceL2": (18, _norm_reduced),
     "ReduceMean": (18, _reduced(keras.ops.mean, True)),
     "ReduceSum": (13, _reduced(keras.ops.sum, True)),
     "ReduceMax": (20, _reduced(keras.ops.max, True)),

@@ -1,12 +1,13 @@
 """Maxima, means and norms over windows and over all positions."""
 
+import functools
 import itertools
 import math
 
 import keras
 import numpy as np
 
-from tf_lyapunov.layers.pooling import LpPooling2D
+from tf_lyapunov.layers.pooling import L2NormPooling2D, LpPooling2D
 from tf_lyapunov.onnx.foreign import BadGraph, NotRead
 from tf_lyapunov.onnx.readers.placing import taken
 from tf_lyapunov.onnx.readers.windows import fitted, padded, positions, window
@@ -132,7 +133,8 @@ def _average_pool(build, node, values):
     excluded = _counts(found, False)
     alike = all(np.array_equal(a, b) for a, b in zip(counts, excluded, strict=True))
     if found.is_same and not found.is_valid and alike and not gaps:
-        if not any(t % 2 for t in totals):  # Keras on PyTorch pads uneven ones otherwise
+        # Keras on PyTorch pads uneven ones otherwise.
+        if not any(t % 2 for t in totals) or keras.backend.backend() != "torch":
             return _pooled(build, node, signal, _MEAN, found, "same")
     suffix = "" if uniform else "_mean"
     if gaps:
@@ -178,25 +180,30 @@ def _global(kinds):
     return read
 
 
-def _lp_pool(build, node, values):
-    signal, found = _window(build, node, values)
-    if len(found.kernel) != 2 or max(found.dilations) > 1:
-        raise NotRead("norms are read over windows of two axes without gaps")
+def _norm_pool(kind, **settings):
+    """A norm of windows, by one of this library's layers."""
 
-    def zeros(x, before, after):
-        return padded(build, node, x, before, after)
+    def read(build, node, values):
+        signal, found = _window(build, node, values)
+        if len(found.kernel) != 2 or max(found.dilations) > 1:
+            raise NotRead("norms are read over windows of two axes without gaps")
+        padding = "same" if found.is_same and not found.is_valid else "valid"
+        if padding == "valid":
+            signal = fitted(build, node, signal, found, functools.partial(padded, build, node))
+        made = {name: float(node.get(given, 2)) for name, given in settings.items()}
+        tensor = build.layer(
+            node,
+            kind,
+            signal.tensor,
+            pool_size=found.kernel,
+            strides=found.strides,
+            padding=padding,
+            data_format="channels_last",
+            **made,
+        )
+        return signal.like(tensor, nonnegative=True)
 
-    signal = fitted(build, node, signal, found, zeros)
-    tensor = build.layer(
-        node,
-        LpPooling2D,
-        signal.tensor,
-        pool_size=found.kernel,
-        strides=found.strides,
-        p=float(node.get("p", 2)),
-        data_format="channels_last",
-    )
-    return signal.like(tensor, nonnegative=True)
+    return read
 
 
 READERS = {
@@ -204,5 +211,6 @@ READERS = {
     "AveragePool": (22, _average_pool),
     "GlobalMaxPool": (22, _global(_GLOBAL_MAX)),
     "GlobalAveragePool": (22, _global(_GLOBAL_MEAN)),
-    "LpPool": (22, _lp_pool),
+    "LpPool": (22, _norm_pool(LpPooling2D, p="p")),
+    "tf_lyapunov.NormPool": (0, _norm_pool(L2NormPooling2D)),
 }

@@ -324,6 +324,9 @@ class Clipped(Operation):
 
     def write(self, graph, names):
         (x,) = names
+        limits = (self.low, self.high)
+        if all(b is not None and np.size(b) == 1 for b in limits) and self.low <= self.high:
+            return _write_clip(graph, x, *(b.reshape(()) for b in limits))
         x = x if self.low is None else graph.pointwise("Max", x, self.low)
         return x if self.high is None else graph.pointwise("Min", x, self.high)
 

@@ -51,6 +51,8 @@ class Weighted(Operation):
         if self.weights == (1.0, -1.0):
             return graph.pointwise("Sub", *names)
         weights = set(map(float, self.weights))
+        if weights == {1 / len(names)} and len(names) > 1 and not graph.is_double:
+            return graph.pointwise("Mean", *names)
         if len(weights) > 1:
             pairs = zip(names, self.weights, strict=True)
             names = [graph.pointwise("Mul", x, w) if w != 1 else x for x, w in pairs]

@@ -63,6 +63,9 @@ class WindowNorm(Operation):
         (x,) = names
         sizes = graph.sizes(x)
         axes = (2, 3) if self.channels_first else (1, 2)
+        if not graph.is_double and self.p is not None and self.p < math.inf and self.p % 1 == 0:
+            y = self._write_norm(graph, x, axes)
+            return y if self.scale == 1 else graph.pointwise("Mul", y, self.scale)
         if self.p == math.inf:
             reduce, power = "Max", None
         else:
@@ -81,17 +84,32 @@ class WindowNorm(Operation):
             y = graph.pointwise("Pow", y, 1 / power)
         return y if self.scale == 1 else graph.pointwise("Mul", y, self.scale)
 
+    def _write_norm(self, graph, x, axes):
+        """By the operators that ONNX has for whole powers; `ReduceL2` for all positions."""
+        if self.sizes is None:
+            return graph.reduce(f"L{int(self.p)}", x, axes, self.keepdims)
+        sizes = [graph.sizes(x)[a - 1] for a in axes]
+        if not self.channels_first:
+            x = graph.transposed(x, (0, 3, 1, 2))
+        y = graph.node("LpPool", x, p=int(self.p), **self._window(sizes))
+        return y if self.channels_first else graph.transposed(y, (0, 2, 3, 1))
+
+    def _window(self, sizes):
+        sides = [pooling.padded_cells(n, q, s, self.padding)
+                 for n, q, s in zip(sizes, self.sizes, self.strides, strict=True)]  # fmt: skip
+        return {
+            "kernel_shape": tuple(map(int, self.sizes)),
+            "strides": tuple(map(int, self.strides)),
+            "pads": tuple(int(side[i]) for i in (0, 1) for side in sides),
+        }
+
     def _write_windows(self, graph, x, sizes, reduce):
         if not self.channels_first:
             x = graph.transposed(x, (0, 3, 1, 2))
-        sides = [pooling.padded_cells(n, q, s, self.padding)
-                 for n, q, s in zip(sizes, self.sizes, self.strides, strict=True)]  # fmt: skip
         y = graph.node(
             "MaxPool" if reduce == "Max" else "AveragePool",
             x,
-            kernel_shape=tuple(self.sizes),
-            strides=tuple(self.strides),
-            pads=tuple(side[i] for i in (0, 1) for side in sides),
+            **self._window(sizes),
             count_include_pad=None if reduce == "Max" else 1,
         )
         if reduce == "Sum" and math.prod(self.sizes) > 1:

@@ -56,6 +56,35 @@ class Scaled(Operation):
         return x
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchNormalized(Scaled):
+    """A batch normalization at inference: a scale and a shift, which remember what they are of.
+
+    Attributes:
+        axis: of the channels, batch axis 0.
+        statistics: float64 (4, channels): γ, β, mean, variance, as stored.
+        epsilon: positive float.
+    """
+
+    axis: int
+    statistics: np.ndarray
+    epsilon: float
+
+    def settings(self):
+        """Those of its scale and shift: what it was written from does not change the function."""
+        return Scaled(self.scale, self.shift, self.size).settings()
+
+    def write(self, graph, names):
+        """As ONNX's operator, which knows numbers in float32 alone, channels second."""
+        if graph.is_double or np.any(self.statistics.astype(np.float32) != self.statistics):
+            return super().write(graph, names)
+        rank = 1 + len(graph.sizes(names[0]))
+        order = (0, self.axis, *(a for a in range(1, rank) if a != self.axis))
+        x = graph.transposed(*names, order)
+        y = graph.node("BatchNormalization", x, *self.statistics, epsilon=float(self.epsilon))
+        return graph.transposed(y, np.argsort(order).tolist())
+
+
 def scaled(scale, shift, size=None):
     """`Scaled` of arrays."""
     shift = np.asarray(shift, np.float64)
@@ -163,11 +192,17 @@ def _read_batch_norm(call):
         found = default if variable is None else inference_value(variable, stored)
         return np.asarray(found, np.float64).reshape(shape)
 
-    scale = value(layer.gamma if layer.scale else None, [1.0]) / np.sqrt(
-        value(layer.moving_variance, None) + layer.epsilon
-    )
-    mean, beta = value(layer.moving_mean, None), value(layer.beta if layer.center else None, [0.0])
-    return [scaled(scale, beta - mean * scale, np.abs(beta) + np.abs(mean * scale))]
+    variance, mean = value(layer.moving_variance, None), value(layer.moving_mean, None)
+    gamma = value(layer.gamma if layer.scale else None, [1.0])
+    beta = value(layer.beta if layer.center else None, [0.0])
+    scale = gamma / np.sqrt(variance + layer.epsilon)
+    found = scaled(scale, beta - mean * scale, np.abs(beta) + np.abs(mean * scale))
+    held = [np.broadcast_to(v, mean.shape).ravel() for v in (gamma, beta, mean, variance)]
+    return [
+        BatchNormalized(
+            found.scale, found.shift, found.size, layer.axis % rank, frozen(held), layer.epsilon
+        )
+    ]
 
 
 def _batch_norm_rule(call):
