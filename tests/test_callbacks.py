@@ -255,7 +255,7 @@ def test_a_design_with_another_number_of_layers_is_refused():
 def test_true_indices_are_measured_every_k_epochs_and_beat_those_of_the_norms(capsys):
     design = spectral_design(Indices(0.4, -2.0), SECTORS)
     model = constrain(network(), design)
-    monitor = LyapunovMonitor(design, indices_every=2)
+    monitor = LyapunovMonitor(design, indices_every=2, verbose=2)
     history = model.fit(X, Y, epochs=3, verbose=0, callbacks=[monitor]).history
     for name in ("hidden", "head"):
         first, second, third = history[f"true_nu/{name}"]

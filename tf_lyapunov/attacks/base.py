@@ -17,82 +17,10 @@ from tf_lyapunov.attacks.inputs import (
     positive_int,
 )
 from tf_lyapunov.attacks.logits import LogitsView, cross_entropy, logits_view, margin
+from tf_lyapunov.attacks.results import AttackResult
 from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program.holding import model_of
 from tf_lyapunov.theory.balls import Ball
-
-
-@dataclass(frozen=True, eq=False)
-class AttackResult:
-    """What an attack found, verified on the model itself; failures are reported as failures.
-
-    Attributes:
-        x_adv: float32 array like the input; for several a list, tuple or dict like theirs. The
-            clean input where it is misclassified already, the adversarial input where the attack
-            succeeded, else the attack's best iterate.
-        success: bool array `(n,)`: outputs finite, ‖x_adv - x‖ ≤ radius in float64, and the
-            model's prediction at `x_adv` wrong (or the target, for targeted attacks).
-        distance: float64 array `(n,)`, the ball's norm of `x_adv - x`; NaN without success.
-        labels: int array `(n,)`, true labels, or targets.
-        predictions_adv: int array `(n,)`, the model's predictions at `x_adv`.
-        margins: float64 array `(n,)`, f_y - max_j≠y f_j of the logits at `x_adv`.
-        loss: float64 array `(n,)`, the attack's per-sample loss at `x_adv`.
-        zero_gradient: bool array `(n,)`: attacked without success, and the loss had a zero or
-            non-finite gradient on the way, so that the failure says little about the model.
-        norm: `L2` or `Linf`, the norm of `distance`.
-        ball: the allowed perturbations; None if all are.
-        targeted: whether `labels` were targets.
-        attack: description of the attack.
-        notes: what was done otherwise than asked, and why, in sentences.
-    """
-
-    x_adv: np.ndarray
-    success: np.ndarray
-    distance: np.ndarray
-    labels: np.ndarray
-    predictions_adv: np.ndarray
-    margins: np.ndarray
-    loss: np.ndarray
-    zero_gradient: np.ndarray
-    norm: type[Ball]
-    ball: Ball | None
-    targeted: bool
-    attack: str
-    notes: tuple[str, ...] = ()
-
-    def __len__(self):
-        return len(self.success)
-
-    @property
-    def success_rate(self) -> float:
-        """Share of inputs on which the attack succeeded."""
-        return float(np.mean(self.success))
-
-    @property
-    def robust_accuracy(self) -> float:
-        """Share of inputs on which it did not; accuracy under attack for true labels."""
-        return 1.0 - self.success_rate
-
-    def summary(self) -> dict:
-        """The result in a few JSON-ready numbers; `median_distance` is None without success."""
-        found = self.distance[self.success]
-        return {
-            "attack": self.attack,
-            "n": len(self),
-            "targeted": self.targeted,
-            "success_rate": self.success_rate,
-            "robust_accuracy": self.robust_accuracy,
-            "median_distance": float(np.median(found)) if len(found) else None,
-            "zero_gradient": int(np.sum(self.zero_gradient)),
-        }
-
-    def __str__(self):
-        text = f"{self.attack}: {int(np.sum(self.success))} of {len(self)} inputs broken"
-        if np.any(self.success):
-            text += f", median distance {np.median(self.distance[self.success]):.4g}"
-        stuck = int(np.sum(self.zero_gradient))
-        text += f"; {stuck} failed at a zero gradient" if stuck else ""
-        return " ".join([text, *(f"({note})" for note in self.notes)])
 
 
 @dataclass(frozen=True)

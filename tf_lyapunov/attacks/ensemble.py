@@ -35,7 +35,7 @@ _ARRAYS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EnsembleResult(AttackResult):
     """What the best of several attacks found.
 

@@ -9,6 +9,7 @@ import numpy as np
 from tf_lyapunov.bounds.chains import norm_up
 from tf_lyapunov.digits import at_most
 from tf_lyapunov.program import rounding
+from tf_lyapunov.showing import Table
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 
@@ -437,6 +438,20 @@ def table(rows):
         lines.append("  ".join([*left, *right, row[4]]).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return lines
+
+
+def layer_table(rows):
+    """`showing.Table` of contributions."""
+    cells = [
+        (
+            c.name,
+            c.kind,
+            f"≤ {at_most(c.gain_upper_bound, 4)}",
+            f"≤ {at_most(c.lipschitz_upper_bound, 4)}",
+        )
+        for c in rows
+    ]
+    return Table(("layer", "kind", "gain", "from the input"), cells)
 
 
 def numbered(sentences, title="This holds under these assumptions:"):

@@ -11,6 +11,7 @@ from tf_lyapunov.bounds.composition import (
     claim_digest,
     contributions,
     encode,
+    layer_table,
     lipschitz_constants,
     model_assumptions,
     numbered,
@@ -24,6 +25,7 @@ from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.restoring import leaves_unchanged
 from tf_lyapunov.program.validation import validate_on_probes
 from tf_lyapunov.progress import reports_progress, stage
+from tf_lyapunov.showing import Page, Shown
 from tf_lyapunov.theory.arguments import checked_seconds
 from tf_lyapunov.theory.norms import tolerated
 
@@ -31,9 +33,9 @@ from tf_lyapunov.theory.norms import tolerated
 _WITH_INPUTS = ("local",)
 
 
-@dataclasses.dataclass(frozen=True)
-class GainBound:
-    """An upper bound on a model's l2 gain, with every layer's contribution.
+@dataclasses.dataclass(frozen=True, repr=False)
+class GainBound(Shown):
+    """An upper bound on a model's l2 gain, with every layer's contribution; `float` is the bound.
 
     Attributes:
         gain_upper_bound: float; ‖f(u) - f(v)‖ ≤ gain·‖u - v‖ for all inputs u, v.
@@ -64,6 +66,17 @@ class GainBound:
 
     def __str__(self):
         return self.explain()
+
+    def __float__(self):
+        return float(self.gain_upper_bound)
+
+    def _page(self):
+        facts = (
+            ("gain", f"≤ {at_most(self.gain_upper_bound, 4)}"),
+            ("method", self.method),
+            ("layers", len(self.contributions)),
+        )
+        return Page("GainBound", facts, (layer_table(self.contributions),), self.assumptions)
 
     def to_json(self):
         """JSON text with all fields."""

@@ -10,6 +10,7 @@ from keras import ops
 from tf_lyapunov.bounds.layer_indices import layer_indices
 from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.callbacks import enforcement
+from tf_lyapunov.callbacks.quiet import hide_from_progress_bars
 from tf_lyapunov.callbacks.reading import (
     Reading,
     fixed_gain,
@@ -75,7 +76,9 @@ class LyapunovMonitor(keras.callbacks.Callback):
             the design's δ (its scaled δ where only gains are designed, as in `delta/<layer>`); in
             between its last values are logged again. For stages of one kernel and an activation,
             without normalization or pooling; others have no such entry.
-        verbose: 1 prints one line per epoch, 0 nothing.
+        verbose: 1 prints one line per epoch, with the gain and the stage closest to its budget; 2
+            prints all that is proved, and shows every entry of `logs` in Keras' progress bar; 0
+            prints nothing. `History`, `CSVLogger`, `TensorBoard` get every entry in all cases.
 
     Raises:
         ValueError: if an argument is not one of the above.
@@ -135,6 +138,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self.iterations = int(iterations)
         self.verbose = verbose
         self.readings = []
+        self.logged = ()  # names of the entries in `logs`
         self._stages, self._is_whole, self._fixed = None, False, None
         self._vectors = {}
         self._true_indices = {}
@@ -184,7 +188,9 @@ class LyapunovMonitor(keras.callbacks.Callback):
         # Reading refreshes caches, which are weights too.
         self._enforced = self._reported = enforcement.fingerprint(self.model)
         if logs is not None:
-            logs.update(reading.logs())
+            entries = reading.logs()
+            self.logged = tuple(entries)
+            logs.update(entries)
         self._report(reading)
 
     def on_train_end(self, logs=None):
@@ -224,18 +230,22 @@ class LyapunovMonitor(keras.callbacks.Callback):
         growth = self._growth(stored)
         return Reading(sigma, bound, budget, check, gain, dict(self._true_indices), growth)
 
-    def summary(self, reading, remark=""):
-        """One line: what is proved, the gain, and the stages closest to budget and indices."""
+    def summary(self, reading, remark="", *, brief=False):
+        """One line: what is proved, the gain, and the stages closest to budget and indices.
+
+        `brief` leaves out the numbers of the cascade and of the indices.
+        """
         ratios = {n: reading.sigma_upper_bound[n] / b for n, b in reading.budget.items() if b}
         parts = [f"gain ≤ {at_most(reading.gain_upper_bound, 4)}"]
         if reading.check is not None:
-            parts.append(f"cascade margin {reading.check.margin:.3g}")
+            if not brief:
+                parts.append(f"cascade margin {reading.check.margin:.3g}")
             if not reading.check.holds:
                 parts.append(reading.check.reason)
         if ratios:
             name = max(ratios, key=ratios.get)
             parts.append(f"tightest {name} at {100 * ratios[name]:.2f}% of its budget")
-        if reading.true_indices:
+        if reading.true_indices and not brief:
             implied = dict(zip(reading.sigma, reading.check.indices, strict=True))
             name, found = min(reading.true_indices.items(), key=lambda item: item[1].nu)
             parts.append(f"true nu of {name} {found.nu:.3g} ({implied[name].nu:.3g} by its norm)")
@@ -282,6 +292,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
             found = enforcement.batch_savers(companions.callbacks, self, steps_known=known)
             self._savers = found
         companions.callbacks.append(enforcement.Closing(self))
+        if self.verbose < 2:
+            hide_from_progress_bars(companions.callbacks, self)
 
     def _is_saved(self, batch):
         return any([enforcement.will_save(saver, batch) for saver in self._savers])
@@ -297,7 +309,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
 
     def _report(self, reading, remark=""):
         if self.verbose:
-            print(self.summary(reading, remark), flush=True)
+            line = self.summary(reading, remark, brief=self.verbose < 2)
+            print(line, flush=True)
         self._judge(reading)
 
     def _enforce_once(self):

@@ -10,14 +10,15 @@ from tf_lyapunov.certification.proofs import claimed_fields, incomplete, save_pr
 from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.local.regions import NORMS
 from tf_lyapunov.sealing import seal, unseal
+from tf_lyapunov.showing import MOST_ROWS, Page, Shown, Table, share
 from tf_lyapunov.writing import write_text
 
 FORMAT = "tf_lyapunov.certificate/1"
 _WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Certificate:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Certificate(Shown):
     """For every input x_i, a proven radius: no change e with ‖e‖ ≤ radius_i alters the decision.
 
     The decision is the class with the largest logit (of a single logit: whether it is positive),
@@ -199,6 +200,30 @@ class Certificate:
 
     def __str__(self):
         return self.explain()
+
+    def _page(self):
+        """Radii and shares rounded down, the gain up."""
+        median = float(np.median(self.radius)) if len(self) else 0.0
+        facts = (
+            ("verdict", self.verdict),
+            ("inputs", len(self)),
+            ("accuracy", share(self.accuracy) if len(self) else "—"),
+            ("median radius", f"{at_least(median, 4)} ({_WORDS[self.norm]})"),
+            ("gain", f"≤ {at_most(self.gain_upper_bound, 4)}"),
+            ("method", self.method),
+        )
+        finite = self.radius[np.isfinite(self.radius) & (self.radius > 0)]
+        radii = np.linspace(0.0, finite.max(), 5) if len(finite) else ()
+        shares = [(at_least(r, 4), share(self.certified_accuracy(float(r)))) for r in radii]
+        rows = [
+            (i, int(self.labels[i]), int(self.predictions[i]), at_least(self.radius[i], 4))
+            for i in range(min(len(self), MOST_ROWS))
+        ]
+        tables = (
+            Table(("radius", "certified accuracy"), shares, "No change up to the radius matters:"),
+            Table(("input", "label", "decision", "radius"), rows, "Inputs:", len(self)),
+        )
+        return Page("Certificate", facts, tables, self.assumptions)
 
     def to_json(self):
         """JSON text with all fields; floats keep every digit, infinities are strings."""

@@ -13,7 +13,9 @@ from tf_lyapunov.bounds.composition import rounding_errors
 from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
 from tf_lyapunov.certification.margins import certify, decisions
 from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
+from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.evaluation.accuracy import logits as executed_logits
+from tf_lyapunov.evaluation.quartiles import plain, quartiles, written
 from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import batches
@@ -25,6 +27,7 @@ from tf_lyapunov.program.logits import (
 )
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.progress import shown
+from tf_lyapunov.showing import MOST_ROWS, Page, Shown, Table
 from tf_lyapunov.theory.balls import L2
 
 # How far past a found point exact arithmetic is asked where it disagrees with the model's own.
@@ -44,8 +47,8 @@ class UnsoundBound(RuntimeError):
         self.index, self.lower, self.upper = tuple(index), tuple(lower), tuple(upper)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bracket:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Bracket(Shown):
     """Between what the minimal l2 perturbation of every input lies.
 
     Attributes:
@@ -132,7 +135,7 @@ class Bracket:
         if self.published is not None:
             columns["published"] = self.published
         return [
-            {"input": i, **{name: _plain(column[i]) for name, column in columns.items()}}
+            {"input": i, **{name: plain(column[i]) for name, column in columns.items()}}
             for i in range(len(self))
         ]
 
@@ -188,9 +191,9 @@ class Bracket:
             },
         }
         for name in ("bound", "certified", "lower", "upper", "ratio"):
-            out[name] = _quartiles(getattr(self, name)[found])
+            out[name] = quartiles(getattr(self, name)[found])
         if self.published is not None:
-            out["published"] = _quartiles(self.published[found])
+            out["published"] = quartiles(self.published[found])
             out["violations"] = int(self.violations.sum())
         return out
 
@@ -201,7 +204,7 @@ class Bracket:
         lines = [f"{'':>10}  {'quarter':>10}  {'median':>10}  {'3 quarters':>10}"]
         for name in names:
             if summary.get(name) is not None:
-                shown = "  ".join(f"{_shown(v):>10}" for v in summary[name])
+                shown = "  ".join(f"{written(v):>10}" for v in summary[name])
                 lines.append(f"{name:>10}  {shown}")
         counts = (
             f"{summary['found']} of {summary['inputs']} inputs perturbed, {summary['wrong']} wrong "
@@ -218,6 +221,23 @@ class Bracket:
         return "\n".join(lines)
 
     __str__ = table
+
+    def _page(self):
+        found, right = self.found, len(self) - int(self.wrong.sum())
+        low, high = np.where(found, self.lower, np.nan), np.where(found, self.upper, np.nan)
+        middle = [float(np.nanmedian(v)) if found.any() else None for v in (low, high)]
+        facts = (
+            ("found", f"{int(found.sum())} of {right} inputs"),
+            ("wrong before", len(self) - right),
+            ("median proved", "—" if middle[0] is None else f"≥ {at_least(middle[0], 4)}"),
+            ("median found", "—" if middle[1] is None else f"≤ {at_most(middle[1], 4)}"),
+        )
+        rows = [
+            (i, at_least(self.lower[i], 4), at_most(self.upper[i], 4), str(self.attack[i]) or "—")
+            for i in range(min(len(self), MOST_ROWS))
+        ]
+        columns = ("input", "proved, at least", "found, at most", "by")
+        return Page("Bracket", facts, (Table(columns, rows, "", len(self)),), self.notes)
 
 
 @takes_networks
@@ -466,20 +486,3 @@ def _arrays(x, y, inputs):
     if labels.ndim == 2 and labels.shape[1] > 1:
         labels = class_numbers(labels, *labels.shape)
     return x, labels, arrays
-
-
-def _quartiles(values):
-    if not len(values):
-        return None
-    # Infinities stay infinite: interpolation would make NaN of them.
-    found = np.quantile(values, (0.25, 0.5, 0.75), method="higher")
-    return [_plain(v) for v in found]
-
-
-def _plain(value):
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _shown(value):
-    return "infinite" if value is None else f"{value:.4g}"

@@ -11,12 +11,14 @@ from keras import ops
 
 from tf_lyapunov.attacks.backend import compiled, sum_gradient
 from tf_lyapunov.attacks.logits import probabilities
+from tf_lyapunov.digits import at_most
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.evaluation.amplification import UpperBounds
 from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import Float64Logits, LogitsModel
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.showing import Page, Shown, Table, number
 
 OUTPUTS = ("softmax", "logits")
 PROTOCOLS = {"paper": 1000, "released": 100}
@@ -26,8 +28,8 @@ _SATURATED = 0.99
 _NOISE = {"float32": 2.0**-20, "float64": 2.0**-48}
 
 
-@dataclass(frozen=True)
-class LocalizedCurve:
+@dataclass(frozen=True, repr=False)
+class LocalizedCurve(Shown):
     """α_lim(F, r) over a set of points: two lower estimates and a proven upper bound.
 
     Attributes:
@@ -51,6 +53,17 @@ class LocalizedCurve:
     gradient_by_point: np.ndarray = field(repr=False)
     certified_by_point: np.ndarray = field(repr=False)
     noise: float = 0.0
+
+    def _page(self):
+        rows = [
+            (number(r), number(m), number(g), at_most(c, 4))
+            for r, m, g, c in zip(
+                self.radii, self.monte_carlo, self.gradient, self.certified, strict=True
+            )
+        ]
+        columns = ("radius", "random directions", "ascent", "proved, at most")
+        facts = (("radii", len(rows)), ("norm", self.norm), ("outputs", self.outputs))
+        return Page("LocalizedCurve", facts, (Table(columns, rows),))
 
     @property
     def saturation(self):

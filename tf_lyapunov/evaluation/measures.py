@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from tf_lyapunov.evaluation.drawing import new_figure, percent_formatter, style
+from tf_lyapunov.showing import Page, Shown, Table, number, share_at_most
 
 
-@dataclass(frozen=True)
-class SuiteResult:
+@dataclass(frozen=True, repr=False)
+class SuiteResult(Shown):
     """Errors by cell of one model.
 
     Attributes:
@@ -21,6 +22,19 @@ class SuiteResult:
     """
 
     rows: list[dict[str, Any]]
+
+    def _page(self):
+        facts = [("cells", len(self.rows))]
+        if self.of_kind("clean"):
+            facts.append(("clean error", share_at_most(self.clean_error)))
+        if self.corrupted_error is not None:
+            facts.append(("mean error under corruptions", share_at_most(self.corrupted_error)))
+        rows = [
+            (r["kind"], r["name"], number(r["level"]), share_at_most(r["error"]), r["count"])
+            for r in self.rows
+        ]
+        columns = ("kind", "name", "level", "error", "inputs")
+        return Page("SuiteResult", tuple(facts), (Table(columns, rows),))
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The rows of one kind, in order."""

@@ -14,6 +14,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from tf_lyapunov.digits import at_least, at_most
+from tf_lyapunov.showing import Page, Shown, Table, number
 from tf_lyapunov.theory import budgets as budget_rules
 from tf_lyapunov.theory import dissipativity, lyapunov
 from tf_lyapunov.theory.arguments import finite_float
@@ -63,8 +65,8 @@ class DesignCheck:
         return self.holds
 
 
-@dataclass(frozen=True)
-class Design:
+@dataclass(frozen=True, repr=False)
+class Design(Shown):
     """A claim, a budget for every layer's linear map, and what is proved about them.
 
     Made by `spectral_design` or `equal_gain_design`. Budgets bound σ(W_l), the operator norm of
@@ -322,6 +324,22 @@ class Design:
         return tuple(
             gain_indices(round_up(r), delta) for r, delta in zip(gains, deltas, strict=True)
         )
+
+    def _page(self):
+        claim = ("claimed gain", f"≤ {number(self.target_gain)}")
+        if self.target_gain is None:
+            delta, nu = number(self.claim.delta), number(self.claim.nu)
+            claim = ("claim", f"delta {delta}, nu {nu}")
+        rows = [
+            (i, f"≤ {at_least(b, 4)}", f"[{s.alpha:.4g}, {s.beta:.4g}]", proof or "—")
+            for i, (b, s, proof) in enumerate(
+                zip(self.budgets, self.sectors, self.layer_proofs, strict=True), start=1
+            )
+        ]
+        proved = ("proved gain", f"≤ {at_most(self.gain_upper_bound, 4)}")
+        facts = (("verdict", self.verdict), ("rule", self.rule), claim, proved)
+        columns = ("layer", "budget: operator norm", "slopes", "proved by")
+        return Page("Design", (*facts, ("layers", len(rows))), (Table(columns, rows),))
 
     def explain(self) -> str:
         """Plain text: the claim, the budgets, and which tests prove what.
