@@ -65,7 +65,7 @@ class Products:
         self.weights, self.errors = [], []
         # Powers of two keep long products inside the range of floats.
         for weight, spread in zip(chain.weights, chain.errors, strict=True):
-            size = float(np.linalg.norm(weight))
+            size = float(rounding.euclidean_norms(weight.reshape(1, -1))[0])
             power = 0 if size == 0 else round(np.log2(size))
             self.weights.append(np.ldexp(weight, -power))
             self.errors.append(error_norm(np.ldexp(spread, -power), weight))

@@ -203,7 +203,8 @@ class SharedLayers:
             budget: `Budget` of the proof, or None.
         """
         scaled, depth = whole.scaled, len(whole.multipliers)
-        size = math.ldexp(1.0, -2 * scaled.exponent) * whole.gain_upper_bound**2
+        size = rounding.ldexp_up(whole.gain_upper_bound, -scaled.exponent)
+        size = size * size
         if not 0 < size < math.inf:
             return None
         if budget is not None and not budget.fits(2 * proof_flops(scaled.widths)):

@@ -279,11 +279,13 @@ def _evidence(network, chain_proof):
     narrow = inequalities.narrow_input(chain)
     methods, whole, indices = ["product"], None, None
     bound = chain_proof.whole
-    if any(b is not None and b.method == "liplt" for b in (bound, *chain_proof.pairs.values())):
+    by_products = [b for b in (bound, *chain_proof.pairs.values()) if b and b.method == "liplt"]
+    # Without a hidden layer, products are all there is, and exact.
+    if by_products or not chain.slopes:
         methods.append("liplt")
     if bound is not None and bound.multipliers:
         whole = _accepted(narrow, bound, chain)
-    if chain_proof.indices is not None:
+    if chain_proof.indices is not None and chain.slopes:
         indices = _accepted_indices(chain, chain_proof)
     pairs = {}
     for pair, found in chain_proof.pairs.items():
@@ -320,10 +322,10 @@ def _unscaled(chain, bound):
     Λ_l = 4^{e_{l+1} + … + e_n}·Λ'_l.
     """
     scaled = bound.scaled
-    powers = [
-        round(math.log2(np.linalg.norm(mine) / np.linalg.norm(theirs)))
-        for mine, theirs in zip(chain.weights, scaled.weights, strict=True)
-    ]
+    powers = []
+    for pair in zip(chain.weights, scaled.weights, strict=True):
+        mine, theirs = (float(rounding.euclidean_norms(w.reshape(1, -1))[0]) for w in pair)
+        powers.append(round(math.log2(mine) - math.log2(theirs)) if mine and theirs else 0)
     ahead = np.cumsum(powers[::-1])[::-1][1:]
     values = tuple(
         np.ldexp(lam, 2 * int(power)) for lam, power in zip(bound.multipliers, ahead, strict=True)

@@ -48,6 +48,7 @@ class Around:
 
     Attributes:
         values: list of arrays (1, *shape) of this dtype.
+        heights: list of their sizes and largest absolute values.
         reach: list of float64 (1, *shape), D per position (None until it is known).
         radii: list of float, ρ per position.
         steps: dict from positions of elementwise outputs to `Elementwise`.
@@ -57,6 +58,7 @@ class Around:
         self.flow, self.trace, self.region = flow, traced, region
         self.dtype, self.deadline = np.dtype(dtype), deadline
         self.values = [v.astype(dtype, copy=False) for v in traced.values]
+        self.heights = [(v.size, float(np.max(np.abs(v), initial=0.0))) for v in self.values]
         self.reach = [region.reach()[None].astype(dtype)]
         self.radii = [region.l2_radius()]
         self.boxes, self.tightened = {}, set()
@@ -255,9 +257,18 @@ class Around:
     def lower(self, c, target, multipliers, split=None):
         """Proved lower bounds of cᵀz at `target`, float64 (rows,); see the module's docstring."""
         bound, size, _ = self.backward(c, target, multipliers, measure=True, split=split)
-        lost = rounding.gamma(self.sum_length, UNIT) * size * _MARGIN + 1e-290
+        lost = rounding.gamma(self.sum_length, UNIT) * size * _MARGIN + 1e-290 + self.underflow()
         found = rounding.down(bound - lost)
         return np.where(np.isfinite(found), found, -np.inf)
+
+    def underflow(self):
+        """Bound on what underflows of c on the way back takes off cᵀz, for all signals together."""
+        found = 0.0
+        for (count, largest), reach in zip(self.heights, self.reach, strict=False):
+            most = largest + float(np.max(reach, initial=0.0))
+            # What has no bound bounds nothing before it, and gives none behind it.
+            found += rounding.TINY * count * most if math.isfinite(most) else 0.0
+        return found
 
     def derivatives(self, target, memory, multipliers, split=None):
         """Derivatives of a recorded pass's bound by every multiplier.

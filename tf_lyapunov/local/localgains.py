@@ -127,8 +127,11 @@ class LocalGains:
         if not len(used):
             return 0.0
         roots = np.sqrt(weights[used])
-        largest = float(roots.max()) * min(self._radius_at(source), self._apart(source, used))
+        largest = rounding.product_up(
+            roots.max(), min(self._radius_at(source), self._apart(source, used))
+        )
         entries = roots * np.broadcast_to(self._entries_at(source), weights.shape)[used]
+        entries = entries + rounding.TINY
         whole = min(largest, float(rounding.euclidean_norms_up(entries[None])[0]))
         if not self._is_worth(source, len(used)):
             return whole * (1 + _TINY)
@@ -217,6 +220,9 @@ class LocalGains:
                 parts.append((k, flat, size, self._radius_at(k)))
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):
+                # What underflows of the rows.
+                most = float(np.max(self._entries_at(i), initial=0.0))
+                lost += rounding.TINY * len(used) * around.values[i].size * most
                 held[i] = held[i] + part if i in held else part
                 sizes[i] = sizes.get(i, 0.0) + g
         if 0 in held:
@@ -232,7 +238,8 @@ class LocalGains:
             found, self.estimates[key] = _estimate(matrix, self.estimates.get(key))
             return found
         found = spectral_norm(matrix)
-        return found + rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(matrix))
+        lost = rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(matrix))
+        return found + lost + rounding.TINY * matrix.size
 
 
 def _estimate(matrix, vector=None):

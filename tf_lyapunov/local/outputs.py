@@ -284,7 +284,7 @@ class EntryGains:
                 if isinstance(around.steps.get(k), Curved):
                     size = min(size, rounding.product_up(around.steps[k].gain, sizes[0]))
                 found = np.full(around.values[k].shape, size)
-            self.bounds.append(found * (1 + 1e-12))
+            self.bounds.append(found * (1 + 1e-12) + rounding.TINY)
 
     def gain(self):
         """Upper bound on the largest row sum."""
@@ -304,6 +304,8 @@ class EntryGains:
                 low, high = self.slopes[k]
                 source = self.bounds[link.inputs[0]].ravel()
                 total += flat @ ((high - low) / 2 * source)
+                # The rounding of the middles.
+                total += 2.0**-50 * flat @ (np.maximum(np.abs(low), np.abs(high)) * source)
                 found = [c * ((low + high) / 2).reshape(c.shape[1:])]
             elif around._linear(link):
                 found = maps.adjoint(link.operation, c, around._shapes(link))
@@ -319,6 +321,8 @@ class EntryGains:
                     @ maps.absolute(link.operation, reads).ravel()
                 )
             for i, part in zip(link.inputs, found, strict=True):
+                # What underflows of the rows.
+                total += rounding.TINY * float(np.sum(self.bounds[i]))
                 held[i] = held[i] + part if i in held else part
         if 0 in held:
             total += np.abs(held[0].reshape(size, -1)).sum(axis=1)

@@ -291,6 +291,7 @@ class WindowAround(Around):
         self.values = traced.values
         self.sum_length = around.sum_length
         self.steps, self.boxes, self.radii = {}, {}, around.radii
+        self.underflow = around.underflow  # windows hold parts of the same signals
 
 
 def _without_padding(operation, shape):

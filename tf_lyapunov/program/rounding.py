@@ -45,6 +45,10 @@ def down(x):
     return np.nextafter(x, -np.inf)
 
 
+# What underflow takes off an entry of a product, 2⁻¹⁰⁷⁵, with room for sums of 2³⁵ of them.
+TINY = 2.0**-1040
+
+
 def product_up(*factors):
     """Upper bound on the exact product of non-negative floats.
 

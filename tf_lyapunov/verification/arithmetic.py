@@ -11,8 +11,10 @@ import math
 import numpy as np
 
 UNIT = 2.0**-53
-# Absolute error of an operation that underflows, with room to spare.
-TINY = 2.0**-1000
+# Absolute error of an operation that underflows, 2⁻¹⁰⁷⁵, with room to spare for sums of them; and
+# the smallest number, for single operations.
+TINY, SMALLEST = 2.0**-1000, 2.0**-1074
+_NORMAL = 2.0**-1022
 # Covers the rounding of a few operations on error bounds themselves.
 SLACK = 1 + 2.0**-30
 # Sides from which squared norms are guessed by so many powers, and what is tried above the guess,
@@ -65,12 +67,29 @@ def product_up(*factors):
     return total
 
 
+def scaled_up(factor, values):
+    """Upper bounds on the products of a float ≥ 0 and an array ≥ 0, elementwise; 0·∞ = 0."""
+    if factor == 0:
+        return np.zeros_like(values)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.where(values == 0, 0.0, up(factor * values))
+
+
 def sum_up(*terms):
     """Upper bound on a sum of non-negative floats."""
     total = 0.0
     for term in terms:
         total = float(term) if total == 0.0 else float(up(total + float(term)))
     return total
+
+
+def ldexp_up(x, exponent):
+    """Upper bound on x·2^exponent for x ≥ 0, exact but for what under- or overflows."""
+    try:
+        found = math.ldexp(x, exponent)
+    except OverflowError:
+        return math.inf
+    return found if found >= _NORMAL else float(up(found))
 
 
 def sqrt_up(x):
@@ -96,7 +115,8 @@ def row_norms_up(rows):
     exponent = math.frexp(largest)[1]
     scaled = np.ldexp(rows, -exponent)
     squares = np.sum(scaled * scaled, axis=1) * (1 + gamma(rows.shape[1] + 4)) + TINY
-    return np.ldexp(np.sqrt(squares) * (1 + 4 * UNIT), exponent)
+    found = np.ldexp(np.sqrt(squares) * (1 + 4 * UNIT), exponent)
+    return np.where(found < _NORMAL, up(found), found)
 
 
 def frobenius_up(matrix):
@@ -227,7 +247,7 @@ def norm_up(matrix, error=0.0):
     tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
     gram, rounding = times(tall.T, tall)
     eigenvalue = largest_eigenvalue_up((gram + gram.T) / 2, rounding * (1 + 4 * UNIT))
-    return sum_up(math.ldexp(sqrt_up(eigenvalue), exponent), extra)
+    return sum_up(ldexp_up(sqrt_up(eigenvalue), exponent), extra)
 
 
 def norm_near(matrix):
@@ -254,5 +274,6 @@ def norm_near(matrix):
         shifted[index, index] += top
         if has_square_root(shifted, _SHIFT * top):
             # Twice the shift, for the rounding of the diagonal just formed.
-            return math.ldexp(sqrt_up(sum_up(top, 2 * _SHIFT * top, error)), math.frexp(size)[1])
+            squared = sum_up(top, 2 * _SHIFT * top, error)
+            return ldexp_up(sqrt_up(squared), math.frexp(size)[1])
     return norm_up(matrix)

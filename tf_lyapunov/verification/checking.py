@@ -13,6 +13,7 @@ from tf_lyapunov.verification.arithmetic import (
     product_up,
     rounded,
     row_norms_up,
+    scaled_up,
     sqrt_up,
 )
 from tf_lyapunov.verification.around.balls import Gains
@@ -100,7 +101,7 @@ def derive(network, evidence):
             pairs = np.minimum(pairs, product_up(reach[through], own[network.logits]))
         else:
             distances = column_distances(weight, error)
-            pairs = np.minimum(pairs, reach[through] * distances * (1 + 4 * UNIT))
+            pairs = np.minimum(pairs, scaled_up(reach[through], distances))
     for (i, j), bound in found.items():
         pairs[i, j] = pairs[j, i] = min(pairs[i, j], bound)
     return Derived(gain, pairs, reach, own, tuple(failures), evidence.around)

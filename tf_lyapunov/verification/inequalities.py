@@ -16,6 +16,7 @@ import numpy as np
 
 from tf_lyapunov.verification.arithmetic import (
     SLACK,
+    SMALLEST,
     TINY,
     UNIT,
     frobenius_up,
@@ -94,7 +95,8 @@ def _liplt(chain):
             radius = float(up((beta - alpha) / 2 * (1 + 2 * UNIT)))
             parts.append((product, error, product_up(radius, reach[j])))
             mean = (alpha + beta) / 2
-            spread = (abs(mean) * error + 4 * UNIT * abs(mean) * np.abs(product)) * SLACK
+            spread = abs(mean) * error + 4 * UNIT * abs(mean) * np.abs(product) + SMALLEST
+            spread = spread * SLACK
             product, error = times(mean * product, chain.weights[j], spread, chain.errors[j])
         parts.append((product, error, 1.0))
         total = 0.0
@@ -210,15 +212,16 @@ def _layers_form(chain, multipliers):
         _add(matrix, error, (here, here), np.diag(lam))
         mean, product = (alpha + beta) / 2, alpha * beta
         scaled = lam[:, None] * weight
-        scaled_error = 2 * UNIT * np.abs(scaled) + lam[:, None] * spread * SLACK
+        scaled_error = 2 * UNIT * np.abs(scaled) + lam[:, None] * spread * SLACK + SMALLEST
         cross = -mean * scaled
         cross_error = (abs(mean) * scaled_error + 4 * UNIT * np.abs(cross)) * SLACK
         _add(matrix, error, (here, before), cross, cross_error)
         _add(matrix, error, (before, here), cross.T, cross_error.T)
-        if product != 0:
+        if alpha != 0 and beta != 0:
             turned = np.transpose(spread) if np.ndim(spread) else 0.0
             square, square_error = times(weight.T, scaled, turned, scaled_error)
-            square_error = abs(product) * (square_error + 4 * UNIT * np.abs(square))
+            size = square_error + np.abs(square)
+            square_error = abs(product) * (square_error + 4 * UNIT * size) + SMALLEST * size
             _add(matrix, error, (before, before), product * square, square_error)
     return matrix, error, ends
 

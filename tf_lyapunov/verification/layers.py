@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.verification.arithmetic import UNIT, rounded
+from tf_lyapunov.verification.arithmetic import SMALLEST, UNIT, rounded
 from tf_lyapunov.verification.operations import (
     Activation,
     AveragePooling,
@@ -219,14 +219,21 @@ def fold(operation, norm):
     after = np.maximum(np.abs(norm.scale), 1.0)
     if isinstance(operation, Linear):
         weight = operation.weight * norm.scale[:, None]
-        spread = 2 * UNIT * np.abs(weight) + np.abs(operation.weight) * norm.scale_error[:, None]
-        return Linear(weight, bias, spread * (1 + 2.0**-30), bias_error, parts, after)
+        error = norm.scale_error[:, None]
+        spread = _spread(operation.weight, weight, error)
+        return Linear(weight, bias, spread, bias_error, parts, after)
     groups, out = operation.kernels.shape[0], operation.kernels.shape[-1]
     shape = (groups, *(1,) * (operation.kernels.ndim - 2), out)
     kernels = operation.kernels * norm.scale.reshape(shape)
-    spread = np.abs(operation.kernels) * norm.scale_error.reshape(shape)
-    spread = (spread + 2 * UNIT * np.abs(kernels)) * (1 + 2.0**-30)
+    spread = _spread(operation.kernels, kernels, norm.scale_error.reshape(shape))
     return Convolution(kernels, operation.axes, bias, spread, bias_error, parts, after)
+
+
+def _spread(before, after, error):
+    """Entrywise error of weights that were multiplied by numbers with this error."""
+    spread = np.abs(before) * error + 2 * UNIT * np.abs(after)
+    # What underflows, of zeros nothing.
+    return np.where(before != 0, spread + 2 * SMALLEST, 0.0) * (1 + 2.0**-30)
 
 
 # Other layers -----------------------------------------------------------------------------------

@@ -6,7 +6,14 @@ import json
 
 import numpy as np
 
-from tf_lyapunov.verification.arithmetic import SLACK, UNIT, product_up, row_norms_up, times
+from tf_lyapunov.verification.arithmetic import (
+    SLACK,
+    SMALLEST,
+    UNIT,
+    product_up,
+    row_norms_up,
+    times,
+)
 from tf_lyapunov.verification.operations import Activation, Identity, Linear, Merge, Move
 from tf_lyapunov.verification.rounding import exact
 
@@ -184,7 +191,8 @@ def forward(step, read, arithmetic=exact):
 def _product(first, second):
     """Slopes of two functions in a row."""
     ends = [a * b for a in first for b in second]
-    return min(ends) - 4 * UNIT * max(map(abs, ends)), max(ends) + 4 * UNIT * max(map(abs, ends))
+    room = 4 * UNIT * max(map(abs, ends)) + SMALLEST
+    return min(ends) - room, max(ends) + room
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

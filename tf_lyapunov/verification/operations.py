@@ -18,6 +18,7 @@ from tf_lyapunov.verification.arithmetic import (
     frobenius_up,
     gamma,
     largest_eigenvalue_up,
+    ldexp_up,
     norm_up,
     product_up,
     sqrt_up,
@@ -207,7 +208,7 @@ class Convolution:
             error += 2 * UNIT * np.abs(gram)
         error = error * (1 + gamma(inputs // step + 8))
         top = largest_eigenvalue_up((gram + gram.T) / 2, (error + error.T) / 2 * SLACK)
-        return math.ldexp(sqrt_up(top), scale)
+        return ldexp_up(sqrt_up(top), scale)
 
     def _frequency_norm_up(self):
         """From the circulant on `Axis.period` points, of which the map is a compression.
@@ -215,7 +216,10 @@ class Convolution:
         Stride s adds the s aliased frequencies: ‖A‖² is the largest eigenvalue over frequencies g
         of (1/s)·Σ_j S(g + jN/s) S(g + jN/s)ᴴ, S the kernel's transform.
         """
-        kernel = self.kernels[0].astype(np.complex128)
+        # By a power of two, which is exact, to entries near one.
+        scale = math.frexp(float(np.max(np.abs(self.kernels), initial=0.0)))[1]
+        scaled = np.ldexp(self.kernels[0], -scale)
+        kernel = scaled.astype(np.complex128)
         inputs, outputs = kernel.shape[-2:]
         for position, axis in enumerate(self.axes):
             n = axis.period
@@ -232,7 +236,7 @@ class Convolution:
         symbol = symbol[: points[0] // 2 + 1].reshape(-1, aliases * inputs, outputs)
         if aliases * inputs < outputs:
             symbol = np.conj(np.swapaxes(symbol, -1, -2))
-        size = frobenius_up(self.kernels) or TINY
+        size = frobenius_up(scaled) or TINY
         symbol = symbol / size
         rows, side = symbol.shape[-2:]
         best, step = 0.0, max(1, LARGEST_ENTRIES // (8 * side * max(side, rows)))
@@ -247,7 +251,7 @@ class Convolution:
         drift = (8 * rank + 4) * UNIT * 4 + gamma(4 * taps + 16)
         drift = product_up(drift, sqrt_up(taps), sqrt_up(aliases))
         bound = sum_up(sqrt_up(best / aliases * (1 + 4 * UNIT)), drift)
-        return product_up(size, bound)
+        return ldexp_up(product_up(size, bound), scale)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

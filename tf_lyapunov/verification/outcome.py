@@ -46,5 +46,6 @@ def reasons_against(layers, network, check):
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             return list(check())
-    except (OverflowError, ValueError, MemoryError, np.linalg.LinAlgError) as error:
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        # Whatever a file holds, it is not proved, and why is said.
         return [f"A bound could not be computed: {quoted(error)}."]

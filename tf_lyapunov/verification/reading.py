@@ -127,6 +127,11 @@ class _Reader:
 
     def _add(self, name, inputs, shape, operation, dtype):
         shape = tuple(int(n) for n in shape)
+        if name in self.dtypes:  # of a part such as `dense/relu`
+            raise UnsupportedLayerError(
+                "The verifier tells steps apart by the names of their layers. Received: two called "
+                f"{name!r}. Give one of these layers another name."
+            )
         self.steps.append(Step(name, tuple(inputs), shape, operation, dtype))
         self.dtypes[name] = dtype
         return name

@@ -8,7 +8,8 @@ the input, J_j that from step j's output, and weights w on a signal z,
 
 t_j the same bound for the weights s_j on what step j reads: ψ_j = s_j^½ (s_j^½ δ) with |δ| at most
 the signal's own distance. The maps are rows that are carried back, `functionals`, with what their
-rounding may miss of every entry; maxima pass their ball by its gain.
+rounding may miss of every entry, and what underflows, below `TINY` each; maxima pass their ball by
+its gain.
 
 Of a part of a signal within a window, behind convolutions, the same window's share of the input is
 what moves it, by the gain of the convolution on that window.
@@ -20,6 +21,7 @@ import numpy as np
 
 from tf_lyapunov.verification.arithmetic import (
     SLACK,
+    TINY,
     UNIT,
     gamma,
     norm_near,
@@ -109,7 +111,7 @@ class Balls:
             return 0.0
         roots = roots[units]
         largest = float(roots.max())
-        entries = roots * around.reach(source).reshape(-1)[units]
+        entries = roots * around.reach(source).reshape(-1)[units] + TINY
         whole = min(
             product_up(largest, around.radii[source]),
             product_up(largest, self.differences(source, units)),
@@ -132,9 +134,9 @@ class Balls:
         if source not in self.apart:
             found = difference(before.operation, step.operation)
             if found is not None:
-                found = dataclasses.replace(
-                    step, name=f"{source}/v", inputs=before.inputs, operation=found
-                )
+                # No text: a layer cannot have this name.
+                name = source, "difference"
+                found = dataclasses.replace(step, name=name, inputs=before.inputs, operation=found)
                 around.gains.own.setdefault(found.name, found.operation.gain())
             self.apart[source] = found
         apart = self.apart[source]
@@ -192,6 +194,7 @@ class Balls:
             parts, lost = self._linearised(source, units)
             self.maps[source] = units, parts, lost
         total = float(row_norms_up((roots * lost)[None])[0])
+        total += TINY * sum(moved for _, moved in parts)
         for rows, moved in parts:
             total = sum_up(total, product_up(norm_near(roots[:, None] * rows), moved))
         return total * SLACK
@@ -223,6 +226,7 @@ class Balls:
                 parts.append((_matrix(c.rows), around.radii[name]))
                 continue
             for before, part in zip(step.inputs, found, strict=True):
+                lost += TINY * float(np.sum(around.reach(before)))
                 held[before] = (
                     held[before].plus(part, around.steps[before].shape) if before in held else part
                 )

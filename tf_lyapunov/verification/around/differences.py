@@ -19,11 +19,13 @@ import numpy as np
 
 from tf_lyapunov.verification.arithmetic import (
     SLACK,
+    TINY,
     UNIT,
     gamma,
     hypot_up,
     product_up,
     sum_up,
+    up,
 )
 from tf_lyapunov.verification.around import functionals
 from tf_lyapunov.verification.around.balls import Balls
@@ -119,7 +121,7 @@ def _radius(step, radii, gains):
     if step.operation.kind == "concatenate":
         return hypot_up(*radii)
     total = sum_up(*radii)
-    return total / len(radii) * SLACK if step.operation.kind == "average" else total
+    return float(up(total / len(radii))) if step.operation.kind == "average" else total
 
 
 class Entries:
@@ -148,7 +150,7 @@ class Entries:
                 cells = around.relaxed[name].cells
                 found = np.where(cells >= 0, reads[0].reshape(-1)[cells], 0.0).max(axis=1)
                 found = found.reshape(step.shape)
-            self.bounds[name] = found * SLACK
+            self.bounds[name] = found * SLACK + TINY
 
     def gain(self):
         """Bound on the l∞ gain to the logits."""
@@ -182,6 +184,8 @@ class Entries:
                 total += _dot(flat, c.of(self.bounds[name]))
                 continue
             for source, part in zip(step.inputs, parts, strict=True):
+                # What underflows of the rows, see `balls`.
+                total += TINY * float(np.sum(self.bounds[source]))
                 shape = around.steps[source].shape
                 held[source] = held[source].plus(part, shape) if source in held else part
         if around.order[0] in held:

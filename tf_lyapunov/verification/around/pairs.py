@@ -71,11 +71,11 @@ def expanded(network, own):
         `(network, own)`.
     """
     shapes = {step.name: step.shape for step in network.steps}
-    found, own = [], dict(own)
+    found, own, taken = [], dict(own), set(shapes)
     for step in network.steps:
         chain = [step]
         if isinstance(step.operation, MaxPooling) and _is_paired(step.operation):
-            chain = _chain(step, shapes[step.inputs[0]])
+            chain = _chain(step, shapes[step.inputs[0]], taken)
             own |= {part.name: part.operation.gain() for part in chain}
         found += chain
     return dataclasses.replace(network, steps=tuple(found)), own
@@ -93,13 +93,16 @@ def _is_paired(operation):
     )
 
 
-def _chain(step, shape):
+def _chain(step, shape, taken):
     channels, sizes = shape[-1], list(shape[:-1])
     one, chain, before = np.eye(channels), [], step.inputs
 
     def add(kind, operation, width):
         nonlocal before
         name = f"{step.name}/{kind} {len(chain)}"
+        while name in taken:  # layers may be called anything
+            name += "'"
+        taken.add(name)
         chain.append(Step(name, before, (*sizes, width), operation, step.dtype))
         before = (name,)
 

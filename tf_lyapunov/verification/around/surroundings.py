@@ -113,7 +113,7 @@ class Surroundings:
                 radius = hypot_up(*radii)
             else:
                 radius = sum_up(*radii)
-                radius = radius / len(radii) * SLACK if operation.kind == "average" else radius
+                radius = float(up(radius / len(radii))) if operation.kind == "average" else radius
         else:
             radius = product_up(self.gains[name], radii[0])
         shift = functionals.offset(operation)
