@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tf_lyapunov.design import spectral_design
-from tf_lyapunov.evaluation import plots, summaries
+from tf_lyapunov.evaluation import pictures, plots, summaries
+from tf_lyapunov.evaluation.classes import class_summary
 from tf_lyapunov.evaluation.report import render_report, terminal_table, write_report
 from tf_lyapunov.evaluation.results import Results
 from tf_lyapunov.theory.sectors import Indices
@@ -36,7 +37,22 @@ class FakeCertificate:
         return float(np.mean((self.radius >= radius) & (self.radius > 0)))
 
 
+def example(**part):
+    return {
+        "role": "weakest",
+        "index": 17,
+        "label": 0,
+        "radius": 0.123456,
+        "distance": 0.234561,
+        "prediction_adv": 1,
+        "attack": HOSTILE,
+        "inputs": [{"name": HOSTILE, **part}],
+    }
+
+
 def full_results():
+    grey, coloured = np.zeros((4, 5, 1)), np.linspace(0, 1, 48).reshape(4, 4, 3)
+    change = {"feature": "3", "index": 1, "from": 1.5, "to": 1.75}
     history = [
         {
             "epoch": epoch,
@@ -69,7 +85,14 @@ def full_results():
         command=HOSTILE,
         config={"model": {"name": HOSTILE}},
         versions={HOSTILE: HOSTILE},
-        dataset={"name": HOSTILE, "num_classes": 3, "input_shape": [4], "test": 4},
+        dataset={
+            "name": HOSTILE,
+            "num_classes": 3,
+            "input_shape": [4],
+            "test": 4,
+            "class_names": [HOSTILE, "b", "c"],
+            "feature_names": ["f", HOSTILE],
+        },
         model={"name": HOSTILE, "parameters": 10, "digest": HOSTILE},
         design={
             "rule": HOSTILE,
@@ -86,6 +109,17 @@ def full_results():
         certificate=summaries.certificate_summary(FakeCertificate([0.0, 0.15, 0.3, 0.25])),
         rows=rows,
         gain={"upper_bound": 1.3, "claimed": 1.31, "measured_max": 1.1, "measured_by": HOSTILE},
+        examples=[
+            example(picture=pictures.encode(grey, grey + 0.5)),
+            example(picture=pictures.encode(coloured, 1 - coloured)),
+            example(features=9, changed=9, changes=[change]),
+        ],
+        classes=class_summary(
+            [0, 0, 1, 2],
+            [0, 1, 1, 2],
+            [{"radius": 0.1, "certified": [1, 0, 1], "attacked": [1, 1, 1]}],
+            attacks=[HOSTILE],
+        ),
         attacks=[{"name": HOSTILE, "norm": "l2", "steps": 40, HOSTILE: HOSTILE, "none": None}],
         notes=[HOSTILE],
         seconds={"training": 1.5},
@@ -131,7 +165,10 @@ def test_the_page_asks_the_network_for_nothing(full_page):
         for name, value in attrs.items()
         if name in ("src", "srcset", "href", "action", "data", "poster")
     ]
-    assert links and all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    targets = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert all(link[1:] in targets for link in links if link[0] == "#")
+    pictured = [link for link in links if link[0] != "#"]
+    assert pictured and all(link.startswith("data:image/png;base64,") for link in pictured)
     assert "@import" not in full_page and "url(" not in full_page
     policy = page.all("meta")[2]
     assert policy["content"].startswith("default-src 'none'")
@@ -145,18 +182,83 @@ def test_what_users_typed_is_text_and_never_markup(full_page):
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
 
 
-def test_every_figure_has_an_alternative_text_and_both_themes(full_page):
+def test_every_chart_and_picture_has_an_alternative_text(full_page):
     page = Page(full_page)
-    images, sources = page.all("img"), page.all("source")
-    assert len(images) == len(sources) == 7
-    assert all(len(image["alt"]) > 20 for image in images)
-    assert all(a["src"] != b["srcset"] for a, b in zip(images, sources, strict=True))
+    assert len(page.all("img")) == 6
+    assert all(len(image["alt"]) > 20 for image in page.all("img"))
+    charts = [a for a in page.all("svg") if a.get("class") == "chart"]
+    # Three of two sizes each, a layer, the room left, and three of the training.
+    assert len(charts) == 3 * 2 + 1 + 1 + 3
+    assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in charts)
 
 
-def test_tables_have_row_and_column_headers(full_page):
+def test_tables_have_row_and_column_headers_and_scroll_by_keyboard_too(full_page):
     page = Page(full_page)
     scopes = {attrs.get("scope") for attrs in page.all("th")}
-    assert scopes == {"row", "col"}
+    assert scopes == {"row", "col", "colgroup"}
+    regions = [a for a in page.all("div") if a.get("class") == "scroll"]
+    assert len(regions) == len(page.all("table"))
+    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in regions)
+
+
+def test_the_table_of_contents_leads_to_every_section(full_page):
+    page = Page(full_page)
+    links = [a["href"] for a in page.all("a")]
+    sections = [f"#{a['id']}" for a in page.all("h2") if "id" in a]
+    assert links == sections and len(links) == len(set(links)) == len(page.all("section")) - 1
+
+
+def test_results_of_older_versions_are_rendered():
+    record = full_results().to_dict()
+    del record["examples"], record["classes"]
+    text = seen(Results.from_dict({**record, "schema": 1}))
+    assert "keeps what was promised" in text and "decided most narrowly" not in text
+
+
+def test_the_weakest_inputs_are_shown_with_radius_down_and_distance_up(full_page):
+    text = " ".join(" ".join(Page(full_page).text).split())
+    assert "no change shorter than 0.1234 found" in text and ") 0.2346" in text
+    # Whatever the name of the other class, and of a feature.
+    assert f"{HOSTILE} turned into b (input 17)" in text and f"{HOSTILE} 1.5 1.75" in text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"clean": "no base64"},
+        {"clean": "AAAA"},
+        {"shape": [10**9, 10**9, 1]},
+        {"shape": None},
+        {"change": 7},
+        {"reach": "x"},
+        {"high": None},
+    ],
+)
+def test_damaged_pictures_are_left_out_and_the_rest_is_shown(damage):
+    picture = pictures.encode(np.zeros((4, 5, 1)), np.ones((4, 5, 1)))
+    results = Results(title="t", examples=[example(picture={**picture, **damage})])
+    text = render_report(results)
+    assert "0.1234" in text and "<img" not in text
+
+
+def test_tests_that_the_proof_does_not_use_are_told_apart_from_it():
+    design = spectral_design(Indices(0.4, -2.0), ["relu", "relu", "linear"])
+    summary = summaries.design_summary(design, design.check(design.budgets))
+    text = seen(Results(title="t", design=summary))
+    assert summary["cascade_margin"] < -1e6 and "keeps what was promised" in text
+    assert "weighted test smallest eigenvalue" in text
+    before, after = text.split("The papers' own tests and formula")
+    assert "quasi-dominant" not in before and "not quasi-dominant" in after
+    assert "nothing follows" in after and "stands for infinity" in after
+    published = spectral_design(Indices(0.89, 0.28), ["relu", "relu", "linear"], rule="lyapunov")
+    text = seen(Results(title="t", design=summaries.design_summary(published)))
+    assert "published test smallest eigenvalue" in text and "nothing follows" not in text
+
+
+def test_an_attack_within_a_certified_radius_is_a_contradiction():
+    broken = {**example(features=1, changed=0, changes=[]), "distance": 0.1}
+    text = seen(Results(title="t", examples=[broken]))
+    assert "Contradiction" in text and "within its certified radius 0.1234" in text
 
 
 def test_the_page_shows_proofs_rounded_to_the_safe_side(full_page):
@@ -181,6 +283,8 @@ EVIDENCE = {
     "rows": "0.2 100.0% 50.0% 75.0%",
     "gain": "largest measured 1.1",
     "attacks": "PGD-40 : norm l2, steps 40",
+    "examples": "no change shorter than 0.3",
+    "classes": "Which class is taken for which",
     "bracket": "the 3 inputs that attacks changed, of 4",
     "notes": "A note of its own.",
     "seconds": "seconds, certification 12.5",
@@ -197,6 +301,7 @@ def told_results():
         config={"seed": 4711},
         versions={"keras": "3.15.1"},
         attacks=[{"name": "PGD-40", "norm": "l2", "steps": 40}],
+        examples=[{**example(features=1, changed=0, changes=[]), "radius": 0.3, "distance": 0.4}],
         bracket={"summary": {"inputs": 4, "found": 3, "lower": [0.05, 0.06, 0.07]}},
         notes=["A note of its own."],
         seconds={"certification": 12.5},
@@ -248,7 +353,7 @@ KEYS = {
     ("design", "verdict"): "yes (PROVED)",
     ("design", "gain"): "at most 1.31 times the distance",
     ("design", "cascade_matrix"): "Cascade matrix A, unscaled",
-    ("design", "cascade_margin"): "published test 0.5",
+    ("design", "cascade_margin"): "its smallest eigenvalue is 0.5",
     ("design", "explanation"): "In the design's own words",
     ("design", "check"): "holds, margin 0.1",
     ("certificate", "method"): "Method: composition.",
@@ -259,6 +364,7 @@ KEYS = {
     ("gain", "measured_max"): "largest measured 1.1",
     ("dataset", "num_classes"): "3 classes",
     ("dataset", "test"): "4 test inputs, ",
+    ("dataset", "class_names"): "turned into b",
     ("model", "parameters"): "10 parameters",
 }
 
@@ -298,8 +404,11 @@ def test_an_empty_run_gives_a_page_that_promises_nothing():
 
 def test_without_matplotlib_the_page_says_that_figures_are_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = " ".join(Page(render_report(full_results())).text)
-    assert "has no figures" in text and "tf-lyapunov[report]" in text
+    results = dataclasses.replace(full_results(), bracket={"lower": [0.1]})
+    page = render_report(results)
+    text = " ".join(Page(page).text)
+    assert "figures are left out" in text and "tf-lyapunov[report]" in text
+    assert "<svg" in page and "figures are left out" not in render_report(full_results())
 
 
 def test_without_jinja_the_error_names_the_extra(monkeypatch):

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
 from tf_lyapunov.attacks import DDN, FMN, DeepFool, Ensemble, MinimalFGV
 from tf_lyapunov.attacks.base import Attack
-from tf_lyapunov.bounds.composition import rounding_errors
-from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
 from tf_lyapunov.certification.margins import certify, decisions
 from tf_lyapunov.certification.perturbation import RULES, minimal_perturbation_lower_bound
 from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.evaluation.accuracy import logits as executed_logits
+from tf_lyapunov.evaluation.exactness import ExactDecisions, norms_up
 from tf_lyapunov.evaluation.quartiles import plain, quartiles, written
 from tf_lyapunov.losses.classes import class_numbers
-from tf_lyapunov.program import rounding
 from tf_lyapunov.program.feeding import batches
 from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
-from tf_lyapunov.program.logits import (
-    Float64Logits,
-    with_rounded_settings,
-)
-from tf_lyapunov.program.network import read_network
 from tf_lyapunov.progress import shown
 from tf_lyapunov.showing import MOST_ROWS, Page, Shown, Table
 from tf_lyapunov.theory.balls import L2
-
-# How far past a found point exact arithmetic is asked where it disagrees with the model's own.
-_OUTWARDS = 1 + 2.0 ** np.arange(-24, 6, 2)
 
 
 class UnsoundBound(RuntimeError):
@@ -343,7 +332,7 @@ def _bracket(model, x, y, taken, common, ensemble, rules, way, state, say):
         a.astype(np.float64) - b.astype(np.float64) if moves else np.zeros(b.shape)
         for a, b, moves in zip(found, arrays, chosen, strict=True)
     ]
-    upper = np.where(result.success, _norms_up(change), np.inf)
+    upper = np.where(result.success, norms_up(change), np.inf)
     lower = np.maximum(sound.bound, certified)
     lower, certified, bound, upper = (
         np.where(wrong, 0.0, v) for v in (lower, certified, sound.bound, upper)
@@ -352,7 +341,7 @@ def _bracket(model, x, y, taken, common, ensemble, rules, way, state, say):
     predictions_adv = result.predictions_adv.copy()
     doubtful = np.flatnonzero(~(upper >= lower))
     if len(doubtful):
-        exact = _Exact(model, inputs, arrays, batch_size)
+        exact = ExactDecisions(model, inputs, arrays, batch_size)
         for i in doubtful:
             by = ensemble.attacks.get(str(attack[i]))
             box = None if by is None else by.bounds
@@ -388,62 +377,6 @@ def _bracket(model, x, y, taken, common, ensemble, rules, way, state, say):
         rounding=flagged,
         notes=(*result.notes, *notes),
         perturbed=inputs.chosen_names(chosen),
-    )
-
-
-class _Exact:
-    """The network in float64, whose decisions count only beyond a bound on their rounding."""
-
-    def __init__(self, model, inputs, arrays, batch_size):
-        self.inputs = inputs
-        shapes = input_shapes(inputs, arrays)
-        self.network = with_rounded_settings(read_network(model, shapes))
-        self.model, self.batch_size = Float64Logits(self.network), batch_size
-
-    def crossing(self, x, change, label, box):
-        """`(norm, point, class)` of the first x + t·change, t ≥ 1, surely of another class.
-
-        `x` and `change` hold one array per input. Points are moved into the box (low, high);
-        without any, (∞, None, label).
-        """
-        scales = np.concatenate([[1.0], _OUTWARDS])
-        moved = []
-        for own, step, name in zip(x, change, self.inputs.names, strict=True):
-            along = scales.reshape(-1, *[1] * step.ndim) * step
-            place = own.astype(np.float64) + along
-            if box is not None and np.any(step):
-                low, high = (b.get(name, e) if isinstance(b, dict) else b
-                             for b, e in zip(box, (-np.inf, np.inf), strict=True))  # fmt: skip
-                place = np.clip(place, low, high)
-            moved.append(place)
-        points, norms, _ = checked_inputs(moved, self.network, self.inputs)
-        logits = self.model.predict(points, self.batch_size)
-        errors = math.sqrt(2) * rounding_errors(self.network, norms, self.network.logits, "float64")
-        sizes = _norms_up(
-            [
-                point.astype(np.float64) - own.astype(np.float64) if np.any(step) else 0.0 * place
-                for point, own, step, place in zip(points, x, change, moved, strict=True)
-            ]
-        )
-        if logits.shape[1] == 1:
-            lead = -logits[:, 0] if label else logits[:, 0]
-        else:
-            lead = np.delete(logits, label, axis=1).max(axis=1) - logits[:, label]
-        changed = np.flatnonzero(lead > errors)
-        if not len(changed):
-            return np.inf, None, label
-        first = changed[0]
-        single = logits.shape[1] == 1
-        decision = int(logits[first, 0] > 0) if single else int(np.argmax(logits[first]))
-        return sizes[first], [p[first] for p in points], decision
-
-
-def _norms_up(arrays):
-    """Upper bounds on the norms of the rows of several arrays together."""
-    if len(arrays) == 1:
-        return rounding.euclidean_norms_up(arrays[0])
-    return rounding.euclidean_norms_up(
-        np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
     )
 
 

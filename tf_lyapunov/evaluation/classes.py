@@ -30,12 +30,12 @@ def class_summary(
         attacks: names of the attacks behind "attacked".
 
     Returns:
-        A dict with keys "classes" (K), "radii", "attacks", "rows" (dicts "class", "count",
-        "clean", "certified" and "attacked", counts by radius or None): all classes, or of more
-        than `MOST_ROWS` those with the smallest shares certified at the first radius, under attack
-        and clean; "confusion" (K, K), row true and column decided, None for more than
-        `MOST_COLUMNS` classes; "mistakes" (dicts "label", "prediction", "count"), the most
-        frequent.
+        A dict with keys "classes" (K), "present" (those with inputs), "radii", "attacks", "rows"
+        (dicts "class", "count", "clean", "certified" and "attacked", counts by radius or None):
+        all classes, or of more than `MOST_ROWS` those with the smallest shares certified at the
+        first radius, under attack and clean; "confusion" (K, K), row true and column decided, None
+        for more than `MOST_COLUMNS` classes; "mistakes" (dicts "label", "prediction", "count"),
+        the most frequent.
 
     Raises:
         ValueError: if labels and predictions are not of one length.
@@ -66,6 +66,7 @@ def class_summary(
         known = radii and all(row.get(key) is not None for row in by_radius)
         tables[key] = np.stack([row[key] for row in by_radius]) if known else None
     shown = np.flatnonzero(total)
+    present = len(shown)
     if len(shown) > MOST_ROWS:
         orders = [clean[shown] / total[shown]]
         orders += [
@@ -82,6 +83,7 @@ def class_summary(
         confusion = confusion.tolist()
     return {
         "classes": classes,
+        "present": present,
         "radii": radii,
         "attacks": list(attacks),
         "rows": [

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from tf_lyapunov.attacks import DDN, DeepFool, Ensemble
-from tf_lyapunov.attacks.inputs import checked_labels
 from tf_lyapunov.certification.margins import decisions
 from tf_lyapunov.evaluation import pictures
 from tf_lyapunov.evaluation.accuracy import check_is_l2, logits
-from tf_lyapunov.program import rounding
+from tf_lyapunov.evaluation.exactness import ExactDecisions, norms_up
+from tf_lyapunov.losses.classes import class_numbers
 from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.inputs import Inputs
 
@@ -40,7 +40,8 @@ def weakest_examples(
     Without a certificate, or where radii are equal, the margin of the scores decides which are the
     weakest. DeepFool and DDN search for the smallest l2 perturbation of each; the nearer is kept.
     Radii are proved; distances are of perturbations found, so that the smallest there is lies
-    between the two.
+    between the two. Where the model's own rounding decides otherwise within a radius, which is
+    about exact arithmetic, the perturbation is enlarged until exact arithmetic agrees.
 
     Args:
         model: built Keras classifier; softmax and sigmoid heads are looked through.
@@ -58,8 +59,9 @@ def weakest_examples(
         One JSON-ready dict an input, the weakest first, of at most a few kilobytes, as
         `results.Results.examples` wants them: "role" ("weakest", "typical" or "strongest"),
         "index", "label", "radius" (None without certificate), "distance" and "prediction_adv" and
-        "attack" (None where no attack changed the decision), "inputs". Of an input that is an image, `pictures.encode`; of others
-        "features" and the "changes" ("feature", "from", "to") of those that changed most.
+        "attack" (None where no attack changed the decision), "inputs". Of an input that
+        is an image, "picture" by `pictures.encode`; of others "features" and the "changes"
+        ("feature", "from", "to") of those that changed most.
 
     Raises:
         ValueError: for another number of radii or labels, or a certificate of another norm.
@@ -76,7 +78,7 @@ def weakest_examples(
     inputs = Inputs.of(model)
     arrays = inputs.flat(x)
     outputs = logits(model, x, batch_size=batch_size) if outputs is None else np.asarray(outputs)
-    labels = checked_labels(y, len(outputs), max(2, outputs.shape[1]))
+    labels = class_numbers(y, len(outputs), outputs.shape[1])
     radii = None
     if certificate is not None:
         check_is_l2(certificate)
@@ -97,11 +99,29 @@ def weakest_examples(
     common = dict(bounds=bounds, batch_size=batch_size)
     attacks = Ensemble({"DeepFool": DeepFool(**common), "DDN": DDN(**common)})
     result = attacks(model, inputs.like(x, some), labels[chosen], perturbed=perturbed)
+    other = [np.array(a) for a in inputs.flat(result.x_adv)]
+    moves = inputs.chosen(perturbed)
+    # Inputs that are held fixed are the same, whatever dtype the attack holds them in.
+    change = [
+        b.astype(np.float64) - a.astype(np.float64) if moved else np.zeros(a.shape)
+        for a, b, moved in zip(some, other, moves, strict=True)
+    ]
+    distances = np.where(result.success & (result.distance > 0), norms_up(change), np.inf)
+    decided = result.predictions_adv.copy()
+    proved = None if radii is None else radii[chosen]
+    doubtful = [] if proved is None else np.flatnonzero(distances < proved)
+    if len(doubtful):
+        # Radii are about exact arithmetic, in which the model's own rounding decides nothing.
+        exact = ExactDecisions(model, inputs, arrays, batch_size)
+        for i in doubtful:
+            here, step = ([a[i] for a in part] for part in (some, change))
+            distances[i], point, decided[i] = exact.crossing(here, step, labels[chosen[i]], bounds)
+            for array, at in zip(other, point or here, strict=True):
+                array[i] = at
     names = inputs.names if inputs.several else ("",)
     return _records(
-        roles, names, some, inputs.flat(result.x_adv), result.success & (result.distance > 0),
-        chosen, labels[chosen], None if radii is None else radii[chosen],
-        result.predictions_adv, result.found_by, shape, inputs.chosen(perturbed),
+        roles, names, some, other, distances, chosen, labels[chosen], proved, decided,
+        result.found_by, shape,
     )  # fmt: skip
 
 
@@ -128,9 +148,8 @@ def bracket_examples(found, x, count: int = 6) -> list[dict[str, Any]]:
     other = [np.asarray(other[k])[rows] for k in keys] if several else [np.asarray(other)[rows]]
     names = [k if isinstance(k, str) else f"input {k + 1}" for k in keys] if several else [""]
     return _records(
-        roles, names, clean, other, np.ones(len(rows), bool), rows, found.labels[rows],
-        found.lower[rows], found.predictions_adv[rows], found.attack[rows], None, None,
-        found.upper[rows],
+        roles, names, clean, other, found.upper[rows], rows, found.labels[rows],
+        found.lower[rows], found.predictions_adv[rows], found.attack[rows], None,
     )  # fmt: skip
 
 
@@ -144,28 +163,16 @@ def _selected(available, count):
 
 
 def _records(
-    roles, names, clean, other, success, index, labels, radii, decided, attacks, shape, moves,
-    distances=None,
+    roles, names, clean, other, distances, index, labels, radii, decided, attacks, shape
 ):  # fmt: skip
-    count = len(index)
-    # Inputs that are held fixed are the same, whatever dtype the attack holds them in.
-    moves = [True] * len(clean) if moves is None else moves
-    flat = np.concatenate(
-        [
-            (b.astype(np.float64) - a.astype(np.float64)).reshape(count, -1)
-            for a, b, moved in zip(clean, other, moves, strict=True)
-            if moved
-        ],
-        axis=1,
-    )
-    distances = rounding.euclidean_norms_up(flat) if distances is None else distances
+    success = np.isfinite(distances)
     return [
         {
             "role": roles[i],
             "index": int(index[i]),
             "label": int(labels[i]),
             "radius": None if radii is None else _finite(radii[i]),
-            "distance": _finite(distances[i]) if success[i] else None,
+            "distance": _finite(distances[i]),
             "prediction_adv": int(decided[i]) if success[i] else None,
             "attack": str(attacks[i]) if success[i] else None,
             "inputs": [
@@ -173,7 +180,7 @@ def _records(
                 for name, a, b in zip(names, clean, other, strict=True)
             ],
         }
-        for i in range(count)
+        for i in range(len(index))
     ]
 
 

@@ -7,6 +7,7 @@ shown as guarantees are rounded to the safe side: gains up, certified accuracies
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -24,32 +25,18 @@ def render_report(results: Results) -> str:
             left out and the page says so.
     """
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import markupsafe
     except ImportError as error:
         raise ImportError(
             "The HTML report needs Jinja2. Install it with: pip install 'tf-lyapunov[report]'"
         ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.ChainableUndefined,
-    )
-    environment.filters.update(
-        percent=wording.percent,
-        percent_down=wording.percent_down,
-        number=wording.number,
-        upper=wording.round_up,
-        lower=wording.round_down,
-    )
     # Rendering works on a cleaned copy, so that NaN and NumPy values cannot reach the page.
     clean = Results.from_dict(results.to_dict())
     figures, notice = _figures(clean)
     examples = sections.examples(clean)
     pictures = [part for e in examples for part in e["parts"] if part["urls"]]
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         r=clean,
         contents=sections.Contents(markupsafe.Markup),
         charts=sections.charts(clean),
@@ -69,6 +56,28 @@ def render_report(results: Results) -> str:
         radius_meaning=wording.radius_meaning(clean),
         config_text=wording.config_text(clean.config),
     )
+
+
+@functools.cache
+def _template():
+    """The page's template; to compile it takes longer than to fill it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    environment.filters.update(
+        percent=wording.percent,
+        percent_down=wording.percent_down,
+        number=wording.number,
+        upper=wording.round_up,
+        lower=wording.round_down,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def write_report(results: Results, path: str | os.PathLike) -> Path:

@@ -219,7 +219,10 @@ def _shares(history, measured):
                     wording.percent_up)  # fmt: skip
     limit = Series("all of it", [(x, 1.0) for x, _ in series.points], "budget", wording.percent,
                    dashed=True)  # fmt: skip
-    alt = f"Line chart by epoch of the largest share of its budget that one of {len(measured)} layers uses."
+    alt = (
+        "Line chart by epoch of the largest share of its budget that one of "
+        f"{len(measured)} layers uses."
+    )
     return _panels(
         "Spectral norms and budgets by epoch",
         [("largest share of a budget", [series, limit], alt, _whole_percent, 0.0)],
@@ -374,9 +377,7 @@ def classes(results) -> dict[str, Any] | None:
         "kinds": kinds,
         "attacks": record.get("attacks") or [],
         "rows": rows,
-        "all": len(rows) == sum(1 for row in record["rows"])
-        and len(rows) >= (record.get("classes") or 0),
-        "total": record.get("classes"),
+        "total": record.get("present") or len(rows),
         "confusion": confusion,
         "mistakes": mistakes,
         "errors": sum(item["count"] or 0 for item in mistakes),

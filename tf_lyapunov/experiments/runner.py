@@ -246,18 +246,19 @@ def attack_target(
 
 def _shown(opened, specs, x, y, certificate, by_class) -> dict:
     """Counts by class, and the weakest inputs, for the report."""
-    from ..attacks.inputs import checked_labels
+
     from ..certification.margins import decisions
     from ..evaluation.accuracy import logits
     from ..evaluation.classes import class_summary
     from ..evaluation.examples import weakest_examples
+    from ..losses.classes import class_numbers
 
     opened.say("looking for the weakest inputs")
     outputs = logits(opened.model, x)
     boxes = {spec.bounds for spec in specs}
     return {
         "classes": class_summary(
-            checked_labels(y, len(x), max(2, outputs.shape[1])),
+            class_numbers(y, len(x), outputs.shape[1]),
             decisions(outputs),
             by_class,
             attacks=[attack_name(spec) for spec in specs if spec.norm == "l2"],
