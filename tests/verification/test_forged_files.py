@@ -323,3 +323,16 @@ def test_regions_of_integer_models_end_at_whole_numbers(tmp_path):
     assert not narrower.holds and "whole" in narrower.reasons[0]
     with pytest.raises(ValueError, match="truncate or wrap around"):
         gain_on(model, np.full((1, 1), 0.5), 1.0, proof=tmp_path / "g.npz")
+
+
+@pytest.mark.parametrize("error", [KeyError, ZeroDivisionError, MemoryError, TypeError])
+def test_whatever_a_file_holds_is_no_crash(error, tmp_path, monkeypatch):
+    model = dense_model()
+    output_bounds(model, Region.ball(np.zeros(6), 0.01)).save(tmp_path / "p.npz")
+
+    def fault(*args):
+        raise error("x")
+
+    monkeypatch.setattr("tf_lyapunov.verification.ranges.derived", fault)
+    found = verify(tmp_path / "p.npz", model)
+    assert not found.holds and "could not be computed" in found.reasons[0]
