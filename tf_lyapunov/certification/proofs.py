@@ -107,8 +107,8 @@ def save_proof(certificate, path):
 
     Raises:
         ValueError: if the certificate carries no proof, the model has changed or has several
-            inputs, or the verifier cannot confirm the certificate, or would refuse the model for
-            what it computes.
+            inputs, its gain or rounding allowance is infinite, or the verifier cannot confirm the
+            certificate, or would refuse the model for what it computes.
         UnsupportedLayerError: naming a layer that the verifier does not know.
     """
     from tf_lyapunov.verification.reading import read_with_calls
