@@ -1,5 +1,6 @@
 """Forged proof files: what they say about shapes, types, numbers and words is checked."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -9,6 +10,7 @@ import pytest
 from forging import array, certificate_field, forged
 from small_proofs import dense_model, filled, saved
 
+from tf_lyapunov import Region, gain_on, output_bounds
 from tf_lyapunov.certification import certify
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import archive, verify
@@ -281,3 +283,56 @@ def test_a_long_start_of_the_chain_is_quoted_and_shortened(path):
 
     found = forged(path, change, dense_model())
     assert not found.holds and "\x1b" not in str(found) and len(str(found)) < 2000
+
+
+def test_certificates_that_verify_could_not_read_are_not_written(tmp_path):
+    """A bfloat16 model has no bound on the rounding of long sums: the allowance is infinite."""
+    path = tmp_path / "p.npz"
+    low = {"dtype": "bfloat16"}
+    model = keras.Sequential(
+        [keras.Input((300,), **low), layers.Dense(2, "relu", **low), layers.Dense(2, **low)]
+    )
+    certificate = certify(filled(model), np.ones((1, 300)))
+    with pytest.raises(ValueError, match=r"Received: float_allowance=inf.*precision='float64'"):
+        certificate.save(path)
+    certify(model, np.ones((1, 300)), precision="float64").save(path)
+    assert verify(path, model).holds
+    path.unlink()
+    certificate = certify(dense_model(), np.ones((1, *dense_model().input_shape[1:])))
+    other = dataclasses.replace(certificate, method="no word")
+    object.__setattr__(other, "proof", certificate.proof)
+    with pytest.raises(ValueError, match=r"fit each other.*Received: .*which is no word"):
+        other.save(path)
+    assert not path.exists()
+
+
+def test_regions_of_integer_models_end_at_whole_numbers(tmp_path):
+    """All of 0.6 to 0.9 is 0 for a model of uint8, and 0 lies outside of the claim."""
+    model = keras.Sequential(
+        [keras.Input((1,), dtype="uint8"), layers.Rescaling(0.1), layers.Dense(2)]
+    )
+    filled(model)
+    for low, high in ((0.6, 0.9), (250, 300), (-1, 3)):
+        found = output_bounds(model, Region.box(np.full(1, low), np.full(1, high)))
+        with pytest.raises(ValueError, match="truncate or wrap around"):
+            found.save(tmp_path / "p.npz")
+    found = output_bounds(model, Region.box(np.zeros(1), np.ones(1)))
+    found.save(tmp_path / "p.npz")
+    assert verify(tmp_path / "p.npz", model).holds
+    narrower = forged(tmp_path / "p.npz", array("low", lambda v: v + 0.25), model)
+    assert not narrower.holds and "whole" in narrower.reasons[0]
+    with pytest.raises(ValueError, match="truncate or wrap around"):
+        gain_on(model, np.full((1, 1), 0.5), 1.0, proof=tmp_path / "g.npz")
+
+
+@pytest.mark.parametrize("error", [KeyError, ZeroDivisionError, MemoryError, TypeError])
+def test_whatever_a_file_holds_is_no_crash(error, tmp_path, monkeypatch):
+    model = dense_model()
+    output_bounds(model, Region.ball(np.zeros(6), 0.01)).save(tmp_path / "p.npz")
+
+    def fault(*args):
+        raise error("x")
+
+    monkeypatch.setattr("tf_lyapunov.verification.ranges.derived", fault)
+    found = verify(tmp_path / "p.npz", model)
+    assert not found.holds and "could not be computed" in found.reasons[0]

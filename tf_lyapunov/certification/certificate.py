@@ -283,8 +283,8 @@ class Certificate(Shown):
 
         Raises:
             ValueError: for a proof file, if the model has changed since or has several inputs, the
-                certificate was loaded or edited, or `verify` would refuse the two. Nothing is
-                written then.
+                certificate was loaded or edited, its gain or `float_allowance` is
+                infinite, or `verify` would refuse the two. Nothing is written then.
             UnsupportedLayerError: for a proof file, naming a layer the verifier does not know.
         """
         if str(path).endswith(".npz"):

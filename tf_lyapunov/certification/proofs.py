@@ -24,6 +24,7 @@ from tf_lyapunov.verification.checking import (
     objections,
     pack,
     radii,
+    unpack,
 )
 from tf_lyapunov.verification.contents import BOUNDS, described
 from tf_lyapunov.verification.inequalities import Multipliers
@@ -106,8 +107,8 @@ def save_proof(certificate, path):
 
     Raises:
         ValueError: if the certificate carries no proof, the model has changed or has several
-            inputs, or the verifier cannot confirm the certificate, or would refuse the model for
-            what it computes.
+            inputs, its gain or rounding allowance is infinite, or the verifier cannot confirm the
+            certificate, or would refuse the model for what it computes.
         UnsupportedLayerError: naming a layer that the verifier does not know.
     """
     from tf_lyapunov.verification.reading import read_with_calls
@@ -135,6 +136,17 @@ def save_proof(certificate, path):
             "A proof file holds the multipliers of bounds around inputs, up to "
             f"{LARGEST_RECORDS // 2**20} MB of them. Received: a certificate of more. Certify the "
             "inputs in parts, or save as .json."
+        )
+    if not math.isfinite(certificate.float_allowance):
+        raise ValueError(
+            "A proof file states how far computed margins are from exact ones. Received: "
+            "float_allowance=inf, as the model computes in too low a precision for a bound. "
+            "Certify with precision='float64', or save as .json."
+        )
+    if not math.isfinite(certificate.gain_upper_bound):
+        raise ValueError(
+            "A proof file states a finite gain of the logits. Received: gain_upper_bound=inf. "
+            "Save as .json."
         )
     if proof.network.digest() != certificate.model_digest:
         raise ValueError(
@@ -221,7 +233,21 @@ def save_proof(certificate, path):
         )
     fields = unseal(json.loads(weaker.to_json()))
     fields = {k: v for k, v in fields.items() if k not in (*_ARRAYS, "perturbed", *_REGION)}
-    archive.write(path, *pack(network, evidence, claim, fields, notes))
+    header, arrays = pack(network, evidence, claim, fields, notes)
+    _check_readable(header, arrays)
+    archive.write(path, header, arrays)
+
+
+def _check_readable(header, arrays):
+    """Refuses contents that `verify` would call incomplete."""
+    try:
+        whole = {"format": archive.FORMAT, "version": archive.VERSION, **header}
+        unpack(json.loads(json.dumps(whole)), arrays)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            "A proof file holds finite numbers that fit each other, and none was written. "
+            f"Received: a certificate of which the verifier says: {error}. Save it as .json."
+        ) from error
 
 
 def claimed_fields(path):

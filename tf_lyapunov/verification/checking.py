@@ -164,6 +164,27 @@ def cast(network, inputs):
     return found
 
 
+def truncated(network, *numbers):
+    """Sentences on numbers of a claim that a model of integer inputs would truncate, or wrap.
+
+    Args:
+        network: `network.Network`.
+        numbers: arrays; what is infinite is left out.
+    """
+    for dtype in network.casts:
+        if "int" not in dtype:
+            continue
+        limits = np.iinfo(dtype)
+        for array in numbers:
+            held = array[np.isfinite(array)]
+            if np.any(held != np.rint(held)) or np.any((held < limits.min) | (held > limits.max)):
+                yield (
+                    f"The model reads {dtype}, and the inputs that the claim is about end at or "
+                    "lie around numbers that it would truncate or wrap around. Use whole ones."
+                )
+                return
+
+
 def moved(network, inputs):
     """Upper bounds on the norms of what the model's own `Input` takes off its inputs, (n,)."""
     found = np.zeros(len(inputs))

@@ -11,6 +11,7 @@ from tf_lyapunov.verification.around import evidence
 from tf_lyapunov.verification.around.differences import Differences, Entries
 from tf_lyapunov.verification.around.region import Region
 from tf_lyapunov.verification.around.surroundings import Surroundings
+from tf_lyapunov.verification.checking import truncated
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
 from tf_lyapunov.verification.ranges import Passes
 
@@ -167,6 +168,9 @@ def objections(claim, gains):
 
 def contradictions(model, network, calls, claim):
     """`translation.contradictions` at the inputs, for which no class is claimed."""
+    found = list(truncated(network, claim.centers))
+    if found:
+        return found
     count = len(claim.radii)
     tried = translation.Tried(claim.centers, np.zeros(count, int), np.zeros(count))
     return translation.contradictions(

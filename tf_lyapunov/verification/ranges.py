@@ -14,6 +14,7 @@ from tf_lyapunov.verification.around.functionals import Functionals
 from tf_lyapunov.verification.around.pairs import expanded
 from tf_lyapunov.verification.around.relaxation import of_rows
 from tf_lyapunov.verification.around.surroundings import Surroundings
+from tf_lyapunov.verification.checking import truncated
 from tf_lyapunov.verification.claimed import ClaimedRegion
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
 
@@ -231,6 +232,11 @@ def objections(claim, lower, upper):
 
 def contradictions(model, network, calls, claim):
     """`translation.contradictions` at the centre of the region, for which no class is claimed."""
+    is_ball = np.any(np.isfinite(claim.radii))
+    numbers = (claim.low, claim.high, *([claim.center] if is_ball else []))
+    found = list(truncated(network, *numbers))
+    if found:
+        return found
     tried = translation.Tried(claim.center[None], np.zeros(1, int), np.zeros(1))
     return translation.contradictions(
         model, network, tuple(translation.Call(*call) for call in calls), tried
