@@ -44,8 +44,8 @@ def save_property(found, path, timeout=None):
             _save(found, path, clock)
     except OutOfTime:
         raise ValueError(
-            f"The time was up before all parts of the proof file had been checked. Received: "
-            f"{timeout:.3g} seconds for it, and a proof by {found.branches} branches."
+            "A proof file takes the time to bound every part once more, and it was up. Received: "
+            f"{timeout:.3g} seconds, for a proof by {found.branches} branches. Allow more."
         ) from None
 
 
