@@ -1,16 +1,20 @@
 #!/usr/bin/env python
 """Decides the instances of ACAS Xu and mnist_fc, one process each, and checks every proof file.
 
-    python scripts/vnn/run.py --data DIR                       # all; up to 7 hours on two cores
+    python scripts/vnn/run.py --data DIR                       # all; up to a day on two cores
     python scripts/vnn/run.py --data DIR --only acasxu --limit 6
 
 DIR holds `acasxu/` and `mnistfc/` with `<name>_instances.csv` of lines
 `NET.onnx,PROP.vnnlib,SECONDS` and the files that these name. Finished instances are kept, a JSON
 line each, in `OUT/instances.jsonl`: the same command continues after an interruption. Tables go to
-OUT, which is `scripts/results/vnn`: RESULTS.md and instances.csv. An instance's seconds are those
-of `tf-lyapunov verify-property`, from its start to its answer, imports and reading included. Proof
-files are written after that, and `tf-lyapunov verify --property` checks them in a process of its
-own. Exit code 1 if a proof file is refused or an instance ends in an error.
+OUT, which is `scripts/results/vnn`: RESULTS.md and instances.csv.
+
+Every instance is the command of a user in a process of its own, `tf-lyapunov verify-property`. Its
+seconds are those from the process's start to its answer, imports and reading included. Of `sat` the
+counterexample in the result file is run once more through onnxruntime here, and compared with the
+property's file in rational arithmetic. Of `unsat` proof files are written after the answer, and
+`tf-lyapunov verify --property` checks them in another process: both have seconds of their own. Exit
+code 1 if a proof file is refused, a counterexample is none, or an instance ends in an error.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ import io
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +41,8 @@ ANSWERS = ("unsat", "sat", "unknown", "timeout", "error")
 # Seconds that a proof file may take to be written, and to be checked.
 _PROOF = 900.0
 _COLUMNS = ("benchmark", "network", "property", "timeout", "answer", "seconds", "branches",
-            "proof", "proof_files", "check_seconds", "note")  # fmt: skip
+            "replayed", "proof", "proof_files", "proof_seconds", "proof_bytes", "parts",
+            "check_seconds", "load", "note")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,23 +123,54 @@ def run(instance, data, proofs):
         if proofs is not None:
             proofs.mkdir(parents=True, exist_ok=True)
             name = f"{instance.network}-{instance.property}.npz".replace(os.sep, "_")
-            command += ["--proof", proofs / name]
+            command += ["--proof", proofs / name, "--proof-timeout", _PROOF]
+        begin = time.time()
         code, output, seconds = _called(command, instance.timeout + 60 + _PROOF)
-        answer = result.read_text().split()[0] if result.is_file() else "error"
+        text = "error"
+        if result.is_file():
+            # The answer is there before a proof file is written.
+            text, seconds = result.read_text(), result.stat().st_mtime - begin
+    answer = text.split()[0]
     record = {"key": instance.key, **dataclasses.asdict(instance), "answer": answer}
-    record |= {"seconds": seconds, "branches": 0, "proof": None, "proof_files": 0,
-               "check_seconds": None, "note": ""}  # fmt: skip
+    record |= {"seconds": seconds, "branches": 0, "replayed": None, "proof": None,
+               "proof_files": 0, "proof_seconds": None, "proof_bytes": 0, "parts": 0,
+               "check_seconds": None, "load": os.getloadavg()[0], "note": ""}  # fmt: skip
     try:
         found = json.loads(output)
     except json.JSONDecodeError:
         return record | {"note": "ended before it said more" if code is None else "no record"}
     if "error" in found:
         return record | {"note": " ".join(found["error"]["message"].split())}
-    record |= {"seconds": found["seconds"], "note": found["reason"]}
+    record["note"] = found["reason"]
     record["branches"] = sum(box["branches"] for box in found["boxes"])
+    if answer == "sat":
+        record["replayed"] = replayed(network, prop, text)
     if answer == "unsat" and proofs is not None:
+        record["proof_seconds"] = found.get("proof_seconds")
         record |= _checked(found, network, prop)
     return record
+
+
+def replayed(network, prop, text):
+    """Whether onnxruntime gives a result file's outputs for its inputs, and both satisfy the
+    property's file as the exact decimals that they are written as; None for no ONNX file."""
+    if network.suffix != ".onnx":
+        return None
+    import numpy as np
+    import onnxruntime
+
+    from tf_lyapunov.vnnlib.files import read_vnnlib
+
+    pairs = re.findall(r"\(([XY])_(\d+) ([^\s()]+)\)", text)
+    x, y = ([Fraction(v) for kind, _, v in pairs if kind == own] for own in "XY")
+    session = onnxruntime.InferenceSession(str(network), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    shape = [n if isinstance(n, int) else 1 for n in given.shape]
+    single = np.array([float(v) for v in x], np.float32)
+    [found] = session.run(None, {given.name: single.reshape(shape)})
+    same = [Fraction(float(v)) for v in single] == x
+    same = same and [Fraction(float(v)) for v in np.ravel(found)] == y
+    return bool(same and read_vnnlib(prop).holds(x, y))
 
 
 def _checked(found, network, prop):
@@ -142,10 +180,16 @@ def _checked(found, network, prop):
     first, *others = found["proof"]
     also = [word for path in others for word in ("--also", path)]
     command = ["verify", first, network, "--property", prop, *also, "--json"]
-    code, output, seconds = _called(command, _PROOF)
+    code, output, seconds = _called(command, 2 * _PROOF)
     outcome = {0: "verified", 1: "refused"}.get(code, "not checked")
-    note = {} if code == 0 else {"note": " ".join(output.split())[:500]}
-    return {"proof": outcome, "proof_files": len(found["proof"]), "check_seconds": seconds, **note}
+    told = {"note": " ".join(output.split())[:500]}
+    if code == 0:
+        record = json.loads(output)
+        checked = [record, *record.get("also", [])]
+        told = {"parts": sum(part.get("leaves", 0) for part in checked)}
+    sizes = sum(Path(path).stat().st_size for path in found["proof"] if Path(path).is_file())
+    return {"proof": outcome, "proof_files": len(found["proof"]), "proof_bytes": sizes,
+            "check_seconds": seconds, **told}  # fmt: skip
 
 
 def _called(arguments, limit):
@@ -170,25 +214,34 @@ def table(records):
         "# Instances of the VNN-COMP",
         "",
         "Written by `scripts/vnn/run.py`. `unsat`: proved for all real inputs of the property's "
-        "set. `sat`: the counterexample satisfies the property's file exactly, with the outputs of "
-        "onnxruntime and of the Keras model. Seconds include imports and reading.",
+        "set; proof files are checked by `tf-lyapunov verify` in a process of its own. `sat`: the "
+        "counterexample satisfies the property's file exactly, with outputs of onnxruntime, which "
+        "are replayed. Seconds are those of the command in a new process until its answer, "
+        "imports and reading included; proof files are written after it.",
         "",
         f"Machine: {os.cpu_count()} CPUs, {platform.machine()}; Python "
         f"{platform.python_version()}.",
         "",
         "| benchmark | network | instances | unsat | sat | unknown | timeout | error | decided | "
-        "proof files verified | refused | median s | largest s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "sat replayed | proofs verified | refused | median s | largest s | "
+        "writing a proof: median s | largest | checking it: median s | largest | largest kB |",
+        "|" + "---|" * 19,
     ]
     for name, network, held in _groups(records):
         counts = [sum(r["answer"] == a for r in held) for a in ANSWERS]
         decided = [r["seconds"] for r in held if r["answer"] in ("sat", "unsat")]
         verified = sum(r["proof"] == "verified" for r in held)
         refused = sum(r["proof"] == "refused" for r in held)
-        times = [f"{of(decided):.1f}" if decided else "" for of in (statistics.median, max)]
+        replays = sum(r["replayed"] is True for r in held)
+        times = []
+        for which in (decided, *([r[k] for r in held if r[k] is not None]
+                                 for k in ("proof_seconds", "check_seconds"))):  # fmt: skip
+            times += [f"{of(which):.1f}" if which else "" for of in (statistics.median, max)]
         row = [name, network, len(held), *counts, f"{len(decided)} of {len(held)}",
-               f"{verified} of {counts[0]}", refused, *times]  # fmt: skip
+               f"{replays} of {counts[1]}", f"{verified} of {counts[0]}", refused, *times,
+               max(r["proof_bytes"] for r in held) // 1000]  # fmt: skip
         lines.append("| " + " | ".join(map(str, row)) + " |")
+    lines += ["", *_each(records)]
     left = [r for r in records if r["answer"] not in ("sat", "unsat")]
     lines += ["", "## Not decided", ""]
     lines += [f"- {r['key']}: {r['answer']}. {r['note']}" for r in left] or ["None."]
@@ -198,6 +251,23 @@ def table(records):
         "None."
     ]
     return "\n".join(lines) + "\n"
+
+
+def _each(records):
+    """A table of all instances."""
+    lines = [
+        "| instance | answer | s | branches | proof | parts | writing s | checking s | kB | load |",
+        "|" + "---|" * 10,
+    ]
+    for r in records:
+        proof = r["proof"] or {True: "replayed", False: "not replayed"}.get(r["replayed"], "")
+        seconds = [
+            "" if r[k] is None else f"{r[k]:.1f}" for k in ("proof_seconds", "check_seconds")
+        ]
+        row = [r["key"], r["answer"], f"{r['seconds']:.1f}", r["branches"], proof, r["parts"] or "",
+               *seconds, f"{r['proof_bytes'] / 1000:.1f}", f"{r['load']:.1f}"]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    return lines
 
 
 def _groups(records):
@@ -256,7 +326,9 @@ def main(argv=None):
     write(settings.out, done)
     print(f"Written to {settings.out}.", file=sys.stderr)
     chosen = [done[instance.key] for instance in asked]
-    return int(any(r["answer"] == "error" or r["proof"] == "refused" for r in chosen))
+    wrong = [r["answer"] == "error" or r["proof"] == "refused" or r["replayed"] is False
+             for r in chosen]  # fmt: skip
+    return int(any(wrong))
 
 
 def write(out, done):

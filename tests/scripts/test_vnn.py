@@ -53,25 +53,29 @@ def test_instances_are_those_of_the_lists(vnn, data, tmp_path):
     assert only.property == "prop_1.vnnlib" and only.timeout == 116
 
 
-def record(key, answer, proof=None, seconds=1.5, network="net.onnx"):
+def record(key, answer, proof=None, seconds=1.5, network="net.onnx", replayed=None):
     name, _, prop = key.partition("/")
     return {
         "key": key, "benchmark": name, "network": network, "property": prop, "timeout": 116.0,
         "answer": answer, "seconds": seconds, "branches": 7, "proof": proof, "proof_files": 1,
-        "check_seconds": 0.25, "note": "why",
+        "check_seconds": 0.25, "note": "why", "replayed": replayed, "proof_seconds": None,
+        "proof_bytes": 2048, "parts": 3, "load": 1.0,
     }  # fmt: skip
 
 
 def test_tables_count_answers_and_name_what_is_open(vnn):
     held = [
         record("acasxu/a", "unsat", "verified"), record("acasxu/b", "unsat", "none", 4.0),
-        record("acasxu/c", "sat", seconds=0.5), record("acasxu/d", "timeout", seconds=116.0),
+        record("acasxu/c", "sat", seconds=0.5, replayed=True),
+        record("acasxu/d", "timeout", seconds=116.0),
         record("mnistfc/e", "error"),
     ]  # fmt: skip
     text = vnn.table(held)
     assert (
-        "| acasxu | 45 networks | 4 | 2 | 1 | 0 | 1 | 0 | 3 of 4 | 1 of 2 | 0 | 1.5 | 4.0 |" in text
-    )
+        "| acasxu | 45 networks | 4 | 2 | 1 | 0 | 1 | 0 | 3 of 4 | 1 of 1 | 1 of 2 | 0 | 1.5 | 4.0 "
+        "|  |  | 0.2 | 0.2 | 2 |"
+    ) in text
+    assert "| acasxu/c | sat | 0.5 | 7 | replayed | 3 |  | 0.2 | 2.0 | 1.0 |" in text
     assert "- acasxu/d: timeout. why" in text and "- acasxu/b: none. why" in text
     rows = list(csv.DictReader(io.StringIO(vnn.as_csv(held))))
     assert [row["answer"] for row in rows] == ["unsat", "unsat", "sat", "timeout", "error"]
@@ -83,7 +87,7 @@ def test_a_run_continues_where_it_was_cut(vnn, data, tmp_path, monkeypatch):
     def called(arguments, limit):
         calls.append(list(map(str, arguments)))
         if arguments[0] == "verify":
-            return 0, "{}", 0.1
+            return 0, json.dumps({"leaves": 5, "also": [{"leaves": 2}]}), 0.1
         pathlib.Path(arguments[arguments.index("--out") + 1]).write_text("unsat\n")
         proof = [str(arguments[arguments.index("--proof") + 1]), "second.npz"]
         found = {"answer": "unsat", "seconds": 2.0, "reason": "so", "boxes": [{"branches": 3}] * 2,
@@ -97,6 +101,8 @@ def test_a_run_continues_where_it_was_cut(vnn, data, tmp_path, monkeypatch):
     assert [c[0] for c in calls] == ["verify-property", "verify"] * 2
     assert calls[1][-3:] == ["--also", "second.npz", "--json"] and "--property" in calls[1]
     lines = out / "instances.jsonl"
+    first = json.loads(lines.read_text().splitlines()[0])
+    assert first["parts"] == 7 and 0 <= first["seconds"] < 2 and first["proof"] == "verified"
     lines.write_text(lines.read_text() + '{"key": "acasxu/net.keras/prop_1')  # killed there
     del calls[:]
     assert vnn.main(arguments) == 0
@@ -104,6 +110,34 @@ def test_a_run_continues_where_it_was_cut(vnn, data, tmp_path, monkeypatch):
     assert "| 2 | 2 | 0 |" in (out / "RESULTS.md").read_text()
     del calls[:]
     assert vnn.main(arguments) == 0 and calls == []
+
+
+def test_counterexamples_are_run_once_more(vnn, tmp_path, monkeypatch, data):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    graph = onnx.parser.parse_graph("net (float[1, 1] x) => (float[1, 1] y) { y = Relu(x) }")
+    model = onnx.helper.make_model(graph, ir_version=8,
+                                   opset_imports=[onnx.helper.make_opsetid("", 13)])  # fmt: skip
+    onnx.save(model, tmp_path / "n.onnx")
+    text = "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 1))(assert (>= X_0 0))"
+    (tmp_path / "p.vnnlib").write_text(text + "(assert (>= Y_0 0.25))")
+    files = tmp_path / "n.onnx", tmp_path / "p.vnnlib"
+    assert vnn.replayed(*files, "sat\n((X_0 0.5)\n(Y_0 0.5))\n")
+    for wrong in ("(X_0 0.5)\n(Y_0 0.75)", "(X_0 0.125)\n(Y_0 0.125)", "(X_0 2)\n(Y_0 2)",
+                  "(X_0 0.3)\n(Y_0 0.3)"):  # fmt: skip
+        assert not vnn.replayed(*files, f"sat\n({wrong})\n")
+    assert vnn.replayed(tmp_path / "n.keras", files[1], "sat") is None
+
+    def called(arguments, limit):
+        pathlib.Path(arguments[arguments.index("--out") + 1]).write_text("sat\n((X_0 1)\n(Y_0 1))")
+        return 0, json.dumps({"reason": "so", "boxes": [], "proof": []}), 1.0
+
+    monkeypatch.setattr(vnn, "_called", called)
+    for found in (True, False):
+        monkeypatch.setattr(vnn, "replayed", lambda *a, found=found: found)
+        out = tmp_path / str(found)
+        arguments = ["--data", str(data), "--out", str(out), "--only", "acasxu", "--no-proofs"]
+        assert vnn.main(arguments) == int(not found)
 
 
 def test_refused_proofs_and_errors_are_exit_code_1(vnn, data, tmp_path, monkeypatch):

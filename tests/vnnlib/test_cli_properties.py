@@ -1,8 +1,13 @@
 """`verify-property`: from a network's file and a property's to an answer and a checked proof."""
 
+import dataclasses
+import importlib.util
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from fractions import Fraction
 
 import keras
@@ -11,6 +16,7 @@ import pytest
 from command_line import call
 
 from tf_lyapunov.cli import BAD_INPUT, DONE, NOT_PROVED
+from tf_lyapunov.local.inputtree import ProvedBoxes
 from tf_lyapunov.vnnlib import deciding, subjects
 from tf_lyapunov.vnnlib.files import read_vnnlib
 from tf_lyapunov.vnnlib.reading import parse
@@ -212,6 +218,51 @@ def test_without_time_the_answer_is_timeout(folder, tmp_path, capsys):
     assert (tmp_path / "r.txt").read_text() == "timeout\n"
 
 
+def test_a_proof_file_that_the_time_does_not_suffice_for_is_said_to_be_missing(
+    folder, tmp_path, capsys, monkeypatch
+):
+    """As of a proof by parts, whose time is up when the answer is there."""
+    original = deciding.verify_property
+
+    def by_parts(*arguments, **settings):
+        low, high = np.zeros((2, 3)), np.ones((2, 3))
+        high[0, 1] = low[1, 1] = 0.5
+        found = original(*arguments, **settings)
+        return dataclasses.replace(found, leaves=ProvedBoxes(low, high), branches=3)
+
+    monkeypatch.setattr(deciding, "verify_property", by_parts)
+    out, proof = tmp_path / "r.txt", tmp_path / "p.npz"
+    command = ("verify-property", folder / "net.onnx", folder / "unsat.vnnlib", "--out", out,
+               "--overwrite", "--json", "--proof", proof)  # fmt: skip
+    code, text, err = call(capsys, *command, "--proof-timeout", "1e-9")
+    record = json.loads(text)
+    assert record["answer"] == "unsat" and record["boxes"][0]["branches"] == 3
+    assert code == NOT_PROVED and record["proof"] == [] and not proof.exists()
+    assert "it was up. Received: 0 seconds" in record["proof_missing"] and "No proof file" in err
+    assert out.read_text() == "unsat\n"
+    code, text, _ = call(capsys, *command, "--proof-timeout", "60")
+    record = json.loads(text)
+    assert code == DONE and record["proof"] == [str(proof)] and record["proof_seconds"] > 0
+    code, text, _ = call(capsys, "verify", proof, folder / "net.onnx")
+    assert code == DONE and "in 2 parts" in text
+
+
+def test_the_command_about_an_onnx_file_starts_without_tensorflow(folder, tmp_path):
+    """In a process of its own, as users call it."""
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    command = [sys.executable, "-m", "tf_lyapunov.cli", "verify-property", folder / "net.onnx",
+               folder / "unsat.vnnlib", "--proof", tmp_path / "p.npz"]  # fmt: skip
+    done = subprocess.run(
+        command, env=environment | {"PYTHONPROFILEIMPORTTIME": "1"}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "unsat\n", done.stderr[-2000:]
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "keras" in imported and not imported & {"sklearn.base", "IPython.core"}
+    if importlib.util.find_spec("jax") is not None:
+        assert "tensorflow.python" not in imported
+
+
 def test_bad_input_is_said_without_a_traceback_and_the_result_is_error(folder, tmp_path, capsys):
     (tmp_path / "more.vnnlib").write_text(PROPERTIES["unsat"].replace("X_2", "X_2")
                                           + "(declare-const X_3 Real)")  # fmt: skip
@@ -236,6 +287,7 @@ def test_bad_input_is_said_without_a_traceback_and_the_result_is_error(folder, t
         (("--proof", tmp_path / "p.txt"), "must end in .npz"),
         (("--timeout", "-1"), "positive number"),
         (("--timeout", "nan"), "positive number"),
+        (("--proof-timeout", "0"), "positive number"),
         (("--out", tmp_path / "absent" / "r.txt"), "directories that exist"),
         (("--out", unsat, "--overwrite"), "does not replace what it is about"),
     ):

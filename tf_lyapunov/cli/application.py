@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .. import __version__, startup
 
 DONE, NOT_PROVED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -62,11 +62,17 @@ def begun() -> float:
 
 
 def command(function):
-    """`function` as a command that imports the library when it runs, and not for its help."""
+    """`function` as a command that imports the library when it runs, and not for its help.
+
+    With an argument `network` or `model` that is an ONNX file it starts lightly, see `startup`.
+    """
 
     @functools.wraps(function)
     def run(*args, **kwargs):
         _BEGUN.set(time.monotonic())
+        about = [kwargs.get(name) for name in ("network", "model")]
+        if any(isinstance(path, Path) and path.suffix == ".onnx" for path in about):
+            startup.light()
         importlib.import_module("tf_lyapunov.library")
         return function(*args, **kwargs)
 

@@ -44,6 +44,12 @@ def verify_property(
             "where the file's inputs are several boxes.",
         ),
     ] = None,
+    proof_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="For proof files, after the answer. Default: what is left."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the attack's random points.")] = 0,
     overwrite: Replace = False,
     json_: Json = False,
@@ -51,8 +57,8 @@ def verify_property(
     """Decide a VNN-LIB property: sat with a counterexample, unsat, unknown or timeout.
 
     Exit with 0 if it is decided, with 1 if not, or if a proof file that was asked for cannot be
-    written. A counterexample is printed only after onnxruntime (for an ONNX file) and the Keras
-    model have both repeated it.
+    written, in time or at all; RESULT.txt is there before that. A counterexample is printed only
+    after onnxruntime (for an ONNX file) and the Keras model have both repeated it.
 
     Example: [bold]tf-lyapunov verify-property net.onnx prop.vnnlib --timeout 116 --out
     result.txt[/bold]
@@ -62,6 +68,10 @@ def verify_property(
         raise ValueError(f"`--proof` must end in .npz. Received: {proof}.")
     if not 0 < timeout < float("inf"):
         raise ValueError(f"`--timeout` must be a positive number of seconds. Received: {timeout}.")
+    if proof_timeout is not None and not proof_timeout > 0:
+        raise ValueError(
+            f"`--proof-timeout` must be a positive number of seconds. Received: {proof_timeout}."
+        )
     _check_outputs([p for p in (out, proof) if p is not None], (network, prop), overwrite)
     with work(json_):
         from ..vnnlib.answers import result_text
@@ -77,9 +87,13 @@ def verify_property(
         if out is not None:
             write_text(out, text)
         seconds = time.monotonic() - begin
-        written, missing = _proofs(decision, proof, overwrite)
+        end = begin + timeout
+        if proof_timeout is not None:
+            end = time.monotonic() + proof_timeout
+        written, missing = _proofs(decision, proof, overwrite, end)
         if json_:
-            emit(_record(network, prop, decision, seconds, written, missing))
+            since = time.monotonic() - begin - seconds
+            emit(_record(network, prop, decision, seconds, written, missing, since))
         else:
             typer.echo(text, nl=False)
             say(f"{decision.reason} {seconds:.1f} seconds.")
@@ -114,7 +128,7 @@ def _decided(network: Path, prop: Path, deadline: float, seed: int):
     return decide(subject, query, timeout=rest, seed=seed)
 
 
-def _proofs(decision, proof: Path | None, overwrite: bool):
+def _proofs(decision, proof: Path | None, overwrite: bool, end: float):
     """`(paths, why not)` of the proof files of an `unsat` answer."""
     if proof is None or decision.answer != "unsat":
         return [], None
@@ -126,7 +140,7 @@ def _proofs(decision, proof: Path | None, overwrite: bool):
     written = []
     for path, found in zip(paths, decision.found, strict=True):
         try:
-            found.save(path)
+            found.save(path, timeout=max(end - time.monotonic(), 0.0))
         except ValueError as error:
             # Files of some of the boxes alone would pass for the proof of all.
             for other in written:
@@ -136,7 +150,7 @@ def _proofs(decision, proof: Path | None, overwrite: bool):
     return written, None
 
 
-def _record(network, prop, decision, seconds, written, missing):
+def _record(network, prop, decision, seconds, written, missing, proof_seconds):
     counterexample = None
     if decision.x is not None:
         counterexample = {"inputs": decision.x.tolist(), "outputs": decision.y.tolist()}
@@ -159,6 +173,7 @@ def _record(network, prop, decision, seconds, written, missing):
         "counterexample": counterexample,
         "proof": [str(path) for path in written],
         "proof_missing": missing,
+        "proof_seconds": proof_seconds,
     }
 
 

@@ -168,7 +168,7 @@ def failures(network, claim, pieces=(), passes=None):
         if pieces or np.any(np.isfinite(claim.radii)):
             yield 0
             return
-    for nodes, low, high in Leaves(passes, claim).unproved(claim.tree):
+    for nodes, low, high, _ in Leaves(passes, claim).unproved(claim.tree):
         shape = (len(nodes), *claim.center.shape)
         for node, *ends in zip(nodes, low.reshape(shape), high.reshape(shape), strict=True):
             if not claim.holds(passes.lower(box_region(*ends), claim.rows)[0]):
@@ -202,7 +202,8 @@ class Leaves:
                 self.batches = Batches(Surroundings(passes.network, passes.gains, region))
 
     def unproved(self, tree, wanted=None, check=lambda: None):
-        """Yields `(nodes, low, high)`, boxes float64 (n, inputs), of leaves without a proof.
+        """Yields `(nodes, low, high, known)` of leaves without a proof, boxes float64 (n, inputs),
+        and what `lower` takes.
 
         Args:
             tree: `boxtrees.BoxTree`.
@@ -212,7 +213,7 @@ class Leaves:
         low, high = self.claim.low.ravel(), self.claim.high.ravel()
         if self.batches is None:
             for nodes, *ends, _, _ in tree.batches(low, high, _FRONT, wanted=wanted):
-                yield nodes, *ends
+                yield nodes, *ends, None
             return
         bounded, size = self.batches, self.batches.numbers + 2 * low.size
         count, step = (max(n // size, 1) for n in (_FRONT_NUMBERS, _LEAF_NUMBERS))
@@ -230,7 +231,15 @@ class Leaves:
                     is_open.append(~self.wanted.holds(lower))
                 is_open = np.concatenate(is_open)
                 if np.any(is_open):
-                    yield nodes[is_open], low[is_open], high[is_open]
+                    held = known.take(owner[is_open])
+                    yield nodes[is_open], low[is_open], high[is_open], held
+
+    def deficits(self, low, high, known):
+        """By how much rows of every set miss what is wanted on boxes, all sets together, (n,)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            excess = self.batches.lower(low, high, known, self.claim.rows) - self.wanted.bounds
+            best = np.maximum.reduceat(excess, self.claim.starts, axis=1)
+            return -np.minimum(best, 0.0).sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
