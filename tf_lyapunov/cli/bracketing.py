@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, say, work
-from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target
+from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target, open_target
 
 
 def bracket(
@@ -42,10 +42,9 @@ def bracket(
         from ..evaluation.bracket import bracket as compute
         from ..evaluation.report import write_report
         from ..evaluation.results import Results
-        from ..experiments import runner
         from ..experiments.files import write_json
 
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with open_target(target, data, data_dir, download) as opened:
             x, y = opened.arrays(split, samples)
             found = compute(
                 opened.model,
