@@ -54,6 +54,7 @@ vanilla = tfl.evaluate(model, x_test, y_test, path="vanilla/suite")
 
 SETUPS = {
     ("README.md", 0): "",
+    ("README.md", 1): "import pytest\npytest.importorskip('torch')\n",
     ("guide.md", 0): _images("784"),
     ("guide.md", 1): _SEVERAL,
     ("brackets.md", 0): _images("12", count=6) + _dense(12),

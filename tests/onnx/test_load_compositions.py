@@ -102,6 +102,23 @@ FOUND = {
         [("Exp", "x", "e"), ("ReduceSum", "e last", "s"), ("Div", "e s", "y")],
         {"last": np.array([-1])}, "Softmax",
     ),
+    "rectifier by a choice": (
+        [("Greater", "x zero", "a"), ("Where", "a x zero", "y")], numbers(zero=0), "relu",
+    ),
+    "leaky rectifier by a choice": (
+        [("LessOrEqual", "x zero", "a"), ("Mul", "x slope", "b"), ("Where", "a b x", "y")],
+        numbers(zero=0, slope=0.25), "LeakyReLU",
+    ),
+    "choice by a constant": (
+        [("Where", "mask x z", "y")], {"mask": np.arange(4) > 1}, "Add",
+    ),
+    "choice of a constant": (
+        [("Where", "mask fill x", "y")],
+        {"mask": np.arange(12).reshape(3, 4) > 7, "fill": np.float32(0.5)}, "Rescaling",
+    ),
+    "running sums": (
+        [("CumSum", "x axis", "y", {"reverse": 1})], {"axis": np.array(1)}, "Dense",
+    ),
     "GELU of a product": (
         [("Mul", "z half", "x0"), ("Div", "x0 root", "a"), ("Erf", "a", "b"), ("Add", "b one", "c"),
          ("Mul", "x0 c", "d"), ("Mul", "d half", "y")],
@@ -120,6 +137,9 @@ NEAR = {
     "positions of the largest": (
         [("TopK", "x two", "t i", {"axis": 1}), ("Cast", "i", "j", {"to": 1}), ("Add", "j t", "y")],
         {"two": np.array([2])},
+    ),
+    "choice that jumps": (
+        [("Greater", "x zero", "a"), ("Where", "a x one", "y")], numbers(zero=0, one=1),
     ),
     "logarithm of another": ([("Softplus", "x", "s"), ("Log", "s", "y")], {}),
     "another sum of powers": (

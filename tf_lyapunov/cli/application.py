@@ -43,7 +43,7 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a field: training.epochs=9."),
 ]
 Target = Annotated[
-    Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, or .keras file.")
+    Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, or .keras or .onnx file.")
 ]
 Data = Annotated[
     str | None, typer.Option(help="Data set. Default: the one the run was trained on.")
@@ -108,3 +108,41 @@ def model_file(target: Path) -> Path:
     from ..experiments.files import MODEL
 
     return target / MODEL if target.is_dir() else target
+
+
+def read_model(path: Path):
+    """`(Keras model, what was compared in words)` of a `.keras` or `.onnx` file.
+
+    The words are None for a `.keras` file. What commands open models with.
+    """
+    if path.suffix != ".onnx" or not path.is_file():
+        from ..modelfile import load_model
+
+        return load_model(path), None
+    from ..onnx.load import load_onnx
+
+    program = load_onnx(path)
+    checked = program.validation
+    return program.keras_model, (
+        f"Tested, not proved: {path.name} was read as a Keras model with the file's weights, and "
+        f"{checked.values} of its values agreed with onnxruntime's on {checked.inputs} random "
+        "inputs, within a bound on their rounding."
+    )
+
+
+def load_model(path: Path):
+    """The model of `read_model`; what was compared is said."""
+    from ..terminal import say
+
+    model, words = read_model(Path(path))
+    if words is not None:
+        say(words)
+    return model
+
+
+def open_target(target: Path, data: str | None, data_dir: Path | None, download: bool):
+    """A run directory or a file of any kind that is read, with data: a context of `Opened`."""
+    from ..experiments import targets
+    from ..terminal import say
+
+    return targets.open_target(target, data, data_dir, download, load=load_model, say=say)

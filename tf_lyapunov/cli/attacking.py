@@ -6,8 +6,19 @@ from typing import Annotated
 
 import typer
 
-from ..terminal import emit, print_rows, say, work
-from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target, numbers
+from ..terminal import emit, print_rows, work
+from .application import (
+    Data,
+    DataDir,
+    Download,
+    Json,
+    Out,
+    Samples,
+    Split,
+    Target,
+    numbers,
+    open_target,
+)
 
 
 def attack(
@@ -40,7 +51,7 @@ def attack(
 
         box = None if bounds is None else numbers("--bounds", bounds)
         spec = {"name": method, "norm": norm, "steps": steps, "restarts": restarts, "loss": loss}
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with open_target(target, data, data_dir, download) as opened:
             found = runner.attack_target(
                 opened, [{**spec, "bounds": box}], radius or opened.radii, split, samples, out=out
             )

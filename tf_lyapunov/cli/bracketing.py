@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, say, work
-from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target
+from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target, open_target
 
 
 def bracket(
@@ -43,10 +43,9 @@ def bracket(
         from ..evaluation.examples import bracket_examples
         from ..evaluation.report import write_report
         from ..evaluation.results import Results
-        from ..experiments import runner
         from ..experiments.files import write_json
 
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with open_target(target, data, data_dir, download) as opened:
             x, y = opened.arrays(split, samples)
             found = compute(
                 opened.model,

@@ -19,6 +19,8 @@ from .application import (
     Split,
     Target,
     model_file,
+    open_target,
+    read_model,
 )
 
 
@@ -80,7 +82,7 @@ def certify(
     with work(json_):
         from ..experiments import runner
 
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with open_target(target, data, data_dir, download) as opened:
             certificate = runner.certify_target(
                 opened,
                 split,
@@ -202,7 +204,7 @@ def verify(
                 ) from None
         if also and prop is None:
             raise ValueError("`--also` goes with `--property`. Received: no property.")
-        opened, words = _opened(model)
+        opened, words = read_model(model_file(model))
         results = [check(path, opened, shape) for path in (proof, *(also or []))]
         holds, told = all(result.holds for result in results), {}
         if prop is not None:
@@ -217,23 +219,6 @@ def verify(
             typer.echo("\n".join([*(r.explain() for r in results), *_sentences(told, prop)]))
     if not holds:
         raise typer.Exit(NOT_PROVED)
-
-
-def _opened(model: Path):
-    """`(Keras model, what was compared in words)`; None instead of words for a `.keras` file."""
-    if model.suffix != ".onnx":
-        from ..modelfile import load_model
-
-        return load_model(model_file(model)), None
-    from ..onnx.load import load_onnx
-
-    program = load_onnx(model)
-    checked = program.validation
-    return program.keras_model, (
-        f"Tested, not proved: {model.name} was read as a Keras model with the file's weights, and "
-        f"{checked.values} of its values agreed with onnxruntime's on {checked.inputs} random "
-        "inputs, within a bound on their rounding."
-    )
 
 
 def _compared(prop: Path, model, results, holds: bool) -> dict:

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, print_rows, say, work
-from .application import Data, DataDir, Download, Json, Out, Replace, Samples, Split, Target
+from .application import (
+    Data,
+    DataDir,
+    Download,
+    Json,
+    Out,
+    Replace,
+    Samples,
+    Split,
+    Target,
+    open_target,
+)
 
 _SUITE = "Suite"
 
@@ -121,7 +132,7 @@ def evaluate(
     with work(json_):
         from ..experiments import runner
 
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with open_target(target, data, data_dir, download) as opened:
             if suite:
                 found = _suite(opened, chosen, split, samples, radius, data_dir)
             else:

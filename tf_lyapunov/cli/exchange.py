@@ -10,7 +10,7 @@ import typer
 
 from ..digits import at_most
 from ..terminal import emit, say, work
-from .application import NOT_PROVED, Json, Replace, Target, model_file, numbers
+from .application import NOT_PROVED, Json, Replace, Target, load_model, model_file, numbers
 
 _FOREIGN = "Networks of other tools"
 
@@ -43,7 +43,7 @@ def export_mat(
     """
     refuse_existing([out], overwrite)
     with work(json_):
-        from .. import matlab, modelfile
+        from .. import matlab
         from ..experiments import files
 
         if target.is_dir():
@@ -57,7 +57,7 @@ def export_mat(
             "design": design and _read_design(design),
             "certificate": certificate and _read_certificate(certificate),
         }
-        model = modelfile.load_model(model_file(target))
+        model = load_model(model_file(target))
         matlab.export_mat(out, model=model, input_shapes=_shapes(input_shape), **parts)
         holds = ["network", *(name for name, part in parts.items() if part is not None)]
         if json_:
@@ -216,10 +216,9 @@ def export_onnx(
     """
     refuse_existing([out], overwrite)
     with work(json_):
-        from .. import modelfile
         from ..onnx.export import export_onnx as export
 
-        model = modelfile.load_model(model_file(target))
+        model = load_model(model_file(target))
         found = export(
             model, out, dtype=dtype, opset=opset, input_shapes=_shapes(input_shape)
         )  # fmt: skip

@@ -20,6 +20,7 @@ from .application import (
     Split,
     Target,
     begun,
+    open_target,
 )
 from .exchange import refuse_existing
 
@@ -211,14 +212,13 @@ def export_vnnlib(
         )
     with work(json_):
         from ..certification.certificate import Certificate
-        from ..experiments import runner
         from ..vnnlib.exporting import export_vnnlib as export
 
         claim = {"radius": radius}
         if certificate is not None:
             claim = {"certificate": Certificate.load(certificate)}
             samples = len(claim["certificate"]) if samples is None else samples
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with open_target(target, data, data_dir, download) as opened:
             x, y = opened.arrays(split, samples)
             if certificate is None:
                 claim["labels"] = y

@@ -94,6 +94,8 @@ class Opened:
                     f"The model does not take the data. Received: inputs of shape {x.shape[1:]} "
                     f"from {self.data.name!r} for a model of input shape {shape}."
                 )
+            if len(have) == 3 and shape == (have[-1], *have[:-1]):
+                x = np.ascontiguousarray(np.moveaxis(x, -1, 1))  # channels first, as PyTorch's
             x = x.reshape(-1, *shape)
         return x, y
 
@@ -175,15 +177,17 @@ def open_target(
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
     *,
+    load: Callable[[Path], Any] = load_model,
     say: Say = lambda message: None,
 ) -> Iterator[Opened]:
-    """A run directory or a `.keras` file, with data to test it on.
+    """A run directory or a model file, with data to test it on.
 
     Args:
         target: run directory, or model file.
         data: name of a data set; default the one of the run.
         data_dir: TensorFlow Datasets directory.
         download: fetch the data set if it is missing.
+        load: reads a model file; by default `.keras` files alone.
         say: called with messages for the user.
 
     Raises:
@@ -202,7 +206,7 @@ def open_target(
                 "A model file does not say which data it is for. Received: no `--data`. Choose "
                 f"one of {', '.join(arrays.NAMES)}."
             )
-        model = load_model(target)
+        model = load(target)
         yield Opened(model, arrays.load(data, data_dir, download=download), say=say)
         return
     with open_run(target) as run:

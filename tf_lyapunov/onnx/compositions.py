@@ -331,6 +331,19 @@ def _sparse_plus(finder, node):
     return ("SparsePlus", less.inputs[0], {}) if same else None
 
 
+def _rectified(finder, node):
+    """x where x > 0, and s·x elsewhere, s ≥ 0."""
+    condition, first, second = node.inputs
+    test = finder.giver(condition, "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+    if test is None or finder.number(test.inputs[1]) != 0:
+        return None
+    x = test.inputs[0]
+    above, below = (first, second) if test.kind.startswith("Greater") else (second, first)
+    signal, slope = (x, 0.0) if finder.number(below) == 0 else finder.linear(below, x)
+    fits = above == x == signal and slope >= 0
+    return ("Rectified", x, {"alpha": slope}) if fits else None
+
+
 def _bent(finder, node):
     """clip(x, 0, m) + s·min(x, 0)."""
     above = _two(finder, node) and finder.giver(node.inputs[0], "Clip")
@@ -355,4 +368,5 @@ _PATTERNS = {
     "Log": (_log_sigmoid,),
     "Sub": (_tanh_shrink,),
     "Add": (_sparse_plus, _bent),
+    "Where": (_rectified,),
 }

@@ -64,13 +64,16 @@ def check_known(node):
 
 _FLOW = "what it computes is decided while it runs"
 _STEPS = "it is discontinuous, so that it has no Lipschitz constant"
+_NO_LAYER = "no function that the library knows the slopes of computes it"
 _STEEP = "its slope is not bounded, so that it has no global Lipschitz constant"
 _MEMORY = "recurrent layers are not read"
 _WHY = {
     **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), _FLOW),
     **dict.fromkeys(("ArgMax", "ArgMin", "Sign", "Round", "Floor", "Ceil"), _STEPS),
-    **dict.fromkeys(("Greater", "Less", "Equal", "Where", "OneHot", "Hardmax", "Mod"), _STEPS),
+    **dict.fromkeys(("Greater", "Less", "Equal", "OneHot", "Hardmax", "Mod"), _STEPS),
     **dict.fromkeys(("Exp", "Log", "Sqrt", "Pow", "Reciprocal", "Tan", "Sinh", "Cosh"), _STEEP),
+    **dict.fromkeys(("GreaterOrEqual", "LessOrEqual", "NonZero", "Unique"), _STEPS),
+    **dict.fromkeys(("Sin", "Cos", "Atan", "Asinh", "Erf", "ReduceLogSumExp"), _NO_LAYER),
     **dict.fromkeys(("RNN", "LSTM", "GRU"), _MEMORY),
     **dict.fromkeys(
         ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger"),

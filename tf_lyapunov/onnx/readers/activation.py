@@ -192,6 +192,13 @@ def _clip(build, node, values):
     return clipped(build, node, values[0], *limits)
 
 
+def _rectified(build, node, values):
+    """A choice by the sign, which `compositions` found."""
+    if node.get("alpha") == 0:
+        return activated(build, node, values[0], "relu")
+    return _leaky_relu(build, node, values)
+
+
 def _bent(build, node, values):
     """A rectifier with a limit and a slope below zero, which `compositions` found."""
     settings = {name: node.get(name) for name in ("max_value", "negative_slope")}
@@ -240,5 +247,6 @@ READERS = {
     "tf_lyapunov.TanhShrink": (0, _plain("tanh_shrink")),
     "tf_lyapunov.SparsePlus": (0, _plain("sparse_plus")),
     "tf_lyapunov.Bent": (0, _bent),
+    "tf_lyapunov.Rectified": (0, _rectified),
     "tf_lyapunov.SquarePlus": (0, _square_plus),
 }

@@ -6,7 +6,10 @@ import numpy as np
 from tf_lyapunov.onnx.foreign import BadGraph, NotRead
 from tf_lyapunov.onnx.signals import Signal, plain, size_of
 
-_PRODUCT = "a product of two signals has no global Lipschitz constant"
+_PRODUCT = (
+    "a product of two signals has no global Lipschitz constant (gated units, attention, "
+    "squeeze-and-excitation)"
+)
 
 
 def dense(build, node, signal, place, kernel, bias=None, suffix=""):
@@ -242,6 +245,37 @@ def _div(build, node, values):
     return divided(build, node, a, b)
 
 
+def _where(build, node, values):
+    """Entries of two values, chosen by a constant: each times its mask."""
+    condition, *given = values
+    if not isinstance(condition, np.ndarray):
+        raise NotRead("it chooses by its input, which jumps where the two choices differ")
+    masks = [np.asarray(condition, bool), ~np.asarray(condition, bool)]
+    signals = [(v, m) for v, m in zip(given, masks, strict=True) if isinstance(v, Signal)]
+    parts = [
+        multiplied(build, node, v, m.astype(v.dtype), f"_{'kept' if m is masks[0] else 'other'}")
+        for v, m in signals
+    ]
+    if len(parts) == 2:
+        return added(build, node, parts)
+    constant = next(np.where(m, v, 0) for v, m in zip(given, masks, strict=True)
+                    if not isinstance(v, Signal))  # fmt: skip
+    return shifted(build, node, parts[0], constant)
+
+
+def _cumulated(build, node, values):
+    """Running sums along an axis: a triangular matrix."""
+    signal, axis = values
+    if not isinstance(axis, np.ndarray) or axis.size != 1:
+        raise NotRead("its axis is computed from inputs")
+    place = signal.sample_axis(int(axis.reshape(())))
+    size = signal.sample[place]
+    build.check_bytes(8 * size * size)
+    kernel = np.triu(np.ones((size, size), signal.dtype), bool(node.get("exclusive", 0)))
+    kernel = kernel.T if node.get("reverse", 0) else kernel
+    return dense(build, node, signal, place, kernel)
+
+
 def _dense_with_bias(build, node, values):
     """MatMul and the Add of a vector behind it, which `patterns` joined."""
     signal, kernel, bias = values
@@ -255,5 +289,7 @@ READERS = {
     "Sub": (14, _sub),
     "Mul": (14, _mul),
     "Div": (14, _div),
+    "Where": (16, _where),
+    "CumSum": (14, _cumulated),
     "tf_lyapunov.Dense": (0, _dense_with_bias),
 }
