@@ -136,6 +136,12 @@ class Browser:
     def run(self, script, *arguments):
         return self.driver.execute_script(script, *arguments)
 
+    def write(self, selector, text):
+        """With a mouse and keys, as a reader does."""
+        field = self.driver.find_element("css selector", selector)
+        field.click()
+        field.send_keys(text)
+
     def until(self, script, seconds=15):
         """The first true answer of a script, or None."""
         end = time.monotonic() + seconds
@@ -238,15 +244,7 @@ def _search(browser, start, name, shots=None):
     for words in SOUGHT:
         browser.forget(start)
         browser.open(f"{start}/{name}")
-        field = "document.querySelector('.md-search__input')"
-        browser.run(
-            f"document.querySelector('[data-md-toggle=search]').checked = true; {field}.focus()"
-        )
-        browser.run(
-            f"{field}.value = arguments[0]; {field}.dispatchEvent(new KeyboardEvent('keyup'));"
-            f"{field}.dispatchEvent(new Event('input', {{bubbles: true}}))",
-            words,
-        )
+        browser.write(".md-search__input", words)
         found = browser.until(
             "return [...document.querySelectorAll('.md-search-result__link')].map(a => a.href)"
         )
