@@ -46,7 +46,7 @@ def test_a_tutorial_runs_in_colab_from_its_first_cells(source):
 def test_what_a_tutorial_printed_is_shown_and_names_no_machine(source):
     notebook = written(source)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert sum(bool(cell["outputs"]) for cell in code) >= 3
+    assert sum(bool(cell["outputs"]) for cell in code) >= 2
     assert not any(o["output_type"] == "error" for cell in code for o in cell["outputs"])
     shown = json.dumps([cell["outputs"] for cell in code if cell["outputs"]])
     assert not re.search(r"/(?:tmp|home|root|work|usr)/", shown)
