@@ -14,14 +14,13 @@ wheel="$(realpath dist/*.whl)"
 readme="$PWD/README.md"
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
+unset PYTHONPATH  # what runs is the wheel, outside of the checkout and without its path
 for backend in $backends; do
   "$venv/bin/python" -m venv "$folder/$backend"
   # scikit-learn has the example's data.
   "$folder/$backend/bin/python" -m pip install --quiet --disable-pip-version-check \
     "$wheel" scikit-learn "$backend"
-  # Outside of the checkout, and without its path: what runs is the wheel.
-  (cd "$folder" && env -u PYTHONPATH KERAS_BACKEND="$backend" \
-    "$folder/$backend/bin/python" - "$readme" "$backend" <<'PYTHON'
+  (cd "$folder" && KERAS_BACKEND="$backend" "$folder/$backend/bin/python" - "$readme" "$backend" <<'PYTHON'
 import importlib.util
 import pathlib
 import re

@@ -13,12 +13,22 @@ from setups import IMPORTS, SETUPS
 from tf_lyapunov.cli import DONE, main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
 BLOCK = re.compile(
     r"(<!-- not run: (?P<why>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
 # Pages whose code takes longer than a few seconds.
 SLOW = {"localized.md", "brackets.md", "scale.md"}
+
+
+def key(page):
+    """The page's name in `SETUPS`: its place in docs/."""
+    return page.name if page.parent == ROOT else page.relative_to(ROOT / "docs").as_posix()
 
 
 def blocks(page, kind):
@@ -42,7 +52,7 @@ def pages(kind):
     for page in PAGES:
         if any(commands(page) if kind == "bash" else blocks(page, kind)):
             yield pytest.param(
-                page, id=page.name, marks=pytest.mark.slow if page.name in SLOW else ()
+                page, id=key(page), marks=pytest.mark.slow if key(page) in SLOW else ()
             )
 
 
@@ -52,7 +62,7 @@ def test_python_on_a_page_runs_as_written(page, tmp_path, monkeypatch):
     held = {"__name__": "page"}
     exec(IMPORTS, held)
     for i, (line, text) in enumerate(blocks(page, "python")):
-        exec(SETUPS.get((page.name, i), ""), held)
+        exec(SETUPS.get((key(page), i), ""), held)
         # Line numbers of the page in what fails.
         exec(compile("\n" * line + text, str(page), "exec"), held)
 

@@ -92,6 +92,14 @@ def logits(model, x, *, batch_size: int = 256) -> np.ndarray:
 
     Returns:
         float64 array `(n, outputs)`.
+
+    Example:
+
+    >>> import keras
+    >>> identity = keras.layers.Dense(2, "softmax", kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), identity])
+    >>> logits(model, np.array([[3.0, 1.0]])).tolist()
+    [[3.0, 1.0]]
     """
     if Inputs.of(model).several:
         rows, packing = packed_inputs(model, x)
@@ -156,6 +164,19 @@ def accuracy_under_attack(
         TypeError: if `attacks` does not map names to functions of a radius.
         ValueError: for radii that are negative or not finite, no inputs, labels out of range, or a
             certificate of another number of inputs.
+
+    Example:
+
+    >>> import keras
+    >>> from tf_lyapunov import L2
+    >>> from tf_lyapunov.attacks import FGM
+    >>> identity = keras.layers.Dense(2, kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), identity])
+    >>> x, y = np.array([[3.0, 1.0], [1.2, 1.0]]), np.array([0, 0])
+    >>> attacks = {"FGM": lambda radius: FGM(L2(radius))}
+    >>> [row] = accuracy_under_attack(model, x, y, attacks, [0.5])
+    >>> row["clean"], row["attacked"]
+    (1.0, {'FGM': 0.5})
     """
     x, labels = _checked(x, y, certificate)
     check_is_l2(certificate)

@@ -23,6 +23,11 @@ def render_report(results: Results) -> str:
     Raises:
         ImportError: if Jinja2 is not installed. Without Matplotlib the figures of a bracket are
             left out and the page says so.
+
+    Example:
+
+    >>> "<title>Digits" in render_report(Results("Digits"))
+    True
     """
     try:
         import jinja2  # noqa: F401
@@ -92,6 +97,13 @@ def write_report(results: Results, path: str | os.PathLike) -> Path:
 
     Raises:
         ImportError: if Jinja2 is not installed.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_report(Results("Digits"), Path(folder, "report.html")).name
+    'report.html'
     """
     path = Path(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +132,11 @@ def terminal_table(results: Results):
 
     Returns:
         A `rich.console.Group`; print it with `rich.console.Console().print(...)`.
+
+    Example:
+
+    >>> type(terminal_table(Results("Digits"))).__name__
+    'Group'
     """
     try:
         from rich.console import Group

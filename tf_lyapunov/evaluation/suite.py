@@ -348,6 +348,13 @@ def load_suite(path: str | os.PathLike) -> SuiteResult:
 
     Raises:
         ValueError: if there is none, or it is damaged.
+
+    Example:
+
+    >>> load_suite("nowhere")
+    Traceback (most recent call last):
+    ...
+    ValueError: There is no suite here. Received: nowhere.
     """
     file = Path(path)
     file = file / STATE if file.is_dir() else file

@@ -95,6 +95,13 @@ class Design(Shown):
         gain_upper_bound: gain that the budgets prove, whatever the verdict on the claim.
         layer_proofs: per layer the rule by which its budget implies its indices, or `None`.
         verdict: `"PROVED"` if the budgets imply the claim, else `"NOT_PROVED"`.
+
+    Example:
+
+    >>> import tf_lyapunov as tfl
+    >>> design = tfl.spectral_design(gain=1.0, sectors=["relu", "linear"])
+    >>> design.verdict, [round(budget, 4) for budget in design.budgets]
+    ('PROVED', [1.0, 1.0])
     """
 
     claim: Indices

@@ -61,6 +61,7 @@ def supply(dx, dy, indices: Indices) -> np.ndarray:
 
 
 def finite_matrix(weight) -> np.ndarray:
+    """`weight` as a finite float64 matrix, or an error that says what it is instead."""
     weight = np.asarray(weight, dtype=np.float64)
     if weight.ndim != 2 or 0 in weight.shape or not np.all(np.isfinite(weight)):
         raise ValueError(

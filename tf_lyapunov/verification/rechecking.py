@@ -128,6 +128,18 @@ def verify(proof_path, model_or_path, input_shape=None):
         ModelFileError: the model's file cannot be read.
         UnsupportedLayerError: naming a layer that the verifier does not know.
         ValueError: the model leaves sizes open and `input_shape` is missing, or does not fit.
+
+    Example:
+
+    >>> import keras, os, tempfile
+    >>> import tf_lyapunov as tfl
+    >>> identity = keras.layers.Dense(2, kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), identity])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "proof.npz")
+    ...     tfl.certify(model, np.array([[3.0, 1.0]], "float32")).save(file)
+    ...     verify(file, model).holds
+    True
     """
     begin = time.monotonic()
     header, arrays = archive.read(proof_path)

@@ -65,6 +65,17 @@ def export_vnnlib(model, x, folder, *, certificate=None, labels=None, radius=Non
         ValueError: for another norm, another model's certificate, labels or radii that do not fit,
             a claim about nothing, or files that are there; nothing is written then.
         ImportError: without the extra `onnx`.
+
+    Example:
+
+    >>> import keras, tempfile
+    >>> identity = keras.layers.Dense(2, kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), identity])
+    >>> x = np.array([[3.0, 1.0]], "float32")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = export_vnnlib(model, x, folder, labels=[0], radius=0.5)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['input-0.vnnlib', 'instances.csv', 'network.onnx']
     """
     network = read_network(model)
     x, labels, radii = _claimed(network, x, certificate, labels, radius, norm, bounds)
