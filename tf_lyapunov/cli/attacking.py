@@ -7,12 +7,26 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, print_rows, say, work
-from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target, numbers
+from .application import (
+    Data,
+    DataDir,
+    Download,
+    Json,
+    Label,
+    Out,
+    Pixels,
+    Samples,
+    Split,
+    Target,
+    numbers,
+)
 
 
 def attack(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     method: Annotated[str, typer.Option(help="pgd or fgm.")] = "pgd",
@@ -40,7 +54,9 @@ def attack(
 
         box = None if bounds is None else numbers("--bounds", bounds)
         spec = {"name": method, "norm": norm, "steps": steps, "restarts": restarts, "loss": loss}
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with runner.open_target(
+            target, data, data_dir, download, label=label, pixels=pixels, say=say
+        ) as opened:
             found = runner.attack_target(
                 opened, [{**spec, "bounds": box}], radius or opened.radii, split, samples, out=out
             )

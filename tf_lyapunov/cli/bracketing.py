@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, say, work
-from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target
+from .application import Data, DataDir, Download, Json, Label, Out, Pixels, Samples, Split, Target
 
 
 def bracket(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     published: Annotated[
@@ -45,7 +47,9 @@ def bracket(
         from ..experiments import runner
         from ..experiments.files import write_json
 
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with runner.open_target(
+            target, data, data_dir, download, label=label, pixels=pixels, say=say
+        ) as opened:
             x, y = opened.arrays(split, samples)
             found = compute(
                 opened.model,

@@ -14,7 +14,9 @@ from .application import (
     DataDir,
     Download,
     Json,
+    Label,
     Out,
+    Pixels,
     Samples,
     Split,
     Target,
@@ -25,6 +27,8 @@ from .application import (
 def certify(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     require: Annotated[
@@ -80,7 +84,9 @@ def certify(
     with work(json_):
         from ..experiments import runner
 
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with runner.open_target(
+            target, data, data_dir, download, label=label, pixels=pixels, say=say
+        ) as opened:
             certificate = runner.certify_target(
                 opened,
                 split,

@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, print_rows, say, work
-from .application import Data, DataDir, Download, Json, Out, Replace, Samples, Split, Target
+from .application import (
+    Data,
+    DataDir,
+    Download,
+    Json,
+    Label,
+    Out,
+    Pixels,
+    Replace,
+    Samples,
+    Split,
+    Target,
+)
 
 _SUITE = "Suite"
 
@@ -17,6 +29,8 @@ _SUITE = "Suite"
 def evaluate(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     radius: Annotated[
@@ -121,7 +135,9 @@ def evaluate(
     with work(json_):
         from ..experiments import runner
 
-        with runner.open_target(target, data, data_dir, download, say=say) as opened:
+        with runner.open_target(
+            target, data, data_dir, download, label=label, pixels=pixels, say=say
+        ) as opened:
             if suite:
                 found = _suite(opened, chosen, split, samples, radius, data_dir)
             else:
