@@ -46,7 +46,18 @@ Target = Annotated[
     Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory, or .keras or .onnx file.")
 ]
 Data = Annotated[
-    str | None, typer.Option(help="Data set. Default: the one the run was trained on.")
+    str | None,
+    typer.Option(
+        help="Data set, .npz, .csv or folder of images by class. Default: that of the run."
+    ),
+]
+Label = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column, array or feature with the labels of own data."),
+]
+Pixels = Annotated[
+    str | None,
+    typer.Option(help="Own data: half (x/255 - 0.5), unit (x/255) or raw, as the model takes it."),
 ]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 Samples = Annotated[int | None, typer.Option(help="Only the first so many examples.")]
@@ -140,9 +151,17 @@ def load_model(path: Path):
     return model
 
 
-def open_target(target: Path, data: str | None, data_dir: Path | None, download: bool):
+def open_target(
+    target: Path,
+    data: str | None,
+    data_dir: Path | None,
+    download: bool,
+    label: str | None = None,
+    pixels: str | None = None,
+):
     """A run directory or a file of any kind that is read, with data: a context of `Opened`."""
     from ..experiments import targets
     from ..terminal import say
 
-    return targets.open_target(target, data, data_dir, download, load=load_model, say=say)
+    options = {"label": label, "pixels": pixels, "load": load_model, "say": say}
+    return targets.open_target(target, data, data_dir, download, **options)

@@ -12,7 +12,9 @@ from .application import (
     DataDir,
     Download,
     Json,
+    Label,
     Out,
+    Pixels,
     Samples,
     Split,
     Target,
@@ -24,6 +26,8 @@ from .application import (
 def attack(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     method: Annotated[str, typer.Option(help="pgd or fgm.")] = "pgd",
@@ -51,7 +55,7 @@ def attack(
 
         box = None if bounds is None else numbers("--bounds", bounds)
         spec = {"name": method, "norm": norm, "steps": steps, "restarts": restarts, "loss": loss}
-        with open_target(target, data, data_dir, download) as opened:
+        with open_target(target, data, data_dir, download, label, pixels) as opened:
             found = runner.attack_target(
                 opened, [{**spec, "bounds": box}], radius or opened.radii, split, samples, out=out
             )

@@ -8,12 +8,26 @@ from typing import Annotated
 import typer
 
 from ..terminal import emit, say, work
-from .application import Data, DataDir, Download, Json, Out, Samples, Split, Target, open_target
+from .application import (
+    Data,
+    DataDir,
+    Download,
+    Json,
+    Label,
+    Out,
+    Pixels,
+    Samples,
+    Split,
+    Target,
+    open_target,
+)
 
 
 def bracket(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     published: Annotated[
@@ -45,7 +59,7 @@ def bracket(
         from ..evaluation.results import Results
         from ..experiments.files import write_json
 
-        with open_target(target, data, data_dir, download) as opened:
+        with open_target(target, data, data_dir, download, label, pixels) as opened:
             x, y = opened.arrays(split, samples)
             found = compute(
                 opened.model,

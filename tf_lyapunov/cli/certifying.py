@@ -14,7 +14,9 @@ from .application import (
     DataDir,
     Download,
     Json,
+    Label,
     Out,
+    Pixels,
     Samples,
     Split,
     Target,
@@ -27,6 +29,8 @@ from .application import (
 def certify(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     require: Annotated[
@@ -82,7 +86,7 @@ def certify(
     with work(json_):
         from ..experiments import runner
 
-        with open_target(target, data, data_dir, download) as opened:
+        with open_target(target, data, data_dir, download, label, pixels) as opened:
             certificate = runner.certify_target(
                 opened,
                 split,

@@ -14,7 +14,9 @@ from .application import (
     DataDir,
     Download,
     Json,
+    Label,
     Out,
+    Pixels,
     Replace,
     Samples,
     Split,
@@ -28,6 +30,8 @@ _SUITE = "Suite"
 def evaluate(
     target: Target,
     data: Data = None,
+    label: Label = None,
+    pixels: Pixels = None,
     split: Split = "test",
     samples: Samples = None,
     radius: Annotated[
@@ -132,7 +136,7 @@ def evaluate(
     with work(json_):
         from ..experiments import runner
 
-        with open_target(target, data, data_dir, download) as opened:
+        with open_target(target, data, data_dir, download, label, pixels) as opened:
             if suite:
                 found = _suite(opened, chosen, split, samples, radius, data_dir)
             else:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 
 from ..errors import DatasetNotFound
-from . import prepared, streams
+from . import own, parts, prepared, streams
+from .dataset import Dataset
 from .epochs import EpochNumber
 from .prepared import PREPARED
 
@@ -27,43 +27,6 @@ NAMES = (*EMBEDDED, *PREPARED, *STREAMED)
 _RELEASED = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images and labels of one data set, split in three.
-
-    Attributes:
-        name: the data set's name.
-        x_train, x_val, x_test: float32 arrays of shape (n, height, width, channels).
-        y_train, y_val, y_test: int64 labels of shape (n,).
-        num_classes: number of classes.
-        preprocessing: what was done to the pixels, in words.
-        pixel_range: smallest and largest value a pixel can take after preprocessing. Radii are in
-            these units.
-    """
-
-    name: str
-    x_train: np.ndarray = field(repr=False)
-    y_train: np.ndarray = field(repr=False)
-    x_val: np.ndarray = field(repr=False)
-    y_val: np.ndarray = field(repr=False)
-    x_test: np.ndarray = field(repr=False)
-    y_test: np.ndarray = field(repr=False)
-    num_classes: int = 10
-    preprocessing: str = ""
-    pixel_range: tuple[float, float] = (0.0, 1.0)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch axis."""
-        return tuple(self.x_train.shape[1:])
-
-    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The arrays `(x, y)` of the split "train", "val" or "test"."""
-        if name not in ("train", "val", "test"):
-            raise ValueError(f"`split` must be 'train', 'val' or 'test'. Received: split={name!r}.")
-        return getattr(self, f"x_{name}"), getattr(self, f"y_{name}")
-
-
 def load(
     name: str,
     data_dir: str | os.PathLike | None = None,
@@ -73,15 +36,19 @@ def load(
     crop: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    label: str | None = None,
+    pixels: str | None = None,
+    whole: bool = False,
 ) -> Dataset:
     """Load a data set as NumPy arrays.
 
     Pixels become x/255 - 0.5 (digits: x/16, in [0, 1]); CIFAR and SVHN images are cropped to
     their central 28×28 pixels; the first 5000 training images, in the order of the prepared files,
-    are the validation split.
+    are the validation split. For data of one's own see `docs/own-data.md`.
 
     Args:
-        name: one of `datasets.NAMES`.
+        name: one of `datasets.NAMES`; a path to an `.npz` or `.csv` file or to a folder with images
+            by class; or the name of a builder whose files are in `data_dir`.
         data_dir: TensorFlow Datasets directory; default `TFDS_DATA_DIR`, else
             `~/tensorflow_datasets`.
         download: fetch and prepare the data set if it is not there. Nothing is ever downloaded
@@ -90,12 +57,18 @@ def load(
         crop: side of the central crop; default 28 for CIFAR and SVHN, 0 for none.
         limit: keep at most this many examples of each split.
         seed: seed of the synthetic set "blobs"; the others do not depend on it.
+        label: of one's own data: name of the column, array or feature with the labels.
+        pixels: of one's own data: "half" for x/255 - 0.5, "unit" for x/255, "raw" for x as it is;
+            by default "half" for images of folders and builders, "raw" for files of numbers.
+        whole: of one's own data without parts: all of it is the test split, none is held out.
 
     Returns:
         A `Dataset`; of "imagenet2012" a `streams.ImageStream`, with `crop` as the images' side.
 
     Raises:
         DatasetNotFound: the name is unknown, or the files are missing, incomplete or damaged.
+        ValueError: if an argument is out of range, or data of one's own does not fit (ragged rows,
+            images of several sizes, no labels, too few examples).
 
     Example:
 
@@ -103,15 +76,18 @@ def load(
     >>> data.x_train.shape, data.x_test.shape, data.num_classes
     ((1257, 8, 8, 1), (360, 8, 8, 1), 10)
     """
-    if name not in NAMES:
-        raise DatasetNotFound(
-            f"Unknown data set. Received: name={name!r}. Choose one of {', '.join(NAMES)}."
-        )
-    for label, number in (("validation", validation), ("limit", limit)):
+    for argument, number in (("validation", validation), ("limit", limit)):
         if number is not None and (not isinstance(number, int) or number < 1):
             raise ValueError(
-                f"`{label}` must be a positive integer or None. Received: {label}={number!r}."
+                f"`{argument}` must be a positive integer or None. Received: {argument}={number!r}."
             )
+    if name not in NAMES:
+        return _limited(_own(name, data_dir, validation, label, pixels, whole, crop), limit)
+    if label is not None or pixels is not None:
+        raise ValueError(
+            "Labels and pixels of this data set are known. Received: "
+            f"label={label!r}, pixels={pixels!r} for {name!r}. They are for data of your own."
+        )
     if name == "digits":
         return _limited(_digits(180 if validation is None else validation), limit)
     if name == "blobs":
@@ -188,6 +164,22 @@ def released_corruptions(
     return read
 
 
+def _own(name, data_dir, validation, label, pixels, whole, crop):
+    """Data of the user's own: from a file, a folder, or a builder in the data directory."""
+    if own.is_path(name):
+        found = own.read(name, label)
+    elif prepared.is_prepared(name, data_dir):
+        found = prepared.read_any(name, prepared.directory_of(data_dir), label)
+    else:
+        raise DatasetNotFound(
+            f"Unknown data set. Received: name={name!r}, which is no file or folder here, nor "
+            f"prepared in {prepared.directory_of(data_dir)}. Choose one of {', '.join(NAMES)}, a "
+            "path to an .npz, a .csv or a folder of images by class, or point `--data-dir` to "
+            f"where {name}/<version>/ is."
+        )
+    return parts.split(found, validation=validation, pixels=pixels, whole=whole, crop=crop)
+
+
 def _limited(data: Dataset, limit: int | None) -> Dataset:
     if limit is None:
         return data
@@ -201,6 +193,7 @@ def _limited(data: Dataset, limit: int | None) -> Dataset:
         num_classes=data.num_classes,
         preprocessing=data.preprocessing,
         pixel_range=data.pixel_range,
+        class_names=data.class_names,
         **arrays,
     )
 

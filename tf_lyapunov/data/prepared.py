@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import DatasetNotFound
+from .parts import Parts
 
 # name -> (classes, examples held out of the training split, centre crop)
 PREPARED = {
@@ -94,9 +98,9 @@ def read(name: str, directory: Path, limit: int | None = None, splits=("test", "
     """Images and labels of each split in turn, in the order of the files."""
     path = _version_directory(name, directory)
     tfds = import_tfds()
-    try:
+    parts = []
+    with _as_damage(name, path, directory):
         builder = tfds.builder_from_directory(str(path))
-        parts = []
         for split in splits:
             expected = builder.info.splits[split].num_examples
             expected = expected if limit is None else min(limit, expected)
@@ -111,6 +115,73 @@ def read(name: str, directory: Path, limit: int | None = None, splits=("test", "
             if len(batch["label"]) != expected:
                 raise ValueError(f"{len(batch['label'])} of {expected} {split} examples found")
             parts += [batch["image"], batch["label"].astype("int64")]
+    return parts
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
+    """Whether there is a folder of this name in the data directory, with a version or without."""
+    return (directory_of(data_dir) / name).is_dir()
+
+
+def read_any(name: str, directory: Path, label: str | None = None) -> Parts:
+    """All parts of a prepared data set of any builder, also of the user's own.
+
+    Inputs and labels are those that the builder names as supervised, or its features "image" and
+    "label".
+
+    Args:
+        name: of the builder, with its configuration if it has several (`name/configuration`).
+        directory: the data directory.
+        label: name of the feature with the labels.
+
+    Raises:
+        DatasetNotFound: the files are not there, incomplete or damaged.
+        ValueError: the builder has no such features.
+    """
+    path = _version_directory(name, directory)
+    tfds = import_tfds()
+    with _as_damage(name, path, directory):
+        builder = tfds.builder_from_directory(str(path))
+        features = dict(builder.info.features.items())
+        splits = {split: info.num_examples for split, info in builder.info.splits.items()}
+        keys = builder.info.supervised_keys or ("image", "label")
+    x_key, y_key = keys[0], label or keys[1]
+    missing = [k for k in (x_key, y_key) if not isinstance(k, str) or k not in features]
+    if missing:
+        raise ValueError(
+            "A builder must name one feature with inputs and one with labels; `--label` names the "
+            f"latter. Received: {name} with {', '.join(sorted(features))}, without "
+            f"{', '.join(map(str, missing))}."
+        )
+    known = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+    arrays = {}
+    with _as_damage(name, path, directory):
+        for split, expected in splits.items():
+            if split not in known:
+                continue
+            examples = builder.as_dataset(
+                split=split,
+                shuffle_files=False,
+                read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+            )
+            rows = [(row[x_key], row[y_key]) for row in tfds.as_numpy(examples)]
+            if len(rows) != expected:
+                raise ValueError(f"{len(rows)} of {expected} {split} examples found")
+            if rows:
+                arrays[known[split]] = [x for x, _ in rows], np.array([y for _, y in rows])
+    if not arrays:
+        raise ValueError(
+            "A builder must have a split named train, validation or test. Received: "
+            f"{name} with {', '.join(splits) or 'none'}."
+        )
+    return Parts(name, arrays)
+
+
+@contextlib.contextmanager
+def _as_damage(name, path, directory):
+    """Failures of TensorFlow Datasets as `DatasetNotFound`."""
+    try:
+        yield
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # damaged files fail in TensorFlow, protobuf, JSON, or not at all
@@ -120,7 +191,6 @@ def read(name: str, directory: Path, limit: int | None = None, splits=("test", "
             f"or preparation may have been interrupted: delete {path} and prepare it again. "
             + _how_to_get(name, directory)
         ) from error
-    return parts
 
 
 def download(name: str, directory: Path) -> None:

@@ -14,16 +14,11 @@ from .fields import Count, Flag, NotNegative, Positive, Rate, Real, Section, num
 class DatasetConfig(Section):
     """Which data, and how much of it."""
 
-    name: Literal[
-        "digits",
-        "blobs",
-        "mnist",
-        "fashion_mnist",
-        "cifar10",
-        "cifar100",
-        "svhn_cropped",
-        "imagenet2012",
-    ]
+    # One of `data.arrays.NAMES`, a path to data of one's own, or a builder in the data directory.
+    name: Annotated[str, Strict(), Field(min_length=1)]
+    # Of data of one's own; see `data.arrays.load`.
+    label: str | None = None
+    pixels: Literal["half", "unit", "raw"] | None = None
     validation: Count | None = None
     crop: Count | None = None
     limit: Count | None = None

@@ -97,7 +97,29 @@ class Opened:
             if len(have) == 3 and shape == (have[-1], *have[:-1]):
                 x = np.ascontiguousarray(np.moveaxis(x, -1, 1))  # channels first, as PyTorch's
             x = x.reshape(-1, *shape)
+        self._check_labels(y)
         return x, y
+
+    def _check_labels(self, y):
+        outputs = self.model.output_shape
+        classes = outputs[-1] if isinstance(outputs, tuple) and len(outputs) == 2 else None
+        if len(y) == 0:
+            raise ValueError(
+                "There must be examples. Received: a split without any. Data without parts are "
+                "test data as a whole: use `--split test`."
+            )
+        names = self.data.class_names
+        if names is not None and classes is not None and len(names) != max(classes, 2):
+            raise ValueError(
+                "Names of classes are numbered in alphabetical order, so that each class of the "
+                f"model, which has {max(classes, 2)}, must occur. Received: "
+                f"{', '.join(names[:10])}. Write class numbers in place of names."
+            )
+        if classes is not None and int(np.max(y)) >= max(classes, 2):
+            raise ValueError(
+                f"Labels must be classes of the model, which has {max(classes, 2)}. "
+                f"Received: labels from {np.min(y)} to {np.max(y)} from {self.data.name!r}."
+            )
 
 
 def load_data(
@@ -115,6 +137,8 @@ def load_data(
         crop=spec.crop,
         limit=spec.limit,
         seed=config.seed,
+        label=spec.label,
+        pixels=spec.pixels,
     )
     return _centred(data) if spec.centre == "channel_mean" else data
 
@@ -178,16 +202,19 @@ def open_target(
     download: bool = False,
     *,
     load: Callable[[Path], Any] = load_model,
+    label: str | None = None,
+    pixels: str | None = None,
     say: Say = lambda message: None,
 ) -> Iterator[Opened]:
     """A run directory or a model file, with data to test it on.
 
     Args:
         target: run directory, or model file.
-        data: name of a data set; default the one of the run.
+        data: name of a data set, or path of data of one's own; default that of the run.
         data_dir: TensorFlow Datasets directory.
         download: fetch the data set if it is missing.
         load: reads a model file; by default `.keras` files alone.
+        label, pixels: of data of one's own, see `data.arrays.load`; not for a run's own data.
         say: called with messages for the user.
 
     Raises:
@@ -204,10 +231,11 @@ def open_target(
         if data is None:
             raise ValueError(
                 "A model file does not say which data it is for. Received: no `--data`. Choose "
-                f"one of {', '.join(arrays.NAMES)}."
+                f"one of {', '.join(arrays.NAMES)}, or a path to data of your own."
             )
         model = load(target)
-        yield Opened(model, arrays.load(data, data_dir, download=download), say=say)
+        loaded = _tested(data, data_dir, download, label, pixels, say)
+        yield Opened(model, loaded, say=say)
         return
     with open_run(target) as run:
         config = load_config(run.file(files.CONFIG))
@@ -218,10 +246,32 @@ def open_target(
             )
         model = load_model(run.file(files.MODEL))
         if data is None or data == config.dataset.name:
+            if label is not None or pixels is not None:
+                raise ValueError(
+                    "A run knows its data. Received: "
+                    f"label={label!r}, pixels={pixels!r} for {run.path}. Leave them out."
+                )
             loaded = load_data(config, data_dir, download)
         else:
-            loaded = arrays.load(data, data_dir, download=download)
+            loaded = _tested(data, data_dir, download, label, pixels, say)
         yield Opened(model, loaded, config, load_design(run), run, say=say)
+
+
+def _tested(name, data_dir, download, label, pixels, say):
+    """Data that a model was not trained on here: what has no parts is test data as a whole."""
+    options = {"label": label, "pixels": pixels, "whole": name not in arrays.NAMES}
+    data = arrays.load(name, data_dir, download=download, **options)
+    if name not in arrays.NAMES:
+        say(
+            f"{name}: {len(data.x_test)} test examples of shape {data.x_test.shape[1:]}, "
+            f"{data.num_classes} classes, pixels: {data.preprocessing}."
+        )
+        if data.class_names:
+            named = ", ".join(f"{i} {n}" for i, n in enumerate(data.class_names[:10]))
+            say(f"Classes by name: {named}{', …' if len(data.class_names) > 10 else ''}.")
+        if not len(data.x_train):
+            say("All of it is test data. Examples that the model was trained on say little here.")
+    return data
 
 
 def load_design(run: files.RunDirectory):
