@@ -24,10 +24,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-WIDTHS = (1280, 390)
-THEMES = ("light", "dark")
+VIEWS = tuple(itertools.product((1280, 390), ("light", "dark")))
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -143,11 +143,15 @@ def _end(process) -> None:
 
 
 def check(
-    browser: Browser, page: pathlib.Path, axe: pathlib.Path | None, shots: pathlib.Path | None
+    browser: Browser,
+    page: pathlib.Path,
+    axe: pathlib.Path | None,
+    shots: pathlib.Path | None = None,
+    views: Iterable[tuple[int, str]] = VIEWS,
 ) -> list[str]:
     """What would trouble a reader of the page, in lines; empty if nothing."""
     troubles = []
-    for width, theme in itertools.product(WIDTHS, THEMES):
+    for width, theme in views:
         where = f"{page.name} at {width} pixels, {theme}"
         browser.open(page, width, theme)
         wide = browser.run(

@@ -58,6 +58,21 @@ def test_true_certificates_are_not_broken_and_false_ones_are_counted():
     assert [row["broken"]["PGD"] for row in rows] == [1, 1]
 
 
+def test_counts_by_class_are_of_what_every_attack_leaves_and_are_proved_apart():
+    exact = certificate([0.25, 0.5, 1.0, 0.0])
+    labels = np.array([0, 0, 0, 1])
+    rows = accuracy_under_attack(
+        linear_model(), X, labels, ATTACKS, [0.0, 0.3], certificate=exact, by_class=True
+    )
+    assert [row["by_class"] for row in rows] == [
+        {"certified": [3, 0], "attacked": [3, 1]},
+        {"certified": [2, 0], "attacked": [2, 1]},
+    ]
+    (row,) = accuracy_under_attack(linear_model(), X, labels, {}, [0.3], by_class=True)
+    assert row["by_class"] == {"certified": None, "attacked": None}
+    assert "by_class" not in accuracy_under_attack(linear_model(), X, labels, {}, [0.3])[0]
+
+
 def test_inputs_broken_at_a_smaller_radius_count_at_larger_ones():
     class OnlySmall:
         def __init__(self, radius):

@@ -357,7 +357,7 @@ KEYS = {
     ("design", "explanation"): "In the design's own words",
     ("design", "check"): "holds, margin 0.1",
     ("certificate", "method"): "Method: composition.",
-    ("certificate", "float_allowance"): "scores by at most 1e-6;",
+    ("certificate", "float_allowance"): "computed within 1e-6 of the exact ones",
     ("certificate", "contributions"): "What the certificate multiplies together",
     ("gain", "upper_bound"): "proved upper bound 1.3 ",
     ("gain", "claimed"): "promised 1.31",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov import datasets
+from tf_lyapunov.certification import Certificate
 from tf_lyapunov.errors import ModelFileError, RunDirectoryError
 from tf_lyapunov.experiments import files, runner
 from tf_lyapunov.experiments.config import AttackConfig
@@ -70,6 +71,26 @@ def test_the_results_are_consistent_and_prove_what_they_say(finished):
     assert results.design["check"]["holds"] is True
     assert len(results.history) == 3 and results.dataset["test"] == 60
     assert set(results.seconds) == {"training", "certification", "attack"}
+
+
+def test_the_weakest_inputs_and_counts_by_class_are_those_of_the_certificate(finished):
+    path, results, report = finished
+    assert results.classes["attacks"] == ["PGD-5", "FGM"] and results.classes["radii"] == [0.1, 0.4]
+    for place, row in enumerate(results.rows):
+        sums = {
+            key: sum(c[key][place] for c in results.classes["rows"]) / 60
+            for key in ("certified", "attacked")
+        }
+        assert sums["certified"] == pytest.approx(row["certified"], rel=1e-12)
+        # Right under every l2 attack, so that no single one may find more.
+        assert row["certified"] <= sums["attacked"]
+        assert sums["attacked"] <= min(row["attacked"][n] for n in ("PGD-5", "FGM")) + 1e-12
+    radii = np.sort(Certificate.load(path / files.CERTIFICATE).radius)
+    weakest = [e["radius"] for e in results.examples if e["role"] == "weakest"]
+    assert weakest == radii[radii > 0][: len(weakest)].tolist() and len(weakest) == 4
+    assert all(e["distance"] >= e["radius"] for e in results.examples)
+    assert len((path / files.ATTACK_JSON).read_text()) < 20_000
+    assert "decided most narrowly" in report.read_text()
 
 
 def test_the_report_escapes_what_users_write(finished):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 _MOST_STRIPS = 48
 _MOST_POINTS = 400
 _MOST_LETTERS = 30
-_LETTER, _LINE = 6.9, 17  # of the tables' text, in pixels
+_LETTER, _LINE = 7.3, 17  # of the tables' text, in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 42
 
 

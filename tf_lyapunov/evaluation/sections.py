@@ -257,7 +257,7 @@ def _training(history):
         else:
             series = [
                 Series("training", _series(history, key), "clean", shown),
-                Series("validation", _series(history, f"val_{key}"), "o0", shown, dashed=True),
+                Series("validation", _series(history, f"val_{key}"), "o1", shown, dashed=True),
             ]
         series = [s for s in series if s.points]
         if series:
