@@ -15,11 +15,13 @@ readme="$PWD/README.md"
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 unset PYTHONPATH  # what runs is the wheel, outside of the checkout and without its path
+# Of PyTorch the release that CI has a build for processors of; the newest brings gigabytes of CUDA.
+declare -A release=([jax]=jax [torch]=torch==2.13.0 [tensorflow]=tensorflow)
 for backend in $backends; do
   "$venv/bin/python" -m venv "$folder/$backend"
   # scikit-learn has the example's data.
   "$folder/$backend/bin/python" -m pip install --quiet --disable-pip-version-check \
-    "$wheel" scikit-learn "$backend"
+    "$wheel" scikit-learn "${release[$backend]}"
   (cd "$folder" && KERAS_BACKEND="$backend" "$folder/$backend/bin/python" - "$readme" "$backend" <<'PYTHON'
 import importlib.util
 import pathlib
