@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from keras import layers, ops
 from layer_maps import convolution_layers, layer_matrix, set_kernel
 
-from tf_lyapunov.regularizers import SpectralPenalty
+from tf_lyapunov.regularizers import OrthogonalityPenalty, SpectralPenalty
 from tf_lyapunov.spectral.reading import linear_maps
 
 
@@ -139,3 +139,71 @@ def test_config_round_trip_and_bad_arguments():
         SpectralPenalty()(np.zeros(3, "float32"))
     with pytest.raises(ValueError, match="must hold only"):
         SpectralPenalty.from_config({"alpha": 1})
+
+
+def periodic(kernel, strides, positions):
+    """Matrix of a 1-D convolution on a periodic signal of `positions` outputs."""
+    size, inputs, outputs = kernel.shape
+    matrix = np.zeros((positions, outputs, positions * strides, inputs))
+    for p in range(positions):
+        for t in range(size):
+            matrix[p, :, (p * strides + t) % (positions * strides)] += kernel[t].T
+    return matrix.reshape(positions * outputs, -1)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("outputs", [2, 3, 8])
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_the_orthogonality_penalty_is_that_of_the_periodic_convolution(size, outputs, strides):
+    kernel = np.random.default_rng(0).normal(size=(size, 3, outputs)).astype("float32")
+    positions = 9
+    matrix = periodic(kernel.astype(float), strides, positions)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    expected = 0.5 * np.sum((gram - np.eye(len(gram))) ** 2) / positions
+    found = float(OrthogonalityPenalty(0.5, strides)(kernel))
+    # Sums of up to 10³ float32 products, relative to the sum of the larger Gram matrix.
+    whole = np.sum((matrix @ matrix.T) ** 2) / positions
+    assert abs(found - expected) <= 1e3 * np.finfo("float32").eps * whole
+
+
+def test_the_orthogonality_penalty_drives_singular_values_to_one():
+    keras.utils.set_random_seed(0)
+    kernel = np.random.default_rng(1).normal(size=(5, 3)).astype("float32") / 2
+    before = np.linalg.svd(kernel, compute_uv=False)
+    penalty = OrthogonalityPenalty(1.0)
+    for _ in range(200):
+        kernel = kernel - 0.02 * value_and_gradient(penalty, kernel)[1]
+    after = np.linalg.svd(kernel, compute_uv=False)
+    assert np.max(np.abs(before - 1)) > 0.3 and np.max(np.abs(after - 1)) < 1e-3
+
+
+def test_planar_kernels_of_isometries_are_not_penalised():
+    shift = np.zeros((3, 2, 4, 4), "float32")
+    shift[0, 1] = np.eye(4)
+    blocks = np.eye(4, dtype="float32").reshape(2, 2, 1, 4)  # space to depth
+    assert float(OrthogonalityPenalty()(shift)) == 0
+    assert float(OrthogonalityPenalty(strides=2)(blocks)) == 0
+    assert float(OrthogonalityPenalty(strides=(2, 2))(2 * blocks)) == pytest.approx(0.01 * 36)
+
+
+def test_the_orthogonality_penalty_names_kernels_that_it_does_not_know():
+    with pytest.raises(ValueError, match=r"for every axis. Received: a kernel of shape \(3,"):
+        OrthogonalityPenalty(strides=(1, 1))(np.zeros((3, 2, 2), "float32"))
+    with pytest.raises(ValueError, match="dense layer or a convolution"):
+        OrthogonalityPenalty()(np.zeros(3, "float32"))
+    with pytest.raises(ValueError, match="factor"):
+        OrthogonalityPenalty(-1.0)
+
+
+def test_the_orthogonality_penalty_is_saved_with_its_layer(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, 2, kernel_regularizer=OrthogonalityPenalty(0.1, (2, 2))),
+        ]
+    )
+    loss = float(model.losses[0])
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.layers[0].kernel_regularizer.get_config() == {"factor": 0.1, "strides": (2, 2)}
+    assert float(again.losses[0]) == pytest.approx(loss, rel=1e-6)

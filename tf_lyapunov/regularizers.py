@@ -1,6 +1,9 @@
-"""Keras regularizers that pull the gain of a layer's linear map down."""
+"""Keras regularizers that pull the gain of a layer's linear map down, or the map to an isometry."""
+
+import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from tf_lyapunov.spectral.arguments import (
@@ -157,6 +160,88 @@ class RowSumPenalty(keras.regularizers.Regularizer):
 
     def get_config(self):
         return {"factor": self.factor, "max_gain": self.max_gain, "groups": self.groups}
+
+    @classmethod
+    def from_config(cls, config):
+        return from_known(cls, config, cls().get_config())
+
+
+@keras.saving.register_keras_serializable(package="tf_lyapunov")
+class OrthogonalityPenalty(keras.regularizers.Regularizer):
+    """Penalise how far a kernel's linear map 𝒦 is from an isometry, or a projection on one.
+
+        penalty = factor·‖G - I‖_F²/N,   G the smaller one of 𝒦𝒦ᵀ and 𝒦ᵀ𝒦                      (1)
+
+    with N the number of output positions of a convolution on an image with periodic borders, large
+    beside the kernel; N = 1 for a dense kernel. With B_z = Σ_t K_t K_{t+Sz}ᵀ the blocks of 𝒦𝒦ᵀ, S
+    the stride in d dimensions, C the inputs and M the outputs,
+
+        ‖𝒦𝒦ᵀ - I‖_F²/N = Σ_z ‖B_z - δ_z·I‖_F²,                                            (2)
+
+    less M - S^d·C where that is positive: what the larger Gram matrix lacks of the identity
+    whatever K is. All singular values lie within √(penalty·N/factor) of 1; a penalty pulls and
+    guarantees nothing. `layers.CayleyConv2D` and its kin are orthogonal in every step.
+
+    Args:
+        factor: non-negative float.
+        strides: int or tuple of ints, those of the layer; without dilation and groups.
+
+    Raises:
+        ValueError: if an argument is out of range, or the kernel is of no dense layer or
+            convolution.
+
+    Example:
+
+    >>> import numpy as np
+    >>> float(OrthogonalityPenalty(1.0)(np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]], "float32")))
+    9.0
+    >>> shift = np.zeros((3, 2, 2), "float32")
+    >>> shift[2] = np.eye(2)  # y_t = x_{t+1}: a convolution that keeps every length
+    >>> float(OrthogonalityPenalty(1.0)(shift))
+    0.0
+
+    Reference: Achour, Malgouyres and Mamalet, "Existence, stability and scalability of orthogonal
+    convolutional neural networks" (JMLR 2022), theorem 5, where it is L_orth; both sides there.
+    """
+
+    def __init__(self, factor=1e-2, strides=1):
+        self.factor = finite("factor", factor)
+        if self.factor < 0:
+            raise ValueError(f"`factor` must not be negative. Received: factor={factor}.")
+        whole = isinstance(strides, int)
+        self.strides = count("strides", strides) if whole else tuple(
+            count("strides", s) for s in strides)  # fmt: skip
+
+    def __call__(self, kernel):
+        kernel = ops.convert_to_tensor(kernel)
+        rank = len(kernel.shape) - 2
+        strides = (self.strides,) * rank if isinstance(self.strides, int) else self.strides
+        if not 0 <= rank <= 3 or (rank and len(strides) != rank):
+            raise ValueError(
+                "The kernel must be of a dense layer or a convolution, with a stride for every "
+                f"axis. Received: a kernel of shape {tuple(kernel.shape)}, strides={self.strides}."
+            )
+        inputs, outputs = kernel.shape[-2:]
+        images = ops.moveaxis(kernel, -1, 0)
+        if rank == 0:
+            blocks, middle = ops.matmul(images, kernel), ()
+        else:
+            # Positions at which a kernel and its copy overlap.
+            middle = tuple((n - 1) // s for n, s in zip(kernel.shape[:-2], strides, strict=True))
+            room = [(m * s, m * s) for m, s in zip(middle, strides, strict=True)]
+            images = ops.pad(images, [(0, 0), *room, (0, 0)])
+            blocks = ops.conv(
+                images, kernel, strides=strides, padding="valid", data_format="channels_last"
+            )
+        target = np.zeros(tuple(blocks.shape), "float32")
+        target[(slice(None), *middle, slice(None))] = np.eye(outputs)
+        lost = ops.sum(ops.square(blocks - ops.cast(target, blocks.dtype)))
+        excess = outputs - math.prod(strides[:rank]) * inputs
+        # Rounding may leave an isometry less than what it lacks.
+        return self.factor * (ops.relu(lost - excess) if excess > 0 else lost)
+
+    def get_config(self):
+        return {"factor": self.factor, "strides": self.strides}
 
     @classmethod
     def from_config(cls, config):

@@ -188,6 +188,7 @@ def test_other_claims_do_not_hold(file, change):
         array("starts", lambda s: s + 1),
         array("starts", lambda s: s[:0]),
         array("starts", lambda s: np.zeros_like(s)),
+        array("starts", lambda s: np.array([0, 2**62, -(2**63)])),
         array("strict", lambda s: s + 2),
         array("bounds", lambda b: np.append(b, 1.0)),
         array("rows", lambda a: np.full_like(a, np.inf)),

@@ -62,7 +62,9 @@ class SetsClaim(ClaimedRegion):
             raise ValueError("a row of a set is not finite")
         if not np.all((self.strict == 0) | (self.strict == 1)):
             raise ValueError("a row is neither strict nor not")
-        if starts.ndim != 1 or not len(starts) or starts[0] != 0 or starts[-1] >= count:
+        if starts.ndim != 1 or not len(starts) or starts[0] != 0:
+            raise ValueError("the sets do not begin at their rows")
+        if np.any((starts < 0) | (starts >= count)):  # whose differences may wrap around
             raise ValueError("the sets do not begin at their rows")
         if np.any(np.diff(starts) <= 0):
             raise ValueError("a set has no rows")
