@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lyapunov.attacks import FGM, PGD
+from tf_lyapunov.certification import certify
 from tf_lyapunov.evaluation.accuracy import (
     accuracy_under_attack,
     largest_measured_gain,
@@ -56,6 +57,25 @@ def test_true_certificates_are_not_broken_and_false_ones_are_counted():
     wrong = certificate([0.5, 1.0, 2.0, 0.0])
     rows = accuracy_under_attack(linear_model(), X, Y, ATTACKS, [0.3, 0.7], certificate=wrong)
     assert [row["broken"]["PGD"] for row in rows] == [1, 1]
+
+
+def test_a_decision_by_rounding_alone_contradicts_no_certificate_of_exact_arithmetic():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    # float32 holds whole numbers there: 10⁷ ± 0.2 are equal, and equal logits mean class 0.
+    model.set_weights([np.array([[1.0, -1.0]]), np.full(2, 1e7)])
+    x, y = np.array([[-3.4]]), [1]
+    exact = certify(model, x, y, precision="float64")
+    assert exact.radius[0] > 3.3
+
+    def found(place):
+        made = types.SimpleNamespace(success=[True], x_adv=np.array([[place]], "float32"))
+        return {"found": lambda radius: lambda *arguments: made}
+
+    (row,) = accuracy_under_attack(model, x, y, found(-0.2), [3.25], certificate=exact)
+    assert (row["attacked"]["found"], row["broken"]["found"]) == (0.0, 0)
+    wrong = certificate([5.0])
+    (row,) = accuracy_under_attack(model, x, y, found(0.6), [4.5], certificate=wrong)
+    assert row["broken"]["found"] == 1
 
 
 def test_counts_by_class_are_of_what_every_attack_leaves_and_are_proved_apart():

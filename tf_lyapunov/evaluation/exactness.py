@@ -8,7 +8,9 @@ import numpy as np
 
 from tf_lyapunov.bounds.composition import rounding_errors
 from tf_lyapunov.certification.inputs import checked_inputs, input_shapes
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.inputs import Inputs
 from tf_lyapunov.program.logits import (
     Float64Logits,
     with_rounded_settings,
@@ -64,6 +66,33 @@ class ExactDecisions:
         single = logits.shape[1] == 1
         decision = int(logits[first, 0] > 0) if single else int(np.argmax(logits[first]))
         return sizes[first], [p[first] for p in points], decision
+
+
+def confirmed(model, x, x_adv, labels, radii, batch_size=256):
+    """Which changes of a decision are ones of exact arithmetic within a radius, bool (n,).
+
+    A radius is about exact arithmetic, where the model's own rounding decides nothing; of a model
+    that is not read, its own decision counts.
+
+    Args:
+        x, x_adv: inputs and what was found, arrays (n, …) or one per input of the model.
+        labels: int (n,), decisions at x.
+        radii: float64 (n,), radii within which no decision changes.
+    """
+    if not len(labels):
+        return np.zeros(0, bool)
+    inputs = Inputs.of(model)
+    arrays, moved = inputs.flat(x), inputs.flat(x_adv)
+    try:
+        exact = ExactDecisions(model, inputs, arrays, batch_size)
+    except UnsupportedLayerError:
+        return np.ones(len(labels), bool)
+    found = []
+    for i, label in enumerate(labels):
+        here = [a[i] for a in arrays]
+        step = [a[i].astype(np.float64) - b for a, b in zip(moved, here, strict=True)]
+        found.append(exact.crossing(here, step, label, None)[0] <= radii[i])
+    return np.array(found)
 
 
 def norms_up(arrays):
