@@ -269,7 +269,7 @@ def test_corruptions_refuse_inputs_that_are_no_images():
     assert len(found.rows) == 3
     with pytest.raises(ValueError, match="finite"):
         evaluate_suite(model, x * np.nan, y)
-    with pytest.raises(ValueError, match="Labels"):
+    with pytest.raises(ValueError, match="from 0 to 1"):
         evaluate_suite(model, x, [0, 1, 2, 1], include=["noise"])
 
 

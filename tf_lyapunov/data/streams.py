@@ -107,9 +107,12 @@ class ImageStream:
     Attributes:
         x_train, y_train, x_test, y_test: `Column`s, read where they are sliced.
         x_val, y_val: arrays of the held-out images, read at first use.
-        num_classes, preprocessing, pixel_range, input_shape: as of a `Dataset`.
+        num_classes, class_names, preprocessing, pixel_range, input_shape: as of a `Dataset`.
         damaged: names of what was skipped so far.
     """
+
+    # Labels are numbers of classes.
+    class_names = None
 
     def __init__(self, name, train, held_out, test, size, **options):
         self.name, self.size, self.num_classes = name, size, train.num_classes
