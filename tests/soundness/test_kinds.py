@@ -334,6 +334,14 @@ def test_a_sum_that_keras_takes_for_a_bias_does_not_mix_samples(shape, other, ad
     assert np.array_equal(certificate.labels, np.argmax(alone, axis=1))
 
 
+def computes(model, x):
+    try:
+        model(x)
+    except Exception as error:
+        return "only supports the NHWC" not in str(error)
+    return True
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a habit of TensorFlow's `add`")
 @pytest.mark.parametrize("kind", ["conv", "separable", "einsum"])
 def test_a_bias_that_keras_adds_along_another_axis_is_not_read_as_if_it_were_not(kind):
@@ -347,8 +355,10 @@ def test_a_bias_that_keras_adds_along_another_axis_is_not_read_as_if_it_were_not
             make = {"conv": L.Conv2D, "separable": L.SeparableConv2D}[kind]
             layer, shape = make(3, 1, data_format="channels_first", **options), (2, 4, width)
         model = keras.Sequential([keras.Input(shape), layer, L.Flatten()])
-        assert_gain_sound_or_refused(model)
         x = rng.normal(size=(5, *shape)).astype("float32")
+        if kind == "conv" and not computes(model, x):
+            pytest.skip("this build of TensorFlow convolves channels first on no such processor")
+        assert_gain_sound_or_refused(model)
         assert_margins_are_the_models(model, x)
         if fits:
             tfl.certify(model, x, precision="float64")
