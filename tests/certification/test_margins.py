@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tf_lyapunov.certification import certify
-from tf_lyapunov.certification.margins import certified_radii, checked_labels
+from tf_lyapunov.certification.margins import certified_radii
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.losses.classes import class_numbers
 
 
 def linear_model(kernel, bias=None, activation=None):
@@ -264,11 +265,11 @@ def test_bad_settings_are_refused():
 
 
 def test_labels_of_a_single_logit_are_zero_or_one():
-    assert checked_labels([[1], [0]], 2, 1).tolist() == [1, 0]
-    assert checked_labels([[0, 1], [1, 0]], 2, 1).tolist() == [1, 0]
-    assert checked_labels([True, False], 2, 1).tolist() == [1, 0]
+    assert class_numbers([[1], [0]], 2, 1).tolist() == [1, 0]
+    assert class_numbers([[0, 1], [1, 0]], 2, 1).tolist() == [1, 0]
+    assert class_numbers([True, False], 2, 1).tolist() == [1, 0]
     with pytest.raises(ValueError, match="from 0 to 1"):
-        checked_labels([2], 1, 1)
+        class_numbers([2], 1, 1)
 
 
 def test_integer_images_are_certified_with_rescaling_inside():

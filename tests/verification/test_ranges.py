@@ -332,7 +332,7 @@ def test_centres_that_whole_numbers_cannot_hold(point, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         found = output_bounds(filled(model), Region.ball(np.full(2, point), 3.0, "linf"))
-        with pytest.raises(ValueError, match="reads int8.*Use whole ones"):
+        with pytest.raises(ValueError, match=r"reads int8.*Use whole ones"):
             found.save(tmp_path / "r.npz")
     assert not (tmp_path / "r.npz").exists()
 
