@@ -55,7 +55,10 @@ def test_no_points_are_no_chart(points):
 
 @pytest.mark.parametrize("points", [[(0.0, 0.0)], [(0.0, 5.0)], [(3.0, -1.0), (3.0, -1.0)]])
 def test_a_single_point_has_axes_too(points):
-    ElementTree.fromstring(line_chart([Series("a", points, "o1", str, marker=True)], **OPTIONS))
+    svg = line_chart([Series("a", points, "o1", str, marker=True)], **OPTIONS)
+    places = [float(e.get("cx")) for e in ElementTree.fromstring(svg).iter("circle")]
+    assert len(places) > len(points) and np.all(np.isfinite(places))  # and the legend
+    assert texts(svg).count(HOSTILE) >= 2  # both axes are named
 
 
 def test_ticks_are_round_and_inside():

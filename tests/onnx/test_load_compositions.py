@@ -8,6 +8,7 @@ import pytest
 from onnx import helper
 from onnx_files import model, run, saved
 
+import tf_lyapunov as tfl
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.onnx.load import load_onnx
 
@@ -214,6 +215,40 @@ def test_what_is_almost_a_composition_is_read_operator_by_operator(name, tmp_pat
     assert other not in {type(o).__name__ for o in model_.operations}
     x = 3 * np.random.default_rng(1).normal(size=(6, 3, 4)).astype("float32")
     assert np.abs(keras.ops.convert_to_numpy(model_(x)) - run(path, x)).max() <= 1e-5
+
+
+def above(value):
+    """The next number of single precision."""
+    return np.nextafter(np.float32(value), np.float32(np.inf))
+
+
+def test_a_factor_that_gains_more_than_the_function_is_not_taken_for_its_own(tmp_path):
+    """What is read is proved of the whole: the hard swish of a larger factor is a steeper one."""
+    nodes, constants, _ = FOUND["hard swish"]
+    nodes = [*nodes[:-1], ("Mul", "c sixth", "y")]
+    sixth = np.float32(1 / 6)
+    load_onnx(file(tmp_path, nodes, {**constants, "sixth": sixth}))
+    with pytest.raises(UnsupportedLayerError, match="not read"):
+        load_onnx(file(tmp_path, nodes, {**constants, "sixth": above(sixth)}))
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_a_norm_pool_of_a_larger_scale_keeps_its_larger_gain(grown, tmp_path):
+    scale = np.float32(1 / np.sqrt(6))
+    nodes = [
+        helper.make_node(
+            "LpPool", ["x"], ["z"], kernel_shape=[3, 2], strides=[1, 1], p=2, pads=[0, 0, 0, 0]
+        ),
+        helper.make_node("Mul", ["z", "s"], ["y"]),
+        helper.make_node("Flatten", ["y"], ["f"]),
+    ]
+    held = above(scale) if grown else scale
+    path = saved(tmp_path, model(nodes, {"x": ("n", 1, 5, 5)}, ["f"], {"s": held}))
+    program = load_onnx(path)
+    kinds = {type(o).__name__ for o in program.to_keras().operations}
+    assert ("L2NormPooling2D" in kinds) is not grown
+    bound = tfl.lipschitz_upper_bound(program).gain_upper_bound
+    assert bound >= (float(held) * np.sqrt(6) if grown else 1.0)
 
 
 @pytest.mark.parametrize("name", NEAR)

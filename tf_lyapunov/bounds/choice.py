@@ -209,7 +209,7 @@ def _take_joint(found, part, gains, before, composed):
     found.sentences.append(
         f"{JOINT}, one matrix inequality for everything after {part.start!r}, with "
         f"{part.merges} sums or concatenations and {part.form.total} signals: "
-        f"gain {at_most(gain, 6)} against {composed:.6g} of the composition."
+        f"gain {at_most(gain, 6)} against {at_most(composed, 6)} of the composition."
     )
     found.is_joint = True
     found.take(gain)

@@ -89,33 +89,9 @@ class LipschitzDense(LipschitzLinear):
         **kwargs: of `LipschitzLayer`.
     """
 
-    def __init__(
-        self,
-        units,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        *,
-        bias_constraint=None,
-        max_gain=1.0,
-        **kwargs,
-    ):
-        super().__init__(
-            use_bias,
-            kernel_initializer,
-            bias_initializer,
-            kernel_regularizer,
-            bias_regularizer,
-            activity_regularizer,
-            activation=activation,
-            bias_constraint=bias_constraint,
-            max_gain=max_gain,
-            **kwargs,
-        )
+    @extending(LipschitzLinear)
+    def __init__(self, units, activation=None, *args, **kwargs):
+        super().__init__(*args, activation=activation, **kwargs)
         self.units = count("units", units)
 
     def build(self, input_shape):
@@ -190,6 +166,7 @@ class LipschitzConv(LipschitzLinear):
 
     rank = None
 
+    @extending(LipschitzLinear)
     def __init__(
         self,
         filters,
@@ -200,29 +177,10 @@ class LipschitzConv(LipschitzLinear):
         dilation_rate=1,
         groups=1,
         activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        *,
-        bias_constraint=None,
-        max_gain=1.0,
+        *args,
         **kwargs,
     ):
-        super().__init__(
-            use_bias,
-            kernel_initializer,
-            bias_initializer,
-            kernel_regularizer,
-            bias_regularizer,
-            activity_regularizer,
-            activation=activation,
-            bias_constraint=bias_constraint,
-            max_gain=max_gain,
-            **kwargs,
-        )
+        super().__init__(*args, activation=activation, **kwargs)
         self.filters = count("filters", filters)
         self.kernel_size = per_axis("kernel_size", kernel_size, self.rank)
         self.strides = per_axis("strides", strides, self.rank)

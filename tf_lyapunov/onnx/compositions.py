@@ -11,6 +11,8 @@ import numpy as np
 
 # Ends of slices that stand for "to the end".
 _END = 2**31 - 1
+# How far rounding to single precision, and a function's own, moves the length of a unit vector.
+_ROUNDED = 2.0**-23
 
 
 def found(finder, node):
@@ -31,8 +33,16 @@ def found(finder, node):
 
 
 def close(value, exact):
-    """Whether a number of the file is another's single precision, up to a few roundings."""
+    """Whether a function's constant in a file is another's single precision, up to some roundings.
+
+    For constants on which no gain depends.
+    """
     return abs(value - exact) <= 2.0**-21 * abs(exact)
+
+
+def is_rounded(value, exact):
+    """Whether a factor is another, or what single precision makes of it: larger ones gain more."""
+    return value in (exact, float(np.float32(exact)))
 
 
 # Halves and groups along an axis ----------------------------------------------------------------
@@ -181,7 +191,8 @@ def _reflected(finder, node):
     if len({v.shape for v in (sine, cosine, twice_sine, twice_cosine)}) > 1:
         return None
     exact = np.array_equal(2 * sine, twice_sine) and np.array_equal(2 * cosine, twice_cosine)
-    if not exact or np.any(np.abs(np.hypot(sine, cosine) - 1) > 2.0**-21):
+    # A sine and a cosine, each as single precision rounds it: longer vectors have a larger gain.
+    if not exact or np.any(np.abs(np.hypot(sine, cosine) - 1) > _ROUNDED):
         return None
     long = [i - sine.ndim for i, n in enumerate(sine.shape) if n > 1]
     if len(long) > 1:
@@ -212,7 +223,7 @@ def _norm_pooled(finder, node):
     sizes = pool.get("kernel_shape")
     strides = pool.get("strides") or [1] * len(sizes)
     shared = math.prod(-(-q // s) for q, s in zip(sizes, strides, strict=True))
-    if shared < 2 or not close(parts[1], 1 / math.sqrt(shared)):
+    if shared < 2 or not is_rounded(parts[1], 1 / math.sqrt(shared)):
         return None
     return "NormPool", pool.inputs[0], dict(pool.attributes)
 

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from tf_lyapunov.onnx import compositions
-from tf_lyapunov.onnx.compositions import close
+from tf_lyapunov.onnx.compositions import close, is_rounded
 
 _ROOT_HALF, _ROOT_TWO_OVER_PI = math.sqrt(0.5), math.sqrt(2 / math.pi)
 
@@ -161,7 +161,7 @@ class Finder:
             alpha, beta = inner.get("alpha", 0.2), inner.get("beta", 0.5)
             if alpha in (1 / 6, float(np.float32(1 / 6))) and beta == 0.5:
                 return self.made(node, "HardSwish", x, {}, 22)
-        if close(factor, 1 / 6) and self._is_relu6(gate, x):
+        if is_rounded(factor, 1 / 6) and self._is_relu6(gate, x):
             return self.made(node, "HardSwish", x, {}, 22)
         inner = self.giver(gate, "Tanh")
         if inner is not None and factor == 1:
@@ -203,7 +203,7 @@ class Finder:
         if tangent is None:
             return None
         base, rate = self.linear(tangent.inputs[0])
-        if close(rate, _ROOT_TWO_OVER_PI) and self._is_cubic(base, x):
+        if is_rounded(rate, _ROOT_TWO_OVER_PI) and self._is_cubic(base, x):
             return self.made(node, "Gelu", x, {"approximate": "tanh"}, 20)
         return None
 
@@ -214,7 +214,7 @@ class Finder:
             return False
         other = node.inputs[1] if node.inputs[0] == x else node.inputs[0]
         found = self.product(other, whole=x)
-        if not close(found.factor, 0.044715):
+        if not is_rounded(found.factor, 0.044715):
             return False
         if found.signals == (x,) * 3:
             return True
