@@ -171,3 +171,26 @@ def test_boxes_that_are_searched_for_longer_are_smaller_and_hold_every_signal(mo
     ]
     z = np.maximum(x @ w + b, 0.0) @ v + c
     assert np.all(z >= long[0] - 1e-12) and np.all(z <= long[1] + 1e-12)
+
+
+@pytest.mark.parametrize("last", [1.6, 1.69])
+def test_rows_that_can_never_hold_do_not_hold_the_others_up(last):
+    """y = (s - relu(x₁ - x₂), s + ½), s = x₀ + x₁: y₀ ≥ 1.2 needs s ≥ 1.2, and so y₁ ≥ 1.7.
+
+    Near s = 1.1 the row about y₁ is nearest to its proof, exact, and fails on one side of every
+    such domain; only the other proves it, once x₂ is cut.
+    """
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, "relu"), layers.Dense(2)])
+    model.set_weights(
+        [
+            np.array([[1, 0], [1, 1], [0, -1]], np.float32), np.zeros(2, np.float32),
+            np.array([[1, 1], [-1, 0]], np.float32), np.array([0, 0.5], np.float32),
+        ]
+    )  # fmt: skip
+    unsafe = Property.avoids([[-1, 0], [0, 1]], [-1.2, last])
+    region = Region.box(np.zeros(3), np.ones(3))
+    found = tfl.verify_property(model, region, unsafe, timeout=60, branching="inputs")
+    # A million domains were not enough.
+    assert found.is_proved and found.branches < 20_000
+    beyond = Property.avoids([[-1, 0], [0, 1]], [-1.2, 1.71])
+    assert tfl.verify_property(model, region, beyond, timeout=60).is_refuted

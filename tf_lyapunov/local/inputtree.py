@@ -28,6 +28,8 @@ _ROOM = 2**26
 _LEAVES = 2**23
 # Weight of a row's own slope beside what relaxations lose, in the choice of an input.
 _OWN = 0.2
+# What lines lose at a box's corner, at most about, for what they lose amid it.
+_CORNER = 4
 
 
 class InputTree(Tree):
@@ -147,11 +149,16 @@ class InputTree(Tree):
         bounds = np.where(mask, values[own], np.inf)
         target = bounds.argmin(axis=1)
         bound = bounds[np.arange(len(own)), target]
-        rows = bounded.place[own, self._deciding(excess[own], target)]
+        centers, at_centers, seen = self._seen(low, high, low / 2 + high / 2)
+        rows = self._deciding(bounded, own, excess[own], seen, target, high - low)
         slopes = np.where((rows >= 0)[:, None], bounded.slopes[rows], 0.0)
         corners = np.where(slopes > 0, low, high)
         at = self._chosen(bounded, own, rows, slopes, low, high)
-        points, outputs, margins = self._seen(low, high, corners)
+        ends, at_ends, seen_there = self._seen(low, high, corners)
+        points, outputs = np.concatenate([ends, centers]), np.concatenate([at_ends, at_centers])
+        # What rounding takes off is about the same on every part: one that holds a point whose
+        # margin is below that would never be proved.
+        margins = np.minimum(*(unsafe.of_rows(e).min(axis=1) for e in (seen, seen_there)))
         a, b = (v[np.arange(len(own)), at] for v in (low, high))
         middle = a / 2 + b / 2
         divides = (a < middle) & (middle < b) & (margins > bounded.lost[rows])
@@ -168,25 +175,35 @@ class InputTree(Tree):
         if self._count > _LEAVES:
             self._proved = None
 
-    def _seen(self, low, high, corners):
-        """A corner and the centre of every domain, the outputs there, and their least margin.
+    def _seen(self, low, high, points):
+        """A point of every domain, within the region; the outputs and A y - b there.
 
-        What rounding takes off is about the same on every part: one that holds a point whose margin
-        is below that would never be proved. Points outside of the region have no margin.
+        Points that the region's ball moved out of their domain say nothing: A y - b is ∞.
         """
-        points = np.concatenate([corners, low / 2 + high / 2])
         moved = self.attacker.projected(points.reshape(-1, *self.attacker.low.shape))
-        inside = np.all(moved.reshape(points.shape) == points, axis=1)
+        flat = moved.reshape(points.shape)
+        inside = np.all((low <= flat) & (flat <= high), axis=1)
         outputs = Evaluation(self.domains.flow, moved).outputs
-        margins = np.where(inside, self.unsafe.margin(outputs), np.inf)
-        return moved, outputs, margins.reshape(2, -1).min(axis=0)
+        excess = outputs @ self.unsafe.rows.T - self.unsafe.bounds
+        return moved, outputs, np.where(inside[:, None], excess, np.inf)
 
-    def _deciding(self, excess, target):
-        """The row that decides each domain's worst set."""
+    def _deciding(self, bounded, own, excess, seen, target, width):
+        """Position of the row that is to prove each domain's worst set.
+
+        The nearest to its proof of those that can be proved: one that fails at the centre, which
+        both halves hold, would hold on neither; and one that lacks more than relaxations lose
+        fails at its corner, however the domain is cut.
+        """
         starts, ends = self.unsafe.starts, self.unsafe.starts + self.unsafe.lengths
         index = np.arange(excess.shape[1])
-        own = (index >= starts[target][:, None]) & (index < ends[target][:, None])
-        return np.where(own, excess, -np.inf).argmax(axis=1)
+        choice = (index >= starts[target][:, None]) & (index < ends[target][:, None])
+        if self.unsafe.lengths.max() > 1:
+            lost = [self.domains.losses(bounded, own, r) for r in bounded.place[own].T]
+            gains = np.stack([(v * width).sum(axis=1) for v in lost], axis=1)
+            could = excess + _CORNER * gains > 0
+            for able in (choice & (seen > 0), choice & (seen > 0) & could):
+                choice = np.where(able.any(axis=1, keepdims=True), able, choice)
+        return bounded.place[own, np.where(choice, excess, -np.inf).argmax(axis=1)]
 
     def _chosen(self, bounded, own, rows, slopes, low, high):
         """The input along which to split each domain: whose width costs its bound most.
