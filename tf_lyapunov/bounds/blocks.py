@@ -23,9 +23,10 @@ from tf_lyapunov.bounds.lipsdp import (
     lipsdp_problem,
     split,
 )
-from tf_lyapunov.bounds.multipliers import ChainBound, as_chain
+from tf_lyapunov.bounds.multipliers import ChainBound, as_chain, unscaled
 from tf_lyapunov.bounds.programs import first_order
 from tf_lyapunov.bounds.programs.sdp import smallest_parameter, verified_point
+from tf_lyapunov.bounds.records import PartProof
 from tf_lyapunov.bounds.tails import Reader, chain_of
 from tf_lyapunov.program import rounding
 from tf_lyapunov.progress import steps
@@ -81,34 +82,37 @@ def residual_gain(chain, sectors=None, *, shortcut=None, seconds=None):
     branch = lipsdp(chain, seconds=seconds)
     summed = rounding.sum_up(norm_up(shortcut), branch.gain_upper_bound)
     fallback = dataclasses.replace(branch, gain_upper_bound=summed, multipliers=(), scaled=None)
-    squared, least = math.inf, 0.0
+    squared, least, proof = math.inf, 0.0, {}
     if sum(chain.widths[:-1]) <= _LARGEST:
-        squared, least = _residual_squared(chain, shortcut, deadline)
+        squared, least, proof = _residual_squared(chain, shortcut, deadline)
     gain = rounding.sqrt_up(squared) if math.isfinite(squared) else math.inf
     elapsed = time.monotonic() - begin
     if not gain < summed:
         return dataclasses.replace(fallback, seconds=elapsed, least=0.0)
     return ChainBound(
-        gain, "residual", solver="structured", seconds=elapsed, least=math.sqrt(least)
+        gain, "residual", solver="structured", seconds=elapsed, least=math.sqrt(least), **proof
     )
 
 
 def _residual_squared(chain, shortcut, deadline):
-    """Proven ρ, or inf, and the value of the dual."""
+    """Proven ρ, or inf, the value of the dual, and `multipliers` and `scaled` of a `ChainBound`."""
     weights, alphas, betas, errors = normal_form(chain)
     if len(weights) == 1:
         total = shortcut + weights[0]
         error = np.abs(total) * UNIT + np.broadcast_to(errors[0], total.shape)
         norm = rounding.sum_up(norm_up(total), float(np.linalg.norm(error)) * (1 + 1e-9))
-        return rounding.product_up(norm, norm), 0.0
-    power = 0
+        return rounding.product_up(norm, norm), 0.0, {}
+    power, powers = 0, []
     for layer, weight in enumerate(weights):
         # Powers of two are exact; the last layer gets back what the others lose.
         size = float(np.max(np.abs(weight)))
         own = -power if layer == len(weights) - 1 else round(math.log2(size)) if size else 0
         weights[layer], errors[layer] = np.ldexp(weight, -own), np.ldexp(errors[layer], -own)
         power += own
-    form = ScaledChain(tuple(weights), tuple(alphas), tuple(betas), 0, tuple(errors))
+        powers.append(own)
+    form = ScaledChain(
+        tuple(weights), tuple(alphas), tuple(betas), 0, tuple(errors), powers=tuple(powers)
+    )
     problem, error = _residual_problem(form, shortcut)
     inputs = shortcut.shape[1]
 
@@ -119,11 +123,11 @@ def _residual_squared(chain, shortcut, deadline):
         form.weights, form.alphas, form.betas, reach, shortcut=shortcut, deadline=deadline
     )
     if not math.isfinite(found.squared):
-        return math.inf, found.value
+        return math.inf, found.value, {}
     spread = {"entry_error": _relative_error(form), "constant_error": error}
     lam = np.concatenate(found.multipliers)
     if not (np.all(np.isfinite(lam)) and np.isfinite(spread["entry_error"])):
-        return math.inf, found.value
+        return math.inf, found.value, {}
     lam = np.maximum(lam, 1e-14 * lam.max())
     depth, growth = len(weights), 4 * UNIT * problem.size**2
     while growth < 1e-2:
@@ -180,12 +184,14 @@ class ResidualBlock:
         start: name of the node that both branches read.
         chain: f.
         shortcut: S, float64 (outputs, inputs), or None for the identity.
+        functions: names of the elementwise functions of f, one by one.
     """
 
     name: str
     start: str
     chain: Chain
     shortcut: np.ndarray | None
+    functions: tuple = ()
 
 
 def residual_blocks(network):
@@ -218,19 +224,22 @@ def _residual_block(node, reader, readable):
     if shared is None or None in nodes[shared].output_shape[1:]:
         return None
     size = math.prod(nodes[shared].output_shape[1:])
-    branches = []
-    for path in paths:
-        run = [nodes[name] for name in path[: path.index(shared)]][::-1]
-        branches.append(_branch(run, reader, size))
+    runs = [[nodes[name] for name in path[: path.index(shared)]][::-1] for path in paths]
+    branches = [_branch(run, reader, size) for run in runs]
     linear = [k for k, chain in enumerate(branches) if chain is None or chain.depth == 1]
     if len(linear) != 1 or any(chain == () for chain in branches):
         return None  # two chains, two matrices, or too large
     chain, shortcut = branches[1 - linear[0]], branches[linear[0]]
+    functions = _functions(runs[1 - linear[0]])
     if shortcut is None:
-        return ResidualBlock(node.name, shared, chain, None)
+        return ResidualBlock(node.name, shared, chain, None, functions)
     if np.any(shortcut.errors[0]):
         return None
-    return ResidualBlock(node.name, shared, chain, shortcut.weights[0])
+    return ResidualBlock(node.name, shared, chain, shortcut.weights[0], functions)
+
+
+def _functions(run):
+    return tuple(node.name for node in run if node.kind == "activation")
 
 
 def _path(name, nodes, readable):
@@ -253,7 +262,7 @@ def _branch(run, reader, size):
     return () if any(width > _IDENTITY for width in ends) else chain_of(run, reader, size)
 
 
-def with_blocks(network, *, seconds=30.0):
+def with_blocks(network, *, seconds=30.0, proofs=None):
     """The network with residual blocks and runs of linear layers bounded as wholes.
 
     For `composition.lipschitz_constants` only: nodes that end a block read its start and carry its
@@ -262,6 +271,7 @@ def with_blocks(network, *, seconds=30.0):
     Args:
         network: `Network`.
         seconds: time budget for all blocks together; those that would exceed it stay as they are.
+        proofs: list that `records.PartProof` of blocks are added to, or None.
 
     Returns:
         `Network` whose composed gains are never larger.
@@ -271,21 +281,25 @@ def with_blocks(network, *, seconds=30.0):
     nodes, readable = reader.nodes, _readable(reader)
     replaced = {}
 
-    def gain_of(bound, chain, **options):
+    def merge(node, start, functions, bound, chain, method, **options):
         left = seconds - (time.monotonic() - begin)
         if estimated_cost(chain.widths)[0] > left:  # a decomposition cannot be cut short
-            return None
+            return
         try:
-            return bound(chain, seconds=left, **options).gain_upper_bound
+            found = bound(chain, seconds=left, **options)
         except ValueError:  # too large: composed as before
-            return None
+            return
+        replaced[node.name] = _merged_node(node, start, found.gain_upper_bound, method)
+        if proofs is not None and found.multipliers and len(found.multipliers) == len(functions):
+            proofs.append(PartProof(start, node.name, functions, unscaled(found)))
 
     for block in steps(residual_blocks(network), "residual blocks"):
-        node, branch = nodes[block.name], block.chain
-        gain = gain_of(residual_gain, branch, shortcut=block.shortcut)
-        if gain is not None:
-            method = f"residual block of {branch.depth} linear layers, one matrix inequality"
-            replaced[node.name] = _merged_node(node, block.start, gain, method)
+        branch = block.chain
+        merge(
+            nodes[block.name], block.start, block.functions, residual_gain, branch,
+            f"residual block of {branch.depth} linear layers, one matrix inequality",
+            shortcut=block.shortcut,
+        )  # fmt: skip
     inner = {name for node in network.nodes for name in _inside(node, reader, readable)}
     for node in steps(network.nodes, "runs of layers"):
         if not reader.is_linear(node) or node.name in inner:
@@ -296,11 +310,10 @@ def with_blocks(network, *, seconds=30.0):
         if sum(n.kind == "linear" for n in run) < 2:
             continue
         chain = chain_of(run, reader)
-        gain = gain_of(_chain_gain, chain)
-        if gain is not None:
-            method = f"{chain.depth} linear layers together, widths "
-            method += "-".join(map(str, chain.widths))
-            replaced[node.name] = _merged_node(node, run[0].inputs[0], gain, method)
+        merge(
+            node, run[0].inputs[0], _functions(run), _chain_gain, chain,
+            f"{chain.depth} linear layers together, widths {'-'.join(map(str, chain.widths))}",
+        )  # fmt: skip
     kept = tuple(replaced.get(node.name, node) for node in network.nodes)
     return dataclasses.replace(network, nodes=kept)
 

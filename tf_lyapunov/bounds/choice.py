@@ -19,7 +19,7 @@ from tf_lyapunov.bounds.multipliers import ChainBound
 from tf_lyapunov.bounds.operators import OperatorChain, OperatorProducts
 from tf_lyapunov.bounds.pairs import LARGEST, named_pairs, pair_gains
 from tf_lyapunov.bounds.programs import first_order
-from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof
+from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof, PartProof
 from tf_lyapunov.bounds.tails import Reader, dense_tail, tail_before
 from tf_lyapunov.digits import at_most
 from tf_lyapunov.errors import UnsupportedLayerError
@@ -154,7 +154,7 @@ class _Best:
 
     def __init__(self, gain):
         self.gain, self.pairs, self.methods = gain, None, {}
-        self.sentences, self.proof, self.is_joint = [], None, False
+        self.sentences, self.proof, self.is_joint, self.parts = [], None, False, []
 
     def take(self, gain):
         self.gain = min(self.gain, gain)
@@ -174,6 +174,9 @@ class _Best:
         sentences = list(self.sentences)
         if self.methods:
             sentences.append(f"Gains of pairs of logits: {named_pairs(self.methods)}.")
+        if self.parts:
+            chain = self.proof or ChainProof()
+            self.proof = dataclasses.replace(chain, parts=tuple(self.parts))
         return NetworkGain(
             self.gain, self.pairs, method, tuple(sentences), seconds, self.proof
         )  # fmt: skip
@@ -188,21 +191,24 @@ def _of_branches(found, reader, constants, sources, method, target, budget):
         gains = joint_gains(part, network, budget.part(0.5), with_pairs=target is None)
         before = constants[part.start]
         if math.isfinite(gains.gain_upper_bound) and before == 1.0:
-            _take_joint(found, part, gains, before, constants[end])
+            _take_joint(found, part, end, gains, before, constants[end])
             return constants
-    composed = lipschitz_constants(with_blocks(network, seconds=0.25 * budget.left()), sources)
+    blocks = []
+    merged = with_blocks(network, seconds=0.25 * budget.left(), proofs=blocks)
+    composed = lipschitz_constants(merged, sources)
     if composed[end] < constants[end]:
+        found.parts += blocks
         found.sentences.append(
             f"{RESIDUAL}, by one matrix inequality each: gain {at_most(composed[end], 6)} of the "
             f"composition against {constants[end]:.6g}."
         )
     if part is not None and constants[part.start] > 0:
-        _take_joint(found, part, gains, composed[part.start], constants[end])
+        _take_joint(found, part, end, gains, composed[part.start], constants[end])
     found.take(composed[end])
     return composed
 
 
-def _take_joint(found, part, gains, before, composed):
+def _take_joint(found, part, end, gains, before, composed):
     if not math.isfinite(gains.gain_upper_bound):
         return
     gain = rounding.product_up(before, gains.gain_upper_bound)
@@ -213,6 +219,10 @@ def _take_joint(found, part, gains, before, composed):
     )
     found.is_joint = True
     found.take(gain)
+    if gains.multipliers is not None:
+        names = part.form.names
+        proof = PartProof(part.start, end, names, gains.multipliers, gains.pair_multipliers)
+        found.parts.append(proof)
     if gains.pairs is not None and len(gains.pairs) <= LARGEST:
         shared = "the multipliers of all logits in one problem with its branches"
         names = dict.fromkeys(

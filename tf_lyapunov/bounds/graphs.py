@@ -13,6 +13,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.merging import Joined, Weighted
 from tf_lyapunov.program.vocabulary import operations_of
 from tf_lyapunov.progress import steps
+from tf_lyapunov.verification.inequalities import Multipliers
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Entries of all signals together: proofs take their cube.
@@ -134,7 +135,7 @@ def _read(reader, start, inside, last, merges):
             continue
         read = [forms[name] for name in node.inputs]
         if node.kind == "activation":
-            forms[node.name] = builder.activated(read[0], node.sector)
+            forms[node.name] = builder.activated(read[0], node.sector, node.name)
         elif len(read) > 1:
             forms[node.name] = _merged(reader, node, read, builder)
         elif node.kind == "identity" or keeps_order(node):
@@ -181,11 +182,15 @@ class JointGains:
         gain_upper_bound: float, of all outputs; infinite if nothing was proved.
         pairs: float64 (K, K) of their differences, infinite where nothing was proved, or None.
         searched: pairs (i, j), i > j, that had a search of their own.
+        multipliers: `records.Multipliers` of all outputs, or None.
+        pair_multipliers: dict (i, j), i > j -> those of a difference.
     """
 
     gain_upper_bound: float
     pairs: np.ndarray | None
     searched: tuple = ()
+    multipliers: Multipliers | None = None
+    pair_multipliers: dict = dataclasses.field(default_factory=dict)
 
 
 def joint_gains(part, network, budget, *, with_pairs=True):
@@ -207,13 +212,14 @@ def joint_gains(part, network, budget, *, with_pairs=True):
     weight, spread = np.ldexp(part.weight, -power), np.ldexp(part.spread, -power)
     form = dataclasses.replace(part.form, exponent=part.form.exponent + power)
     whole = bounded(_ended(form, weight, spread), budget=budget.part(0.5))
+    kept = _kept(whole)
     if not with_pairs or len(weight) < 2:
-        return JointGains(whole.gain_upper_bound, None)
+        return JointGains(whole.gain_upper_bound, None, multipliers=kept)
     count = len(weight)
-    found = np.where(np.eye(count, dtype=bool), 0.0, math.inf)
+    found, pairs = np.where(np.eye(count, dtype=bool), 0.0, math.inf), {}
     if math.isfinite(whole.squared) and whole.multipliers and budget.fits(40.0 * form.total**3):
         reach = lipschitz_constants(network, (part.start,))[part.before]
-        found = np.minimum(found, _shared(form, weight, spread, whole, reach, part.form.exponent))
+        found, pairs = _shared(form, weight, spread, whole, reach, part.form.exponent)
     searched, lasted = [], 0.0
     order = sorted(zip(*np.tril_indices(count, -1), strict=True), key=lambda p: -found[p])
     for i, j in steps(order, "pairs of classes"):
@@ -224,9 +230,19 @@ def joint_gains(part, network, budget, *, with_pairs=True):
         drift = _difference_error(weight, spread, [i], [j])
         alone = bounded(_ended(form, row, drift), budget=budget)
         lasted = max(lasted, begin - budget.left())
-        found[i, j] = found[j, i] = min(found[i, j], alone.gain_upper_bound)
+        if alone.gain_upper_bound < found[i, j]:
+            found[i, j] = found[j, i] = alone.gain_upper_bound
+            pairs[int(i), int(j)] = _kept(alone)
         searched.append((int(i), int(j)))
-    return JointGains(whole.gain_upper_bound, found, tuple(searched))
+    pairs = {pair: own for pair, own in pairs.items() if own is not None}
+    return JointGains(whole.gain_upper_bound, found, tuple(searched), kept, pairs)
+
+
+def _kept(bound):
+    """`Multipliers` of a `JointBound`, or None without."""
+    if not 0 < bound.squared < math.inf or len(bound.multipliers) != len(bound.form.alphas):
+        return None
+    return bound.form.unscaled(bound.squared, bound.multipliers)
 
 
 def _power_of(matrix):
@@ -252,7 +268,7 @@ def _difference_error(weight, spread, left, right):
 
 
 def _shared(form, weight, spread, whole, reach, exponent):
-    """Gains of differences of outputs by the multipliers of all of them, (K, K)."""
+    """Gains of differences of outputs by the multipliers of all of them, (K, K), and these."""
     from scipy.linalg import solve_triangular
 
     count = len(weight)
@@ -265,12 +281,12 @@ def _shared(form, weight, spread, whole, reach, exponent):
         lower = np.linalg.cholesky(left.T @ left)
         root = solve_triangular(lower, np.eye(len(lower)), lower=True, check_finite=False)
     except np.linalg.LinAlgError:
-        return found
+        return found, {}
     multipliers = [lam / whole.squared for lam in whole.multipliers]
     root = root / math.sqrt(whole.squared)
     proof = bounded(_ended(form, root, 0.0), multipliers=multipliers)
     if not math.isfinite(proof.squared):
-        return found
+        return found, {}
     first, second = np.tril_indices(count, -1)
     rows = weight[first] - weight[second]
     drift = _difference_error(weight, spread, first, second)
@@ -281,8 +297,13 @@ def _shared(form, weight, spread, whole, reach, exponent):
     size = rounding.euclidean_norms_up(z) * (1 + 4 * UNIT)
     # `reach` is in the units of the network, the form's outputs in those of 2^exponent.
     reach = rounding.ldexp_up(reach, -exponent)
-    for i, j, own, rest in zip(first, second, size, off, strict=True):
+    pairs = {}
+    for i, j, own, rest in zip(first.tolist(), second.tolist(), size, off, strict=True):
         through = rounding.product_up(own, rounding.sqrt_up(proof.squared))
         total = rounding.sum_up(through, rounding.product_up(rest, reach))
         found[i, j] = found[j, i] = rounding.ldexp_up(total, form.exponent)
-    return found
+        # ‖z‖² times them: VᵀV is at least zzᵀ/‖z‖² there.
+        share = float(own) ** 2 * (1 + 8 * UNIT)
+        squared = rounding.product_up(total, total)
+        pairs[i, j] = form.unscaled(squared, [share * lam for lam in proof.multipliers])
+    return found, pairs

@@ -30,6 +30,7 @@ from tf_lyapunov.bounds.programs.interior import MultiplierProblem
 from tf_lyapunov.bounds.programs.sdp import smallest_parameter, verified_point
 from tf_lyapunov.program import rounding
 from tf_lyapunov.theory.norms import power_iteration
+from tf_lyapunov.verification.inequalities import Multipliers
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Sectors are widened by this share where slopes coincide: a superset.
@@ -50,6 +51,8 @@ class JointForm:
         output_errors: of the same shape.
         alphas, betas: slopes of φ_k, α < β.
         exponent: the gain is 2^exponent times that of this form.
+        powers: per entry of the signals, the exponent that it was divided by; none are zeros.
+        names: of the nodes that make z_1, …, z_m.
     """
 
     sizes: tuple
@@ -60,6 +63,8 @@ class JointForm:
     alphas: tuple
     betas: tuple
     exponent: int = 0
+    powers: np.ndarray | None = None
+    names: tuple = ()
 
     @property
     def total(self):
@@ -96,7 +101,19 @@ class JointForm:
             outputs=np.ldexp(outputs, -power),
             output_errors=np.ldexp(self.output_errors, powers - power),
             exponent=self.exponent + power,
+            powers=powers if self.powers is None else self.powers + powers,
         )
+
+    def unscaled(self, squared, multipliers):
+        """`Multipliers` of the network's own signals: (J) times 4^exponent."""
+        powers = np.zeros(self.total, dtype=int) if self.powers is None else self.powers
+        ends = np.cumsum(self.sizes)
+        values = tuple(
+            np.ldexp(lam, 2 * (self.exponent - powers[a:b]))
+            for lam, a, b in zip(multipliers, ends[:-1], ends[1:], strict=True)
+        )
+        sectors = tuple(zip(self.alphas, self.betas, strict=True))
+        return Multipliers(rounding.ldexp_up(squared, 2 * self.exponent), values, sectors)
 
 
 def _power(matrix):
@@ -249,19 +266,21 @@ class FormBuilder:
 
     def __init__(self, size):
         self.sizes, self.reads, self.alphas, self.betas = [size], [], [], []
+        self.names = []
 
     def signal(self, k):
         """z_k itself."""
         return {k: (np.eye(self.sizes[k]), 0.0)}
 
-    def activated(self, form, sector):
-        """φ of a linear function: a new signal, or a multiple where φ is linear."""
+    def activated(self, form, sector, name=""):
+        """φ of a linear function: a new signal of a name, or a multiple where φ is linear."""
         alpha, beta = sector.alpha, sector.beta
         if alpha == beta:
             return self.times_number(alpha, form)
         size = len(next(iter(form.values()))[0])
         self.sizes.append(size)
         self.reads.append(form)
+        self.names.append(name)
         width = max(abs(alpha), abs(beta)) * _WIDENING
         self.alphas.append(min(alpha, beta - width))
         self.betas.append(beta)
@@ -334,7 +353,7 @@ class FormBuilder:
         outputs, output_errors = self.row(form)
         return JointForm(
             tuple(self.sizes), weights, errors, outputs, output_errors, tuple(self.alphas),
-            tuple(self.betas),
+            tuple(self.betas), names=tuple(self.names),
         )  # fmt: skip
 
 

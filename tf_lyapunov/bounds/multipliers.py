@@ -18,6 +18,7 @@ from tf_lyapunov.bounds.budget import proof_flops
 from tf_lyapunov.bounds.chains import Chain, ScaledChain, product_gain
 from tf_lyapunov.bounds.programs.sdp import verified_block_semidefinite
 from tf_lyapunov.program import rounding
+from tf_lyapunov.verification.inequalities import Multipliers
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # Largest growth per layer that is tried to move multipliers off the boundary.
@@ -57,6 +58,22 @@ class ChainBound:
     seconds: float = 0.0
     least: float = 0.0
     cut_short: bool = False
+
+
+def unscaled(bound):
+    """`Multipliers` of the chain itself from a `ChainBound` that has some.
+
+    With W_l = 2^{e_l}W'_l the form (8.1) of the scaled chain is that of the chain for
+    Λ_l = 4^{e_{l+1} + … + e_n}·Λ'_l: a congruence by powers of two. Sectors are those in which
+    each function and the layer after it may have changed sign together.
+    """
+    scaled = bound.scaled
+    ahead = np.cumsum(scaled.powers[::-1])[::-1][1:]
+    values = tuple(
+        np.ldexp(lam, 2 * int(power)) for lam, power in zip(bound.multipliers, ahead, strict=True)
+    )
+    squared = float(rounding.up(bound.gain_upper_bound**2))
+    return Multipliers(squared, values, tuple(zip(scaled.alphas, scaled.betas, strict=True)))
 
 
 def as_chain(chain, sectors=None):

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.bounds.records import JOINT, OPERATORS, RESIDUAL, ChainProof
+from tf_lyapunov.bounds.records import OPERATORS, RESIDUAL, ChainProof
 from tf_lyapunov.certification.enclosures import enclosed
+from tf_lyapunov.certification.partproofs import GROWTHS, accepted, accepted_parts
 from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.local.linear import LARGEST_RECORDS
 from tf_lyapunov.program import rounding
@@ -33,8 +34,6 @@ from tf_lyapunov.verification.translation import Call, contradictions
 # Bytes of inputs that a certificate keeps, so that its radii can be re-checked: of arrays, which
 # are in memory anyway, and of data sets.
 LARGEST_ARRAY, LARGEST_STREAM = 2**28, 2**26
-# Growth of multipliers and gains tried until the verifier's own rounding fits.
-_GROWTHS = (1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 # A claim may be weaker than its certificate by this share, no more.
 _LARGEST_LOSS = 1e-4
 _ARRAYS = ("radius", "predictions", "labels", "margins")
@@ -153,9 +152,10 @@ def save_proof(certificate, path):
             "The model's weights have changed since it was certified. "
             f"Received: model {proof.network.model.name!r}. Certify it again."
         )
-    if any(text.startswith((RESIDUAL, JOINT)) for text in certificate.assumptions):
+    parts = () if proof.chain is None else proof.chain.parts
+    if not parts and any(text.startswith(RESIDUAL) for text in certificate.assumptions):
         raise ValueError(
-            "A proof file holds no multipliers of residual blocks yet. Received: "
+            "A proof file holds no multipliers of single residual blocks yet. Received: "
             f"method={certificate.method!r} for a model with residual blocks. Certify with "
             "method='composition', or save as .json."
         )
@@ -301,6 +301,9 @@ def _evidence(network, chain_proof):
     """`Evidence` that the verifier accepts, from what was found here."""
     if chain_proof is None:
         return Evidence()
+    parts = accepted_parts(network, chain_proof.parts)
+    if chain_proof.start is None:
+        return Evidence(parts=parts)
     chain = network.chain(chain_proof.start)
     narrow = inequalities.narrow_input(chain)
     methods, whole, indices = ["product"], None, None
@@ -318,21 +321,15 @@ def _evidence(network, chain_proof):
         if found.multipliers:
             part = chain.output_difference(*pair)
             pairs[pair] = _accepted(narrow.output_difference(*pair), found, part)
-    return Evidence(chain_proof.start, tuple(methods), whole, indices, pairs)
+    return Evidence(chain_proof.start, tuple(methods), whole, indices, pairs, parts)
 
 
 def _accepted(narrow, bound, chain):
     """`Multipliers` of a `ChainBound` in the verifier's units, grown until it accepts them."""
     start = _unscaled(chain, bound)
-    depth = len(start.values)
-    for growth in _GROWTHS:
-        grown = Multipliers(
-            start.squared * (1 + growth) ** (depth + 1),
-            tuple(v * (1 + growth) ** (depth - k) for k, v in enumerate(start.values)),
-            start.sectors,
-        )
-        if inequalities.proves_gain(narrow, grown):
-            return grown
+    found = accepted(narrow, start)
+    if found is not None:
+        return found
     reason = inequalities.refusal(narrow, start) or "they are too close to the boundary"
     raise ValueError(
         "The verifier could not confirm the multipliers of this certificate, so no proof file was "
@@ -387,7 +384,7 @@ def _accepted_indices(chain, chain_proof):
         for (a, b), (low, high) in zip(sectors, chain.slopes, strict=True)
     ]
     size = abs(found.nu) + 1 / found.delta
-    for growth in _GROWTHS:
+    for growth in GROWTHS:
         grown = Multipliers(
             0.0,
             tuple(v * (1 + growth) ** (len(values) - k) for k, v in enumerate(values)),

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.verification import inequalities
+from tf_lyapunov.verification import graphs, inequalities
 from tf_lyapunov.verification.arithmetic import (
     SLACK,
     UNIT,
@@ -68,9 +68,18 @@ def derive(network, evidence):
     Returns:
         `Derived`.
     """
-    reach, own = network.gains()
-    gain, failures, found = reach[network.logits], [], {}
-    classes = network[network.logits].shape[-1]
+    failures, found = [], {}
+    parts = _parts(network, evidence.parts, failures)
+    reach, own = network.gains([(p.start, p.end, bound) for p, _, bound in parts])
+    gain, classes = reach[network.logits], network[network.logits].shape[-1]
+    for part, graph, _ in parts:
+        for pair, multipliers in part.pairs.items():
+            if not _is_pair(pair, classes, failures):
+                continue
+            bound = _proved_gain(
+                graph.output_difference(*pair), multipliers, pair, failures, graphs
+            )
+            found[pair] = min(found.get(pair, math.inf), product_up(reach[part.start], bound))
     if evidence.start is not None:
         try:
             chain = network.chain(evidence.start)
@@ -81,12 +90,11 @@ def derive(network, evidence):
             narrow = inequalities.narrow_input(chain)
             bound = _chain_gain(chain, narrow, evidence, failures)
             gain = min(gain, product_up(before, bound))
-            for (i, j), multipliers in evidence.pairs.items():
-                if not (0 <= j < i < classes):
-                    failures.append(f"There is no pair of logits ({i}, {j}).")
+            for pair, multipliers in evidence.pairs.items():
+                if not _is_pair(pair, classes, failures):
                     continue
-                bound = _proved_gain(narrow.output_difference(i, j), multipliers, (i, j), failures)
-                found[i, j] = product_up(before, bound)
+                bound = _proved_gain(narrow.output_difference(*pair), multipliers, pair, failures)
+                found[pair] = min(found.get(pair, math.inf), product_up(before, bound))
             if "liplt" in evidence.methods:
                 gains = inequalities.liplt_pair_gains(chain)
                 for i in range(classes):
@@ -126,9 +134,36 @@ def _chain_gain(chain, narrow, evidence, failures):
     return min(bounds)
 
 
-def _proved_gain(chain, multipliers, name, failures):
-    why = inequalities.refusal(chain, multipliers)
-    if why is None and inequalities.proves_gain(chain, multipliers):
+def _parts(network, parts, failures):
+    """`(Part, Graph, bound)` of those whose multipliers hold."""
+    found = []
+    for part in parts:
+        between = f"between {quoted(part.start)} and {quoted(part.end)}"
+        if part.pairs and (part.end != network.logits or len(network[part.end].shape) != 1):
+            failures.append(f"Pairs of logits are no results of the part {between}.")
+            continue
+        try:
+            graph = graphs.read(network, part.start, part.end)
+        except (ValueError, KeyError) as error:
+            failures.append(f"The part {between} is not in the model: {quoted(error)}.")
+            continue
+        bound = _proved_gain(graph, part.whole, f"the part {between}", failures, graphs)
+        found.append((part, graph, bound))
+    return found
+
+
+def _is_pair(pair, classes, failures):
+    i, j = pair
+    if 0 <= j < i < classes:
+        return True
+    failures.append(f"There is no pair of logits ({i}, {j}).")
+    return False
+
+
+def _proved_gain(chain, multipliers, name, failures, rules=inequalities):
+    """√ρ of multipliers that hold; infinite otherwise, and a sentence. `rules` knows the form."""
+    why = rules.refusal(chain, multipliers)
+    if why is None and rules.proves_gain(chain, multipliers):
         return sqrt_up(multipliers.squared)
     reason = why or f"the matrix is not proved positive semidefinite at ρ = {multipliers.squared!r}"
     failures.append(f"The multipliers of {name} fail: {reason}.")

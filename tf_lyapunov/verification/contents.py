@@ -5,6 +5,7 @@ words are the file's own: they are kept on one line and quoted, never printed as
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from tf_lyapunov.verification.around import evidence as around
 from tf_lyapunov.verification.around.region import NORMS
 from tf_lyapunov.verification.inequalities import Multipliers
 
-LARGEST_TEXT = 300
+LARGEST_TEXT, LARGEST_PARTS = 300, 256
 _HEADER = {"format", "version", "layers", "chain", "certificate", "notes"}
 _CERTIFICATE = {
     "format", "gain_upper_bound", "contributions", "assumptions", "method", "verdict",
@@ -28,6 +29,22 @@ _INPUTS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Multipliers of a part of a network in which branches meet; see `graphs`.
+
+    Attributes:
+        start, end: names of the steps that it reads and that hold its result.
+        whole: `Multipliers` of the gain between them.
+        pairs: dict (i, j) -> `Multipliers` of differences of its results, if these are the logits.
+    """
+
+    start: str
+    end: str
+    whole: Multipliers
+    pairs: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
     """What a proof file brings beyond the weights; each item is checked, none is believed.
 
@@ -37,6 +54,7 @@ class Evidence:
         whole: `Multipliers` of all logits, or None.
         indices: `(delta, nu, Multipliers)`, or None.
         pairs: dict (i, j) -> `Multipliers` of f_i - f_j.
+        parts: tuple of `Part`.
         around: dict from numbers of inputs to lists of `around.evidence.Piece`.
     """
 
@@ -45,6 +63,7 @@ class Evidence:
     whole: Multipliers | None = None
     indices: tuple | None = None
     pairs: dict = dataclasses.field(default_factory=dict)
+    parts: tuple = ()
     around: dict = dataclasses.field(default_factory=dict)
 
 
@@ -101,9 +120,12 @@ def pack(network, evidence, claim, certificate, notes=()):
         delta, nu, multipliers = evidence.indices
         arrays |= _packed("indices", [multipliers])
         arrays["indices_cone"] = np.array([delta, nu])
-    if evidence.pairs:
-        arrays |= _packed("pairs", list(evidence.pairs.values()))
-        arrays["pairs_index"] = np.array(list(evidence.pairs), dtype=np.int64)
+    arrays |= _packed_pairs("pairs", evidence.pairs)
+    if evidence.parts:
+        header["parts"] = [[part.start, part.end] for part in evidence.parts]
+    for number, part in enumerate(evidence.parts):
+        arrays |= _packed(f"part{number}", [part.whole])
+        arrays |= _packed_pairs(f"part{number}_pairs", part.pairs)
     return header, arrays
 
 
@@ -114,10 +136,19 @@ _PER_INPUT = ("radius", "labels", "predictions", "margins", "inputs")
 def _packed(name, items):
     return {
         f"{name}_squared": np.array([m.squared for m in items], dtype=np.float64),
-        f"{name}_values": np.stack([np.concatenate(m.values) for m in items]),
+        f"{name}_values": np.stack([np.concatenate([np.zeros(0), *m.values]) for m in items]),
         f"{name}_sizes": np.array([len(v) for v in items[0].values], dtype=np.int64),
-        f"{name}_sectors": np.array([m.sectors for m in items], dtype=np.float64),
+        f"{name}_sectors": np.array([m.sectors for m in items], dtype=np.float64).reshape(
+            len(items), len(items[0].values), 2
+        ),
     }
+
+
+def _packed_pairs(name, pairs):
+    if not pairs:
+        return {}
+    index = np.array(list(pairs), dtype=np.int64)
+    return _packed(name, list(pairs.values())) | {f"{name}_index": index}
 
 
 def quoted(text):
@@ -156,7 +187,10 @@ def unpack(header, arrays):
         KeyError, TypeError, ValueError: if something is missing, unknown or of the wrong form.
     """
     is_second = header["version"] == 2
-    exactly(header, _HEADER | {"norm"} if is_second else _HEADER, "header")
+    optional = {"norm"} if is_second else set()
+    if "parts" in header:
+        optional |= {"parts"}
+    exactly(header, _HEADER | optional, "header")
     numbers = exactly(header["certificate"], _CERTIFICATE, "certificate")
     exactly(header["chain"], {"start", "methods"}, "chain")
     table = tuple(
@@ -186,7 +220,8 @@ def unpack(header, arrays):
     )
     layers = layers_of(header)
     names = {n for n in arrays if is_second and (n in BOUNDS or n.startswith("around_"))}
-    evidence = _evidence(header["chain"], {n: a for n, a in arrays.items() if n not in names})
+    held = {n: a for n, a in arrays.items() if n not in names}
+    evidence = _evidence(header["chain"], header.get("parts", []), held)
     if is_second:
         held = {name: arrays[f"around_{name}"] for name in around.ARRAYS}
         unknown = sorted(names - set(BOUNDS) - {f"around_{name}" for name in held})
@@ -262,22 +297,15 @@ def _per_input(arrays):
     return found
 
 
-def _evidence(chain, arrays):
+def _evidence(chain, parts, arrays):
     start, methods = chain["start"], _list(chain["methods"], "methods")
     if start is not None:
         _text(start, "start")
     if len(set(methods)) != len(methods) or not set(methods) <= {"product", "liplt"}:
         raise ValueError("the chain's methods are unknown, or twice the same")
-    expected, pairs, indices, whole = set(_PER_INPUT), {}, None, None
-    if "pairs_index" in arrays:
-        index = arrays["pairs_index"]
-        if index.dtype.str[1:] != "i8" or index.ndim != 2 or index.shape[1] != 2:
-            raise ValueError("the pairs have another shape or type")
-        keys = [(int(i), int(j)) for i, j in index]
-        if len(set(keys)) != len(keys):
-            raise ValueError("a pair is there twice")
-        pairs = dict(zip(keys, _unpacked("pairs", arrays), strict=True))
-        expected |= {"pairs_index", *(f"pairs_{part}" for part in _PARTS)}
+    expected, indices, whole = set(_PER_INPUT), None, None
+    pairs, used = _pairs("pairs", arrays)
+    expected |= used
     if "indices_cone" in arrays:
         cone = arrays["indices_cone"]
         if cone.dtype.str[1:] != "f8" or cone.shape != (2,) or not np.all(np.isfinite(cone)):
@@ -288,10 +316,34 @@ def _evidence(chain, arrays):
     if "whole_squared" in arrays:
         (whole,) = _unpacked("whole", arrays)
         expected |= {f"whole_{part}" for part in _PARTS}
+    found = []
+    if len(_list(parts, "parts")) > LARGEST_PARTS:
+        raise ValueError(f"it holds {len(parts)} parts, more than {LARGEST_PARTS}")
+    for number, ends in enumerate(parts):
+        first, last = (_text(name, "part") for name in _list(ends, "part"))
+        (own,) = _unpacked(f"part{number}", arrays)
+        expected |= {f"part{number}_{part}" for part in _PARTS}
+        between, used = _pairs(f"part{number}_pairs", arrays)
+        expected |= used
+        found.append(Part(first, last, own, between))
     unknown = sorted(set(arrays) - expected)
     if unknown:
         raise ValueError(f"it holds an array {quoted(unknown[0])} that no proof has")
-    return Evidence(start, tuple(methods), whole, indices, pairs)
+    return Evidence(start, tuple(methods), whole, indices, pairs, tuple(found))
+
+
+def _pairs(name, arrays):
+    """`(dict from pairs to Multipliers, names of the arrays)`; empty where there are none."""
+    if f"{name}_index" not in arrays:
+        return {}, set()
+    index = arrays[f"{name}_index"]
+    if index.dtype.str[1:] != "i8" or index.ndim != 2 or index.shape[1] != 2:
+        raise ValueError("the pairs have another shape or type")
+    keys = [(int(i), int(j)) for i, j in index]
+    if len(set(keys)) != len(keys):
+        raise ValueError("a pair is there twice")
+    found = dict(zip(keys, _unpacked(name, arrays), strict=True))
+    return found, {f"{name}_{part}" for part in ("index", *_PARTS)}
 
 
 def _unpacked(name, arrays):
@@ -307,10 +359,12 @@ def _unpacked(name, arrays):
         raise ValueError(f"the multipliers {name!r} have another shape")
     if sectors.shape != (len(squared), len(widths), 2):
         raise ValueError(f"the sectors of {name!r} have another shape")
-    ends = np.cumsum(widths)[:-1]
+    ends = np.cumsum([0, *widths])
     return [
         Multipliers(
-            float(rho), tuple(np.split(row, ends)), tuple((float(a), float(b)) for a, b in slopes)
+            float(rho),
+            tuple(row[a:b] for a, b in itertools.pairwise(ends)),
+            tuple((float(a), float(b)) for a, b in slopes),
         )
         for rho, row, slopes in zip(squared, values, sectors, strict=True)
     ]

@@ -108,18 +108,21 @@ def _liplt(chain):
 
 def refusal(chain, multipliers):
     """Why a claim does not fit a chain at all, or None."""
-    if len(multipliers.values) != len(chain.slopes) or len(multipliers.sectors) != len(
-        chain.slopes
-    ):
-        return f"the chain has {len(chain.slopes)} hidden layers"
-    for lam, weight in zip(multipliers.values, chain.weights[:-1], strict=True):
-        if lam.shape != (len(weight),):
-            return f"a layer of {len(weight)} units has {lam.size} multipliers"
+    return unfit([len(w) for w in chain.weights[:-1]], chain.slopes, multipliers, "chain")
+
+
+def unfit(widths, slopes, multipliers, whole):
+    """Why multipliers do not fit elementwise functions of these widths and slopes, or None."""
+    if len(multipliers.values) != len(slopes) or len(multipliers.sectors) != len(slopes):
+        return f"the {whole} has {len(slopes)} hidden layers"
+    for lam, width in zip(multipliers.values, widths, strict=True):
+        if lam.shape != (width,):
+            return f"a layer of {width} units has {lam.size} multipliers"
         if not (np.all(np.isfinite(lam)) and np.all(lam >= 0)):
             return "a multiplier is negative, infinite or NaN"
-    for used, slopes in zip(multipliers.sectors, chain.slopes, strict=True):
-        if not (used[0] <= slopes[0] and slopes[1] <= used[1] and np.all(np.isfinite(used))):
-            return f"slopes in {slopes} of an activation are outside the sector {tuple(used)}"
+    for used, own in zip(multipliers.sectors, slopes, strict=True):
+        if not (used[0] <= own[0] and own[1] <= used[1] and np.all(np.isfinite(used))):
+            return f"slopes in {own} of an activation are outside the sector {tuple(used)}"
     return None
 
 
@@ -131,9 +134,9 @@ def proves_gain(chain, multipliers):
         return False
     matrix, error, ends = _layers_form(chain, multipliers)
     first, tail = slice(0, ends[1]), slice(ends[-2], ends[-1])
-    _add(matrix, error, (first, first), multipliers.squared * np.eye(ends[1]))
-    gram, spread = times(chain.weights[-1].T, chain.weights[-1], *_pair(chain.errors[-1]))
-    _add(matrix, error, (tail, tail), -gram, spread)
+    add_block(matrix, error, (first, first), multipliers.squared * np.eye(ends[1]))
+    gram, spread = times(chain.weights[-1].T, chain.weights[-1], *transposed_pair(chain.errors[-1]))
+    add_block(matrix, error, (tail, tail), -gram, spread)
     return is_semidefinite((matrix + matrix.T) / 2, (error + error.T) * SLACK)
 
 
@@ -145,16 +148,16 @@ def proves_indices(chain, delta, nu, multipliers):
     last, spread = chain.weights[-1], chain.errors[-1]
     first, tail = slice(0, ends[1]), slice(ends[-2], ends[-1])
     shared = min(len(last), ends[1])
-    _add(matrix, error, (first, first), -nu * np.eye(ends[1]))
-    gram, gram_error = times(last.T, last, *_pair(spread))
-    _add(
+    add_block(matrix, error, (first, first), -nu * np.eye(ends[1]))
+    gram, gram_error = times(last.T, last, *transposed_pair(spread))
+    add_block(
         matrix, error, (tail, tail), -delta * gram, delta * gram_error + UNIT * np.abs(delta * gram)
     )
     half, half_error = np.zeros((2, ends[1], ends[-1] - ends[-2]))
     half[:shared] = last[:shared] / 2
     half_error[:shared] = np.broadcast_to(spread, last.shape)[:shared] / 2
-    _add(matrix, error, (first, tail), half, half_error)
-    _add(matrix, error, (tail, first), half.T, half_error.T)
+    add_block(matrix, error, (first, tail), half, half_error)
+    add_block(matrix, error, (tail, first), half.T, half_error.T)
     return is_semidefinite((matrix + matrix.T) / 2, (error + error.T) * SLACK)
 
 
@@ -172,9 +175,18 @@ def narrow_input(chain):
 
     W_1 = RT with ‖T‖ ≤ 1 if RRᵀ ⪰ W_1W_1ᵀ, so that R may stand for W_1.
     """
-    weight, error = chain.weights[0], chain.errors[0]
-    if weight.shape[1] <= weight.shape[0]:
+    root = narrow_weight(chain.weights[0], chain.errors[0])
+    if root is None:
         return chain
+    return dataclasses.replace(
+        chain, weights=(root, *chain.weights[1:]), errors=(0.0, *chain.errors[1:])
+    )
+
+
+def narrow_weight(weight, error):
+    """R of as many columns as rows with RRᵀ ⪰ WWᵀ for every W within the error; None without."""
+    if weight.shape[1] <= weight.shape[0]:
+        return None
     gram, spread = times(weight, weight.T, error, np.transpose(error) if np.ndim(error) else 0.0)
     gram = (gram + gram.T) / 2
     side, trace = len(gram), float(np.trace(gram))
@@ -183,7 +195,7 @@ def narrow_input(chain):
     try:
         root = np.linalg.cholesky(raised)
     except np.linalg.LinAlgError:
-        return chain
+        return None
     square, rounding = times(root, root.T)
     # RRᵀ - G - shift·I is this small, and G this close to W_1W_1ᵀ.
     defect = sum_up(
@@ -192,11 +204,7 @@ def narrow_input(chain):
         frobenius_up(spread) * (1 + 4 * UNIT),
         4 * UNIT * frobenius_up(raised),
     )
-    if not defect <= shift:
-        return chain
-    return dataclasses.replace(
-        chain, weights=(root, *chain.weights[1:]), errors=(0.0, *chain.errors[1:])
-    )
+    return root if defect <= shift else None
 
 
 def _layers_form(chain, multipliers):
@@ -204,33 +212,48 @@ def _layers_form(chain, multipliers):
     ends = np.cumsum([0, *(w.shape[1] for w in chain.weights)])
     total = int(ends[-1])
     matrix, error = np.zeros((total, total)), np.zeros((total, total))
-    for layer, (lam, (alpha, beta)) in enumerate(
+    for layer, (lam, sector) in enumerate(
         zip(multipliers.values, multipliers.sectors, strict=True)
     ):
-        weight, spread = chain.weights[layer], chain.errors[layer]
         before, here = slice(*ends[layer : layer + 2]), slice(*ends[layer + 1 : layer + 3])
-        _add(matrix, error, (here, here), np.diag(lam))
-        mean, product = (alpha + beta) / 2, alpha * beta
-        scaled = lam[:, None] * weight
-        scaled_error = 2 * UNIT * np.abs(scaled) + lam[:, None] * spread * SLACK + SMALLEST
-        cross = -mean * scaled
-        cross_error = (abs(mean) * scaled_error + 4 * UNIT * np.abs(cross)) * SLACK
-        _add(matrix, error, (here, before), cross, cross_error)
-        _add(matrix, error, (before, here), cross.T, cross_error.T)
-        if alpha != 0 and beta != 0:
-            turned = np.transpose(spread) if np.ndim(spread) else 0.0
-            square, square_error = times(weight.T, scaled, turned, scaled_error)
-            size = square_error + np.abs(square)
-            square_error = abs(product) * (square_error + 4 * UNIT * size) + SMALLEST * size
-            _add(matrix, error, (before, before), product * square, square_error)
+        weight, spread = chain.weights[layer], chain.errors[layer]
+        sector_terms(matrix, error, weight, spread, lam, sector, before, here)
     return matrix, error, ends
 
 
-def _add(matrix, error, block, value, value_error=0.0):
+def sector_terms(matrix, error, weight, spread, lam, sector, before, here):
+    """Adds zᵀΛz - 2m zᵀΛy + p yᵀΛy of y = W x to a form and its errors.
+
+    Args:
+        matrix, error: float64 (n, n), changed in place.
+        weight, spread: W and its entrywise error, an array or 0.0.
+        lam: diagonal of Λ.
+        sector: (α, β), with m = (α + β)/2 and p = αβ.
+        before, here: slices of x and z among the signals.
+    """
+    alpha, beta = sector
+    add_block(matrix, error, (here, here), np.diag(lam))
+    mean, product = (alpha + beta) / 2, alpha * beta
+    scaled = lam[:, None] * weight
+    scaled_error = 2 * UNIT * np.abs(scaled) + lam[:, None] * spread * SLACK + SMALLEST
+    cross = -mean * scaled
+    cross_error = (abs(mean) * scaled_error + 4 * UNIT * np.abs(cross)) * SLACK
+    add_block(matrix, error, (here, before), cross, cross_error)
+    add_block(matrix, error, (before, here), cross.T, cross_error.T)
+    if alpha != 0 and beta != 0:
+        turned = np.transpose(spread) if np.ndim(spread) else 0.0
+        square, square_error = times(weight.T, scaled, turned, scaled_error)
+        size = square_error + np.abs(square)
+        square_error = abs(product) * (square_error + 4 * UNIT * size) + SMALLEST * size
+        add_block(matrix, error, (before, before), product * square, square_error)
+
+
+def add_block(matrix, error, block, value, value_error=0.0):
     """Adds a block, and to the errors its own and that of this sum."""
     error[block] += value_error + 2 * UNIT * (np.abs(matrix[block]) + np.abs(value)) + TINY
     matrix[block] += value
 
 
-def _pair(error):
+def transposed_pair(error):
+    """Errors of WᵀW's factors."""
     return (np.transpose(error), error) if np.ndim(error) else (0.0, 0.0)

@@ -68,10 +68,13 @@ class Network:
                 return step
         raise KeyError(name)
 
-    def gains(self):
+    def gains(self, parts=()):
         """Bound on the gain from the input to every step, and of every step alone, by name.
 
         Series multiply; sums and differences add; a concatenation is the root of a sum of squares.
+
+        Args:
+            parts: `(start, end, bound)` of gains from one step to a later one.
         """
         reach, own = {}, {}
         for step in self.steps:
@@ -84,6 +87,9 @@ class Network:
             else:
                 own[step.name] = step.operation.gain()
                 reach[step.name] = product_up(own[step.name], reach[step.inputs[0]])
+            for start, end, bound in parts:
+                if end == step.name:
+                    reach[end] = min(reach[end], product_up(reach[start], bound))
         return reach, own
 
     def evaluate(self, x, arithmetic=exact):
