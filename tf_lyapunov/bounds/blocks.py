@@ -135,9 +135,9 @@ def _residual_squared(chain, shortcut, deadline):
         grown = [(1 + growth) ** (depth - 1 - layer) * part for layer, part in enumerate(parts)]
         squared = reach(grown) * (1 + 10 * growth)
         if verified_point(problem, squared, np.concatenate(grown), **spread):
-            return squared, found.value
+            return squared, found.value, {"multipliers": tuple(grown), "scaled": form}
         growth *= 10
-    return math.inf, found.value
+    return math.inf, found.value, {}
 
 
 def _residual_problem(form, shortcut):
