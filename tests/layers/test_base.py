@@ -272,9 +272,16 @@ def states():
     """Variables of the two models that are mixed, by the attribute that names them."""
     models = [mixed_layers(factor, 1.0) for factor in (10.0, 0.1)]
     return {
-        attribute: [[values([v])[0] for v in getattr(model, attribute)] for model in models]
+        attribute: [values(getattr(model, attribute)) for model in models]
         for attribute in ("weights", "variables")
     }
+
+
+@functools.cache
+def kept_target(gain):
+    """A model that takes the mixed variables, and its own: `predict` is traced once a gain."""
+    model = mixed_layers(1.0, gain)
+    return model, values(model.variables)
 
 
 @pytest.mark.parametrize("attribute", ["weights", "variables"])
@@ -285,7 +292,10 @@ def states():
 def test_mixed_variables_of_models_leave_no_wrong_cache(how, attribute):
     state = states()[attribute]
     gain = 0.25 if how == "copied" else 1.0
-    target = mixed_layers(1.0, gain)
+    target, own = kept_target(gain)
+    for variable, value in zip(target.variables, own, strict=True):
+        variable.assign(value)
+    assert all(bool(v._is_fresh(v._sources)) for v in target.layers)
     for variable, value in zip(getattr(target, attribute), mixed(how, *state), strict=True):
         variable.assign(value)
     assert not any(bool(v._is_fresh(v._sources)) for v in target.layers)
