@@ -16,7 +16,8 @@ def gradient_and_beside(function, x):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        with tf.GradientTape() as tape:
+        # Else the gradients of a model's weights, too, would be computed.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             value, beside = function(x)
         found = tape.gradient(value, x)

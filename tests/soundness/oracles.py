@@ -118,23 +118,24 @@ def candidates(x, radius, directions, dtype):
     return points, distances
 
 
-def find_flip(function, x, label, radius, *, twin=None, threshold=0.0, dtype=None, seed=0):
-    """A `Flip` of one input within `radius`, or None.
+def find_flips(function, x, labels, radii, *, twin=None, threshold=0.0, dtype=None, seed=0):
+    """A `Flip` within its radius, or None, of every input, as a list; they are searched in step.
 
     Args:
         function: outputs float64 (n, classes) of inputs (n, …), as the model computes them.
-        x: one input, without batch axis.
-        label: class that the certificate claims.
-        radius: claimed radius, may be infinite.
+        x: inputs.
+        labels: classes that the certificate claims.
+        radii: claimed radii, may be infinite.
         twin: the same function in float64, or None.
         threshold: where a single output changes its decision.
         dtype: type of the model's inputs.
         seed: of the directions.
     """
-    (found,) = _in_step(
-        [_search(function, x, label, radius, threshold, dtype, seed)], function, twin
-    )
-    return found
+    searches = [
+        _search(function, part, int(label), float(radius), threshold, dtype, seed)
+        for part, label, radius in zip(x, labels, radii, strict=True)
+    ]
+    return _in_step(searches, function, twin)
 
 
 def _in_step(searches, function, twin):
