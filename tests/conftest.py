@@ -1,9 +1,12 @@
 """Shared settings: quiet TensorFlow, reproducible hypothesis, and where real data lies."""
 
+import contextlib
 import gc
 import os
 import pathlib
 import signal
+import sys
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -44,10 +47,29 @@ def seeded():
 
 @pytest.fixture(autouse=True, scope="module")
 def settled():
-    """What outlives a module's tests is not searched for garbage again: that takes seconds."""
-    yield
+    """What a module's tests share, and what outlives them.
+
+    TensorFlow's kernels are made once a module and not once a test: setting a seed would forget
+    them, some milliseconds each. They hold no random numbers, since Keras draws without a state.
+    What outlives a module's tests is not searched for garbage again: that takes seconds.
+    """
+    with kernels_kept():
+        yield
     gc.collect()
     gc.freeze()
+
+
+@contextlib.contextmanager
+def kernels_kept():
+    if "tensorflow" not in sys.modules:
+        yield
+        return
+    from tensorflow.python import pywrap_tfe
+    from tensorflow.python.eager import context
+
+    with mock.patch.object(pywrap_tfe, "TFE_ContextClearCaches", lambda _: None):
+        yield
+    context.context().clear_kernel_cache()
 
 
 @pytest.fixture(name="jacobian_norm", scope="session")

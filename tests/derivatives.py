@@ -6,24 +6,32 @@ import numpy as np
 
 def gradient(function, x):
     """Gradient, float64, of a scalar function of one array."""
+    return gradient_and_beside(lambda x: (function(x), x), x)[0]
+
+
+def gradient_and_beside(function, x):
+    """Gradient of the first of two results of a function, and the second one, as arrays."""
     x = keras.ops.convert_to_tensor(x)
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        with tf.GradientTape() as tape:
+        # Else the gradients of a model's weights, too, would be computed.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            value = function(x)
+            value, beside = function(x)
         found = tape.gradient(value, x)
     elif backend == "jax":
         import jax
 
-        found = jax.grad(function)(x)
+        found, beside = jax.grad(function, has_aux=True)(x)
     elif backend == "torch":
         x = x.detach().clone().requires_grad_(True)
-        function(x).backward()
-        found = x.grad
-    return np.asarray(keras.ops.convert_to_numpy(found), dtype=np.float64)
+        value, beside = function(x)
+        value.backward()
+        found, beside = x.grad, beside.detach()
+    found, beside = (keras.ops.convert_to_numpy(part) for part in (found, beside))
+    return np.asarray(found, dtype=np.float64), beside
 
 
 def numerical_gradient(function, x, step):
@@ -51,9 +59,13 @@ def amplification(function, shape, *, distance=0.5, scale=1.0, starts=16, steps=
         moved = ops.reshape(function(u + e) - function(u), (starts, -1))
         return ops.sqrt(ops.sum(ops.square(moved), axis=-1) + 1e-30) / distance
 
+    def climbed(pair):
+        found = changes(pair)
+        return ops.sum(ops.log(found)), found
+
     for _ in range(steps):
-        best = max(best, float(np.max(keras.ops.convert_to_numpy(changes(pairs)))))
-        slope = gradient(lambda p: ops.sum(ops.log(changes(p))), pairs)
+        slope, found = gradient_and_beside(climbed, pairs)
+        best = max(best, float(np.max(found)))
         size = np.sqrt(np.sum(slope**2, axis=(*(1 + np.array(axes)),), keepdims=True))
         pairs = pairs + (0.1 * scale * slope / np.maximum(size, 1e-12)).astype("float32")
     return best

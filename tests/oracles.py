@@ -40,7 +40,8 @@ def jacobian_norm(function, shape, *, points=1, seed=0):
         -1, *([1] * len(shape))
     )
     x = tf.constant(x.astype("float32"))
-    with tf.GradientTape(persistent=True) as tape:
+    # Watched variables would have their gradients computed too, for nothing.
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         y = tf.reshape(function(x), (points, -1))
         entries = [y[:, k] for k in range(y.shape[1])]
@@ -69,7 +70,7 @@ def attack(model, x, labels, radius, *, steps=40, seed=0):
     e = project(rng.normal(size=x.shape) * radius)
     for _ in range(steps):
         point = tf.constant(x + e)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(point)
             logits = model(point, training=False)
             mine = tf.gather(logits, labels, batch_dims=1)

@@ -1,10 +1,6 @@
 """Constraints in Keras: guaranteed after every step, never enlarging, saved and reloaded."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -15,7 +11,6 @@ from tf_lyapunov.constraints import ConicBound, SpectralBound
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.spectral.reading import linear_maps
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 
 
@@ -260,13 +255,7 @@ def test_saved_model_keeps_its_constraint_in_a_new_process(tmp_path):
         "assert np.linalg.norm(kernel, 2) <= 0.5\n"
         "assert model.layers[-1].kernel_constraint.max_gain == 0.5\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    fresh_processes.output(code, path)
 
 
 def test_conic_bound_holds_after_training():

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import fresh_processes
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ print(tfl.certify(model, np.ones((2, 8, 8, 1), "float32")).verdict)
 """
 
 
-def run(code, backend, *arguments):
+def run_afresh(code, backend, *arguments):
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
@@ -68,6 +69,11 @@ def run(code, backend, *arguments):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
+
+
+def run(code, backend, *arguments):
+    found = fresh_processes.output(code, *arguments, backend=backend, warnings="ignore")
+    return found.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
@@ -85,4 +91,4 @@ def test_importing_the_package_loads_no_heavy_module():
         "import sys, keras; before = set(sys.modules); import tf_lyapunov; "
         "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     )
-    assert run(code, "jax") == "['tf_lyapunov']"
+    assert run_afresh(code, "jax") == "['tf_lyapunov']"

@@ -1,9 +1,6 @@
 """Training for larger minimal perturbations: the penalties are what they say, and `fit` runs."""
 
-import os
-import subprocess
-import sys
-
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -246,8 +243,4 @@ print("trained")
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_every_method_trains_on_other_backends(backend):
     pytest.importorskip(backend)
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "trained", done.stderr[-2000:]
+    assert fresh_processes.output(PROGRAM, backend=backend).strip() == "trained"

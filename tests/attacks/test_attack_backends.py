@@ -2,11 +2,9 @@
 
 import functools
 import importlib.util
-import os
 import pathlib
-import subprocess
-import sys
 
+import fresh_processes
 import numpy as np
 import pytest
 
@@ -50,16 +48,8 @@ print("".join(str(int(v)) for v in np.concatenate(rows)))
 @functools.cache
 def successes(backend):
     here = pathlib.Path(__file__).resolve().parent
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(here), backend],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return np.array(list(run.stdout.split()[-1]))
+    found = fresh_processes.output(SCRIPT, here, backend, backend=backend)
+    return np.array(list(found.split()[-1]))
 
 
 @pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])

@@ -1,10 +1,8 @@
 """Certificates on the JAX and torch backends agree with NumPy."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
+import fresh_processes
 import pytest
 
 SCRIPT = """
@@ -74,12 +72,7 @@ print("agrees on", keras.backend.backend())
 def test_certificates_work_on_every_backend(backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert f"agrees on {backend}" in result.stdout
+    assert f"agrees on {backend}" in fresh_processes.output(SCRIPT, backend=backend)
 
 
 LAYERS = """
@@ -105,8 +98,4 @@ assert len(validation.blind) <= 2, validation.blind
 def test_every_family_of_the_librarys_layers_is_evaluated_as_torch_computes_it():
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
-        [sys.executable, "-c", LAYERS], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    fresh_processes.output(LAYERS, backend="torch")

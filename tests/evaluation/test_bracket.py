@@ -4,11 +4,9 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import subprocess
-import sys
 import types
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -228,7 +226,5 @@ print("bracketed")
 
 def test_jax_computes_in_float64_where_bounds_need_it():
     pytest.importorskip("jax")
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "ignore", "-c", JAX]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "bracketed", done.stderr[-2000:]
+    found = fresh_processes.output(JAX, backend="jax", warnings="ignore")
+    assert found.strip() == "bracketed"

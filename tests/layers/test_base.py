@@ -1,12 +1,10 @@
 """The contract of Lipschitz layers: cache, gradients, saving, compilers, distribution, backends."""
 
+import functools
 import importlib.util
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ from tf_lyapunov.layers.potential import ConvexPotentialConv2D, ConvexPotentialD
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.layers.sdp import SDPLipschitzConv2D, SDPLipschitzDense
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGE = (6, 6, 2)
 FACTORIES = {
     "potential": lambda **k: (ConvexPotentialConv2D(3, 3, **k), ConvexPotentialDense(5, **k)),
@@ -208,22 +205,7 @@ def test_models_load_in_a_new_process(backend, tmp_path):
 
 
 def run(backend, script, *arguments):
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    return fresh_processes.output(script, *arguments, backend=backend)
 
 
 def test_weights_files_hold_no_cache_and_fill_it_when_loaded(tmp_path):
@@ -270,28 +252,50 @@ def mixed(name, first, second):
     return second
 
 
+def mixed_layers(factor, gain):
+    """A model of four kinds of layers whose raw kernels are `factor` as large, its cache full."""
+    kinds = [
+        functools.partial(ConvexPotentialDense, 5),
+        functools.partial(SpectralDense, 4),
+        functools.partial(SandwichDense, 6),
+        functools.partial(CayleyDense, 3),
+    ]
+    model = keras.Sequential([keras.Input((6,)), *(make(max_gain=gain) for make in kinds)])
+    for layer in model.layers:
+        layer.kernel.assign(layer.kernel * factor)
+    refresh(model)
+    return model
+
+
+@functools.cache
+def states():
+    """Variables of the two models that are mixed, by the attribute that names them."""
+    models = [mixed_layers(factor, 1.0) for factor in (10.0, 0.1)]
+    return {
+        attribute: [values(getattr(model, attribute)) for model in models]
+        for attribute in ("weights", "variables")
+    }
+
+
+@functools.cache
+def kept_target(gain):
+    """A model that takes the mixed variables, and its own: `predict` is traced once a gain."""
+    model = mixed_layers(1.0, gain)
+    return model, values(model.variables)
+
+
 @pytest.mark.parametrize("attribute", ["weights", "variables"])
 @pytest.mark.parametrize(
     "how",
     ["average", "moving average", "scaled", "rounded", "pruned", "clipped", "16 bits", "copied"],
 )
 def test_mixed_variables_of_models_leave_no_wrong_cache(how, attribute):
-    kinds = [ConvexPotentialDense(5), SpectralDense(4), SandwichDense(6), CayleyDense(3)]
-    configs = [layer.get_config() for layer in kinds]
-    gains = (1.0, 1.0, 0.25) if how == "copied" else (1.0, 1.0, 1.0)
-    models = []
-    for factor, gain in zip((10.0, 0.1, 1.0), gains, strict=True):
-        layers = [
-            type(layer).from_config({**config, "max_gain": gain})
-            for layer, config in zip(kinds, configs, strict=True)
-        ]
-        model = keras.Sequential([keras.Input((6,)), *layers])
-        for layer in layers:
-            layer.kernel.assign(layer.kernel * factor)
-        refresh(model)
-        models.append(model)
-    state = [[values([v])[0] for v in getattr(m, attribute)] for m in models[:2]]
-    target = models[2]
+    state = states()[attribute]
+    gain = 0.25 if how == "copied" else 1.0
+    target, own = kept_target(gain)
+    for variable, value in zip(target.variables, own, strict=True):
+        variable.assign(value)
+    assert all(bool(v._is_fresh(v._sources)) for v in target.layers)
     for variable, value in zip(getattr(target, attribute), mixed(how, *state), strict=True):
         variable.assign(value)
     assert not any(bool(v._is_fresh(v._sources)) for v in target.layers)
@@ -300,10 +304,10 @@ def test_mixed_variables_of_models_leave_no_wrong_cache(how, attribute):
     np.testing.assert_allclose(cached, values([target(x, training=True)])[0], atol=1e-5)
     for layer in target.layers:
         if hasattr(layer, "gain_upper_bound"):
-            gain = layer.gain_upper_bound()
+            found = layer.gain_upper_bound()
         else:
-            gain = np.linalg.norm(layer.effective_values()["kernel"], 2)
-        assert gain <= gains[2] * layer.rounding_inflation * (1 + 1e-9)
+            found = np.linalg.norm(layer.effective_values()["kernel"], 2)
+        assert found <= gain * layer.rounding_inflation * (1 + 1e-9)
 
 
 def test_a_changed_setting_makes_the_cache_stale():

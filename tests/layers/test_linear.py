@@ -1,10 +1,8 @@
 """What all affine Lipschitz layers must do alike: cache, save, compile, run on every backend."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -145,13 +143,9 @@ def test_saved_models_load_predict_and_train_in_a_new_process(tmp_path, backend)
     x = np.random.default_rng(0).standard_normal((8, 4, 5, 2)).astype("float32")
     np.savez(tmp_path / "data.npz", x=x, y=model.predict(x, verbose=0))
     model.save(tmp_path / "model.keras")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
     files = [str(ROOT / "tests"), str(tmp_path / "model.keras"), str(tmp_path / "data.npz")]
-    done = subprocess.run(
-        [sys.executable, "-c", _ELSEWHERE, *files], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"within bounds on {backend}" in done.stdout
+    done = fresh_processes.output(_ELSEWHERE, *files, backend=backend)
+    assert f"within bounds on {backend}" in done
 
 
 def test_half_precision_training_keeps_the_stated_inflation():

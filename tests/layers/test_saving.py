@@ -1,10 +1,6 @@
 """Every layer of the library, saved here and loaded in another process."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -12,7 +8,6 @@ from test_export import CASES, outputs, single
 
 from tf_lyapunov import layers as ours
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOAD = """
 import sys, keras, numpy as np
 import tf_lyapunov
@@ -54,11 +49,5 @@ def test_every_layer_is_saved_and_loaded_in_a_new_process(backend, tmp_path):
                 values |= layer.effective_values()
         np.savez(path + ".npz", x=x, y=outputs(model, x), **values)
         model.save(path)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, *paths],
-        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"loaded {len(paths)} on {backend}" in done.stdout
+    done = fresh_processes.output(LOAD, *paths, backend=backend)
+    assert f"loaded {len(paths)} on {backend}" in done

@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
+import fresh_processes
 import keras
 import pytest
 
@@ -86,16 +84,8 @@ def first():
 def run(backend, *arguments):
     if importlib.util.find_spec(backend) is None or backend == keras.backend.backend():
         pytest.skip(f"{backend} is not installed, or at work already")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    found = fresh_processes.output(CHILD, *arguments, backend=backend)
+    return json.loads(found.splitlines()[-1])
 
 
 def check(found, expected, tolerance):

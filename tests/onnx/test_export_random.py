@@ -1,12 +1,10 @@
 """Random models: what is read is written, and onnxruntime computes what Keras does."""
 
-import os
 import pathlib
-import subprocess
-import sys
 import warnings
 
 import exported
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -170,13 +168,8 @@ FEW = ["pooling: mean same", "linear: conv2d transposed", "normalizing: layer", 
 )
 def test_models_of_every_backend_are_exported(backend, names, tmp_path):
     pytest.importorskip(backend)
-    paths = [str(ROOT), str(ROOT / "tests" / "onnx"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
-    found = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "net.onnx"), *names],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr[-3000:]
+    path = [ROOT / "tests" / "onnx"]
+    fresh_processes.output(SCRIPT, tmp_path / "net.onnx", *names, backend=backend, path=path)
 
 
 @pytest.mark.slow

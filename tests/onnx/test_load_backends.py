@@ -1,11 +1,8 @@
 """Files are read alike on every backend, convolutions with channels first among them."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
+import fresh_processes
 import numpy as np
 import pytest
 from onnx import helper
@@ -13,7 +10,6 @@ from onnx_files import model, run, saved
 
 import tf_lyapunov as tfl
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, sys
 import keras, numpy as np
@@ -77,14 +73,7 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_a_file_means_the_same_on_every_backend(backend, files):
     pytest.importorskip(backend)
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *files],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(fresh_processes.output(SCRIPT, *files, backend=backend).splitlines()[-1])
     for path in files:
         outputs, gain, radii = found[path]
         x = np.load(f"{path}.npy")

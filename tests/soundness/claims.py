@@ -100,17 +100,24 @@ def metric(case):
         counted.update_state(np.full(len(low), -1), low)
         if float(counted.result()) > 0:
             yield Violation("metric", case.seed, "label -1 counted")
+    rows = []
     for index, label in enumerate(labels):
         asked(counted.reset_state)
         counted.update_state(np.array([label]), outputs[index : index + 1].astype("float32"))
         # Rounding, flushing and overflow are not taken off, as it says: it sees no inputs.
         margin = oracles.margin(exactly[index : index + 1], label, case.threshold)[0]
         if float(counted.result()) == 1.0 and margin >= margins[index] * (1 - 5e-5):
-            flip = oracles.find_flip(
-                searched, case.x[index], label, size, threshold=case.threshold, dtype=dtype
-            )
-            if flip is not None and flip.margin < 1e300:
-                yield Violation("metric", case.seed, str(flip))
+            rows.append(index)
+    for flip in oracles.find_flips(
+        searched,
+        case.x[rows],
+        [labels[index] for index in rows],
+        [size] * len(rows),
+        threshold=case.threshold,
+        dtype=dtype,
+    ):
+        if flip is not None and flip.margin < 1e300:
+            yield Violation("metric", case.seed, str(flip))
 
 
 def proof(case):

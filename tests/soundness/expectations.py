@@ -1,11 +1,9 @@
 """What the tests of named kinds expect, and the small models they share."""
 
 import functools
-import os
-import subprocess
-import sys
 import textwrap
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -77,15 +75,7 @@ def assert_gain_sound_or_refused(model, *names, scales=(0.01, 1.0, 30.0), output
 def run_on(backend, code):
     """Runs code on another backend in a process of its own; its last line must be OK."""
     pytest.importorskip(backend)
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-    )
+    found = fresh_processes.run(textwrap.dedent(code), backend=backend)
     assert found.stdout.strip().endswith("OK"), (found.stdout + found.stderr)[-2000:]
 
 

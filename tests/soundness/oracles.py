@@ -118,23 +118,24 @@ def candidates(x, radius, directions, dtype):
     return points, distances
 
 
-def find_flip(function, x, label, radius, *, twin=None, threshold=0.0, dtype=None, seed=0):
-    """A `Flip` of one input within `radius`, or None.
+def find_flips(function, x, labels, radii, *, twin=None, threshold=0.0, dtype=None, seed=0):
+    """A `Flip` within its radius, or None, of every input, as a list; they are searched in step.
 
     Args:
         function: outputs float64 (n, classes) of inputs (n, …), as the model computes them.
-        x: one input, without batch axis.
-        label: class that the certificate claims.
-        radius: claimed radius, may be infinite.
+        x: inputs.
+        labels: classes that the certificate claims.
+        radii: claimed radii, may be infinite.
         twin: the same function in float64, or None.
         threshold: where a single output changes its decision.
         dtype: type of the model's inputs.
         seed: of the directions.
     """
-    (found,) = _in_step(
-        [_search(function, x, label, radius, threshold, dtype, seed)], function, twin
-    )
-    return found
+    searches = [
+        _search(function, part, int(label), float(radius), threshold, dtype, seed)
+        for part, label, radius in zip(x, labels, radii, strict=True)
+    ]
+    return _in_step(searches, function, twin)
 
 
 def _in_step(searches, function, twin):
@@ -275,28 +276,41 @@ def measured_gain(function, shape, *, scales=(0.01, 1.0, 30.0), seed=0, dtype="f
     rng = np.random.default_rng(seed)
     size, best = int(np.prod(shape)), 0.0
     moves = np.eye(size)[: min(size, 48)]
-    for scale in scales:
-        x = (rng.normal(size=(1, size)) * scale).astype(dtype).astype(np.float64)
-        step = 1e-3 * scale
-        points = np.concatenate([x + step * moves, x - step * moves])
-        values = function(points.reshape(-1, *shape).astype(dtype))
-        jacobian = (values[: len(moves)] - values[len(moves) :]) / (2 * step)
+    precision = getattr(function, "precision", "float64")
+    rounding = {"float64": 1e-14, "float32": 1e-5}.get(precision, 0.05)
+    units = {"float64": 0.0, "float32": 2.0**-22}.get(precision, 2.0**-9)
+
+    def values(parts):
+        """Outputs of several arrays of inputs, by one call."""
+        found = function(np.concatenate(parts).reshape(-1, *shape).astype(dtype))
+        return np.split(found, np.cumsum([len(part) for part in parts])[:-1])
+
+    centres = [
+        (rng.normal(size=(1, size)) * scale).astype(dtype).astype(np.float64) for scale in scales
+    ]
+    steps = [1e-3 * scale for scale in scales]
+    around = [
+        np.concatenate([x + step * moves, x - step * moves])
+        for x, step in zip(centres, steps, strict=True)
+    ]
+    asked = []
+    for x, scale, step, found in zip(centres, scales, steps, values(around), strict=True):
+        jacobian = (found[: len(moves)] - found[len(moves) :]) / (2 * step)
         if not np.all(np.isfinite(jacobian)) or not np.any(jacobian):
             continue
         top = np.linalg.svd(jacobian.T, full_matrices=False)[2][0] @ moves
-        ends = []
+        ends = [x]
         for length in (0.1 * scale, step, 10 * step):
             ends += [x + length * top, x - length * top]
         # What rounding may have added: of the outputs, by their size; of what cancels on the way,
         # by the spread over inputs that differ by some units in the last place.
-        precision = getattr(function, "precision", "float64")
-        rounding = {"float64": 1e-14, "float32": 1e-5}.get(precision, 0.05)
-        units = {"float64": 0.0, "float32": 2.0**-22}.get(precision, 2.0**-9)
         beside = x * (1 + units * rng.uniform(-1, 1, size=(16, size)))
-        inputs = np.concatenate([x, *ends, beside]).reshape(-1, *shape).astype(dtype)
-        outputs = function(inputs)
-        spread = np.max(_norms(outputs[1 + len(ends) :] - outputs[:1]))
-        inputs, outputs = inputs[: 1 + len(ends)], outputs[: 1 + len(ends)]
+        asked.append((np.concatenate(ends).astype(dtype), beside.astype(dtype)))
+    if not asked:
+        return best
+    found = values([part for pair in asked for part in pair])
+    for (inputs, _), outputs, near in zip(asked, found[::2], found[1::2], strict=True):
+        spread = np.max(_norms(near - outputs[:1]))
         flat = inputs.reshape(len(inputs), -1).astype(np.float64)
         rise = _norms(outputs[1:] - outputs[:1]) - 2 * spread
         rise = rise - rounding * np.max(np.abs(outputs), initial=0.0)

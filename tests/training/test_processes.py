@@ -1,10 +1,8 @@
 """Training methods run on every backend, and continue from a file in a new process."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -58,12 +56,7 @@ print("trains on", keras.backend.backend())
 def test_every_method_trains_on_every_backend(backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert f"trains on {backend}" in result.stdout
+    assert f"trains on {backend}" in fresh_processes.output(SCRIPT, backend=backend)
 
 
 LOADED = """
@@ -100,7 +93,4 @@ def test_a_saved_method_continues_in_a_new_process(tmp_path):
     robust.save(tmp_path / "w.keras")
     for name, array in zip("xyz", (x, y, robust.predict(x, verbose=0)), strict=True):
         np.save(tmp_path / f"{name}.npy", array)
-    result = subprocess.run(
-        [sys.executable, "-c", LOADED, str(tmp_path)], capture_output=True, text=True, timeout=900
-    )
-    assert result.stdout.strip() == "continues", result.stderr[-3000:]
+    assert fresh_processes.output(LOADED, tmp_path).strip() == "continues"

@@ -1,11 +1,10 @@
 """The model itself is asked: a reading that it contradicts is refused, whatever the cause."""
 
-import os
-import subprocess
 import sys
 import textwrap
 import types
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -180,12 +179,7 @@ SCRIPT = """
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_other_backends_are_asked_and_their_float64_is_not_believed(backend):
     pytest.importorskip(backend)
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    environment.pop("JAX_ENABLE_X64", None)
-    out = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
-        env=environment, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+    out = fresh_processes.output(textwrap.dedent(SCRIPT), backend=backend).splitlines()
     assert out[0] == "float32 []"
     assert out[1].startswith("float64 [") and "The model contradicts" in out[1]
 

@@ -234,8 +234,7 @@ class ImageStream:
             yield
         except damage as error:
             # Of the first damaged shard alone: reading all of ImageNet takes long.
-            shards = itertools.groupby(self.find_damage(), key=lambda text: text.split()[0])
-            found = next((list(texts) for _, texts in shards), None)
+            found = next(filter(None, self._damage_by_file()), None)
             if found is None:
                 raise
             raise DatasetNotFound(
@@ -245,29 +244,33 @@ class ImageStream:
 
     def find_damage(self) -> Iterator[str]:
         """Names of damaged shards and images, found by reading and decoding everything."""
+        return itertools.chain.from_iterable(self._damage_by_file())
+
+    def _damage_by_file(self) -> Iterator[list[str]]:
+        """Names of what is damaged in one file after the other."""
         import tensorflow as tf
 
-        seen: set[str] = set()
         features = self._train.features
 
+        # One function for all files: tracing its decoders takes longer than a small file.
+        @tf.function(input_signature=[tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string)])
         def tried(i, record):
             return i, is_intact(features, record)
 
+        lengths: dict[str, int] = {}
         for shards in (self._held_out, self._train, self.x_test.shards):
             for path, length in zip(shards.paths, shards.lengths, strict=True):
-                if path in seen:
-                    continue
-                seen.add(path)
-                records, read = tf.data.TFRecordDataset(path), 0
-                with contextlib.suppress(tf.errors.DataLossError, tf.errors.OutOfRangeError):
-                    for _ in records:
-                        read += 1
-                checked = records.take(read).enumerate()
-                checked = checked.map(tried, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-                intact = {int(i) for i, good in checked.as_numpy_iterator() if good}
-                yield from (_image_name(path, i) for i in range(read) if i not in intact)
-                if read < length:
-                    yield _shard_name(path, read)
+                lengths.setdefault(path, length)
+        for path, length in lengths.items():
+            records, read = tf.data.TFRecordDataset(path), 0
+            with contextlib.suppress(tf.errors.DataLossError, tf.errors.OutOfRangeError):
+                for _ in records:
+                    read += 1
+            checked = records.take(read).enumerate()
+            checked = checked.map(tried, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+            intact = {int(i) for i, good in checked.as_numpy_iterator() if good}
+            found = [_image_name(path, i) for i in range(read) if i not in intact]
+            yield found + ([_shard_name(path, read)] if read < length else [])
 
     # The pipeline.
 
