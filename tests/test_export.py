@@ -69,6 +69,7 @@ CASES = [
     (functools.partial(ours.InvertibleUpSampling, 2, "channels_first"), (8, 6, 4), 1),
     (functools.partial(ours.ChannelPadding, 7), IMAGE, 1),
     (functools.partial(ours.Truncate, 3, axis=1), IMAGE, 1),
+    (functools.partial(ours.Padding2D, 1, "reflect"), IMAGE, 4.0),
     (functools.partial(ours.BatchCentering, axis=2), IMAGE, 1),
     (functools.partial(ours.LocalResponseNormalization, 1, alpha=0.5), IMAGE, None),
 ]
@@ -264,3 +265,17 @@ def test_a_recurrent_layer_is_copied_with_the_activation_of_its_cell():
     layer.cell.activation = keras.activations.relu
     x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
     assert np.allclose(export_plain(model)(x), model(x), atol=1e-6)
+
+
+def test_nested_layers_keep_their_names_where_no_other_has_them():
+    inner = keras.Sequential(
+        [
+            keras.Input((3,)),
+            ours.SpectralDense(4, name="hidden"),
+            keras.layers.Dense(3, name="same"),
+        ],
+        name="inner",
+    )
+    model = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(2, name="same")])
+    names = [layer.name for layer in export_plain(model).layers[1:]]
+    assert names == ["hidden", "inner_same", "same"]

@@ -11,11 +11,14 @@ from hypothesis.extra import numpy as hnp
 from tf_lyapunov.losses import (
     HKR,
     KR,
+    CategoricalHinge,
     CertificateRegularization,
     HingeMargin,
     LossAnnealing,
+    LseHKR,
     MulticlassHinge,
     MulticlassHKR,
+    MulticlassSoftHKR,
     MultiMargin,
     TemperatureCrossEntropy,
 )
@@ -38,6 +41,10 @@ LOSSES = [
     MulticlassHinge(1.5, soft_hinge_tau=2.0),
     MulticlassHKR(3.0, 0.8),
     MulticlassHKR(3.0, 0.8, soft_hinge_tau=2.0),
+    MulticlassSoftHKR(3.0, 5.0, 2.0),  # at that margin τ is no function of these logits
+    LseHKR(3.0, 0.8, 1.5, 0.5),
+    CategoricalHinge(0.9),
+    CategoricalHinge(0.9, temperature=0.5),
 ]
 
 

@@ -61,6 +61,7 @@ _FUNCTIONS = {
     "export_onnx": "tf_lyapunov.onnx.export:export_onnx",
     "gain_on": "tf_lyapunov.local.outputs:gain_on",
     "output_bounds": "tf_lyapunov.local.outputs:output_bounds",
+    "smallest_singular_value": "tf_lyapunov.bounds.singular_values:smallest_singular_value",
     "verify_property": "tf_lyapunov.local.verifying:verify_property",
     "load_onnx": "tf_lyapunov.onnx.load:load_onnx",
     "localized_robustness": "tf_lyapunov.evaluation.localized:localized_robustness",

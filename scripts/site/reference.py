@@ -14,6 +14,7 @@ FOLDERS = {
     "tf_lyapunov.theory": (
         "sectors", "balls", "designs", "budgets", "lyapunov", "dissipativity", "cascade", "supply",
         "spectra", "localized", "potential", "orthogonal", "perturbation", "growth", "norms",
+        "singular_values",
     ),
     "tf_lyapunov.experiments": ("shipped", "reading", "config", "execution", "opening", "runner"),
 }  # fmt: skip

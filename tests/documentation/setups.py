@@ -22,6 +22,11 @@ def _dense(inputs, outputs=10):
     return _DENSE.format(inputs=inputs, outputs=outputs)
 
 
+def _with(*packages):
+    """Skips the page where a package that it is about is not installed."""
+    return "import pytest\n" + "".join(f"pytest.importorskip({name!r})\n" for name in packages)
+
+
 _SMALL = """
 model = keras.Sequential(
     [keras.Input((8, 8, 1)), keras.layers.Flatten(), *(
@@ -54,7 +59,7 @@ vanilla = tfl.evaluate(model, x_test, y_test, path="vanilla/suite")
 
 SETUPS = {
     ("README.md", 0): "",
-    ("README.md", 1): "import pytest\npytest.importorskip('torch')\n",
+    ("README.md", 1): _with("torch"),
     ("guide.md", 0): _images("784"),
     ("guide.md", 1): _SEVERAL,
     ("brackets.md", 0): _images("12", count=6) + _dense(12),
@@ -66,13 +71,18 @@ SETUPS = {
     ("localized.md", 0): _images("8, 8, 1", tested=4) + _SMALL,
     ("localized.md", 1): _ATTACKED,
     ("onnx.md", 0): _images("28, 28, 1") + _SQUARE,
-    ("onnx.md", 2): _images("1, 8, 8") + "import pytest\npytest.importorskip('torch')\n",
+    ("onnx.md", 2): _images("1, 8, 8") + _with("torch"),
     ("vnnlib.md", 0): _images("12", tested=4) + _dense(12) + _CLAIMED,
     ("index.md", 0): _images("12") + _dense(12),
     ("howto/own_layer.md", 0): _images("12"),
     ("howto/own_data.md", 0): _images("12") + _dense(12),
     ("howto/mixed_precision.md", 0): _images("12"),
     ("howto/export.md", 1): _images("12"),
+    ("howto/tuner.md", 0): "import pytest\npytest.importorskip('keras_tuner')\n" + _images("12"),
+    ("howto/tensorboard.md", 0): "import pytest\npytest.importorskip('tensorboard')\n"
+    + _images("12"),
+    ("howto/scikit_learn.md", 0): _images("12"),
+    ("howto/applications.md", 0): _images("32, 32, 3", tested=6),
     ("howto/from_deel_lip.md", 0): _images("12"),
     ("howto/from_foolbox.md", 0): _images("12") + _dense(12),
     ("howto/from_art.md", 0): _images("12") + _dense(12),

@@ -23,7 +23,7 @@ BLOCK = re.compile(
     r"(<!-- not run: (?P<why>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
 # Pages whose code takes longer than a few seconds.
-SLOW = {"localized.md", "brackets.md", "scale.md"}
+SLOW = {"localized.md", "brackets.md", "scale.md", "howto/applications.md"}
 
 
 def key(page):

@@ -206,3 +206,39 @@ def test_a_worker_that_never_comes_ends_the_run_with_its_name(folder, processes)
         )
         assert code == BAD_INPUT and time.monotonic() - started < 30
         assert expected in log and "within 2 s" in log and "Traceback" not in log
+
+
+SEPARATED = """
+import keras, numpy as np, tensorflow as tf
+from tf_lyapunov.losses import HKR, KR, MulticlassHKR, MulticlassSoftHKR
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+rng = np.random.default_rng(0)
+x = rng.normal(size=(16, 4)).astype("float32")
+y = np.repeat([0, 1, 2, 1], [8, 4, 2, 2])  # each replica has classes that the other lacks
+
+def trained(scope, loss):
+    with scope:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile(keras.optimizers.SGD(0.1), loss)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    history = model.fit(data, epochs=3, verbose=0).history["loss"]
+    return history, model.get_weights()
+
+import contextlib
+for loss in (KR(), HKR(2.0), MulticlassHKR(2.0), MulticlassSoftHKR(2.0)):
+    (one, first), (two, second) = (trained(s, loss) for s in (contextlib.nullcontext(),
+                                                               strategy.scope()))
+    # The gain of a step is below 1; sums over two halves are rounded differently.
+    assert np.allclose(one, two, rtol=1e-5, atol=1e-5), (loss.name, one, two)
+    for a, b in zip(first, second):
+        assert np.abs(a - b).max() < 1e-5, loss.name
+    print(loss.name, "alike")
+"""
+
+
+def test_separations_of_two_replicas_are_those_of_the_whole_batch(processes):
+    code, log = processes.run(code=SEPARATED)
+    assert code == DONE and log.count("alike") == 4, log

@@ -86,15 +86,20 @@ def test_validation_counts_every_example_once(count, batch_size, replicas, seed)
     assert found == pytest.approx(values.mean(), abs=1e-5)
 
 
-def test_losses_of_whole_batches_are_refused_on_replicas():
+def test_losses_of_whole_batches_count_no_copies_that_fill_a_batch_up():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    for loss in (losses.KR(), losses.HKR(), losses.MulticlassHKR()):
+    even, uneven = (Batches(np.zeros((20, 2)), np.zeros(20), batch_size=n) for n in (10, 5))
+    tail = Batches(np.zeros((21, 2)), np.zeros(21), batch_size=10)
+    for loss in (losses.KR(), losses.HKR(), losses.MulticlassHKR(), losses.MulticlassSoftHKR()):
         model.compile("sgd", loss)
-        distribution._check_loss(model, 1)
-        with pytest.raises(ConfigError, match=f"{type(loss).__name__} on 2 replicas"):
-            distribution._check_loss(model, 2)
-    model.compile("sgd", losses.MulticlassHinge())
-    distribution._check_loss(model, 2)
+        distribution._check_loss(model, uneven, 1)
+        distribution._check_loss(model, even, 2)
+        for batches, size in ((uneven, 5), (tail, 1)):
+            with pytest.raises(ConfigError, match=f"{type(loss).__name__} on a batch of {size} "):
+                distribution._check_loss(model, batches, 2)
+    for loss in (losses.MulticlassHinge(), losses.LseHKR()):
+        model.compile("sgd", loss)
+        distribution._check_loss(model, uneven, 2)
 
 
 @pytest.mark.parametrize(("batch_size", "warns"), [(4, False), (5, True), (8, True)])

@@ -143,3 +143,14 @@ def test_bad_axes_group_sizes_and_slopes_are_refused():
         LipschitzPReLU(1.5)
     with pytest.raises(TypeError, match="axis"):
         MaxMin(axis=1.0)
+
+
+def test_a_reflection_starts_where_it_is_told_and_keeps_its_gain():
+    layer = Householder(theta_initializer="ones")
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    y = run(layer, x)
+    assert np.all(keras.ops.convert_to_numpy(layer.angle) == 1)
+    assert np.allclose(np.linalg.norm(y, axis=1), np.linalg.norm(x, axis=1), rtol=1e-5)
+    copy = Householder.from_config(layer.get_config())
+    assert np.array_equal(run(copy, x), y)
+    assert np.allclose(run(Householder(), x), run(Householder(theta_initializer=None), x))

@@ -196,6 +196,7 @@ CASES = {
         "down": lambda: chain(IMAGE, ours.InvertibleDownSampling((3, 2)), L.Conv2D(2, 1)),
         "up": lambda: chain(IMAGE, L.Conv2D(8, 1), ours.InvertibleUpSampling(2)),
         "channels": lambda: chain(IMAGE, L.Conv2D(3, 1), ours.ChannelPadding(7)),
+        "reflected": lambda: chain(IMAGE, ours.Padding2D(1, "reflect"), L.Conv2D(2, 3)),
         "truncate": lambda: chain(IMAGE, ours.Truncate(3, axis=1)),
     },
     "unchanged": {

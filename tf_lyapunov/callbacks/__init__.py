@@ -2,5 +2,6 @@
 
 from tf_lyapunov.callbacks.monitor import ClaimLost, LyapunovMonitor
 from tf_lyapunov.callbacks.reading import Reading
+from tf_lyapunov.callbacks.schedule import LossParamScheduler
 
-__all__ = ["ClaimLost", "LyapunovMonitor", "Reading"]
+__all__ = ["ClaimLost", "LossParamScheduler", "LyapunovMonitor", "Reading"]

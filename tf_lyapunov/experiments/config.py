@@ -168,6 +168,33 @@ class MulticlassHKRConfig(Section):
     soft_hinge_tau: NotNegative = 0.0
 
 
+class MulticlassSoftHKRConfig(Section):
+    """`losses.MulticlassSoftHKR`."""
+
+    name: Literal["multiclass_soft_hkr"]
+    alpha: NotNegative = 10.0
+    min_margin: Positive = 1.0
+    temperature: Positive = 1.0
+
+
+class LseHKRConfig(Section):
+    """`losses.LseHKR`."""
+
+    name: Literal["lse_hkr"]
+    alpha: NotNegative = 10.0
+    min_margin: Positive = 1.0
+    temperature: Positive = 1.0
+    penalty: Positive = 1.0
+
+
+class CategoricalHingeConfig(Section):
+    """`losses.CategoricalHinge`; a positive temperature is the soft form."""
+
+    name: Literal["categorical_hinge"]
+    min_margin: Positive = 1.0
+    temperature: NotNegative = 0.0
+
+
 class LossAnnealingConfig(Section):
     """`losses.LossAnnealing`."""
 
@@ -202,6 +229,9 @@ Loss = Annotated[
     | HKRConfig
     | MulticlassHingeConfig
     | MulticlassHKRConfig
+    | MulticlassSoftHKRConfig
+    | LseHKRConfig
+    | CategoricalHingeConfig
     | LossAnnealingConfig
     | CertificateRegularizationConfig,
     Field(discriminator="name"),

@@ -26,13 +26,20 @@ import keras
 import numpy as np
 
 from ..errors import ConfigError, DistributionError
-from ..losses import HKR, KR, MulticlassHKR
+from ..losses import HKR, KR, MulticlassHKR, MulticlassSoftHKR
 from .config import ExperimentConfig
 from .rendezvous import Cluster
-from .shares import InOrder, Padded, read_ahead, warn_of_padding, without_padding
+from .shares import (
+    InOrder,
+    Padded,
+    batch_sizes,
+    read_ahead,
+    warn_of_padding,
+    without_padding,
+)
 
 SCALINGS = ("none", "linear", "sqrt", "auto")
-SEPARATIONS = (KR, HKR, MulticlassHKR)
+OF_WHOLE_BATCHES = (KR, HKR, MulticlassHKR, MulticlassSoftHKR)
 _ADAPTIVE = ("adam", "adamw", "rmsprop")
 
 
@@ -160,7 +167,7 @@ class Replicated(Distribution):
         return Padded(batches, self.replicas, (self.worker, self.workers))
 
     def _training_shares(self, model, batches):
-        _check_loss(model, self.replicas)
+        _check_loss(model, batches, self.replicas)
         warn_of_padding(model, batches, self.replicas)
         return self._shares(batches)
 
@@ -364,13 +371,21 @@ def _built_once(model):
         del optimizer.build
 
 
-def _check_loss(model, replicas):
-    """Refuses losses that are no mean over the examples: shares of a batch have other means."""
-    if replicas > 1 and isinstance(model.loss, SEPARATIONS):
+def _check_loss(model, batches, replicas):
+    """Refuses losses that would count the copies by which a batch is filled up.
+
+    The class means of a separation and the scale of a soft maximum are those of all examples,
+    whatever their weights.
+    """
+    if replicas == 1 or not isinstance(model.loss, OF_WHOLE_BATCHES):
+        return
+    uneven = [size for size in batch_sizes(batches) if size % replicas]
+    if uneven:
         raise ConfigError(
-            "The mean of a class over the whole batch is part of this loss, and replicas see their "
-            f"shares only. Received: {type(model.loss).__name__} on {replicas} replicas. Train it "
-            "on one, or choose MulticlassHinge or a cross-entropy."
+            "Means over the whole batch are part of this loss, and copies that fill a batch up "
+            f"would enter them. Received: {type(model.loss).__name__} on a batch of {uneven[0]} "
+            f"examples for {replicas} replicas. Choose a batch size and a number of examples that "
+            f"{replicas} divides, or MulticlassHinge or a cross-entropy."
         )
 
 

@@ -18,6 +18,9 @@ LOSSES = {
     "hkr": losses.HKR,
     "multiclass_hinge": losses.MulticlassHinge,
     "multiclass_hkr": losses.MulticlassHKR,
+    "multiclass_soft_hkr": losses.MulticlassSoftHKR,
+    "lse_hkr": losses.LseHKR,
+    "categorical_hinge": losses.CategoricalHinge,
     "loss_annealing": losses.LossAnnealing,
     "certificate_regularization": losses.CertificateRegularization,
 }

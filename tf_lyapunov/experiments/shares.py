@@ -80,14 +80,28 @@ def without_padding(logs, before, batches):
     return found
 
 
+def batch_sizes(batches) -> set[int]:
+    """Numbers of examples in the batches of an epoch.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from tf_lyapunov.data.arrays import Batches
+    >>> sorted(batch_sizes(Batches(np.zeros(10), np.zeros(10), batch_size=4)))
+    [2, 4]
+    """
+    if not hasattr(batches, "x"):
+        return {batches.batch_size}  # streams have whole batches
+    count = len(batches.x)
+    return {min(count, batches.batch_size), count % batches.batch_size} - {0}
+
+
 def warn_of_padding(model, batches, replicas):
     """Says so where copies that pad a batch enter the statistics of normalizations."""
     names = [
         v.name for v in model._flatten_layers() if isinstance(v, keras.layers.BatchNormalization)
     ]
-    count = len(batches.x) if hasattr(batches, "x") else 0  # streams have whole batches
-    sizes = {min(count, batches.batch_size), count % batches.batch_size}
-    uneven = [size for size in sizes if size % replicas]
+    uneven = [size for size in batch_sizes(batches) if size % replicas]
     if names and uneven and replicas > 1:
         warnings.warn(
             f"A batch of {uneven[0]} examples is filled up for {replicas} replicas with copies of "

@@ -11,19 +11,29 @@ from tf_lyapunov.program.weights import inference_value
 
 
 class Names:
-    """Unique layer names without slashes."""
+    """Unique layer names without slashes: a nested layer keeps its own, where no other has it.
 
-    def __init__(self):
-        self.seen = set()
+    Args:
+        top: names of layers that are not nested, which come first.
+    """
+
+    def __init__(self, top=()):
+        self.seen, self.top = set(), {_plain(name) for name in top}
 
     def __call__(self, name):
-        name = candidate = name.replace("/", "_").replace("#", "_")
+        own, full = _plain(name.rpartition("/")[2]), _plain(name)
+        is_free = own not in self.top and own not in self.seen
+        name = candidate = own if is_free else full
         count = 1
         while candidate in self.seen:
             count += 1
             candidate = f"{name}_{count}"
         self.seen.add(candidate)
         return candidate
+
+
+def _plain(name):
+    return name.replace("/", "_").replace("#", "_")
 
 
 class Plain:

@@ -17,9 +17,10 @@ RULES = {**weighted.RULES, **activations.RULES, **weightless.RULES}
 def export_plain(model):
     """An ordinary Keras model that computes what `model` does at inference.
 
-    It holds copies of all weights, shares nothing with the original, needs this library neither to
-    run nor to load, and can be trained as any other (without guarantee). Outputs agree to rounding:
-    about 1e-6 relative in float32. `certify` proves for it
+    Layers keep their names, those of nested models too where no other layer has the name (else with
+    the model's before it). It holds copies of all weights, shares nothing with the original, needs
+    this library neither to run nor to load, and can be trained as any other (without guarantee).
+    Outputs agree to rounding: about 1e-6 relative in float32. `certify` proves for it
 
     - the same gain, to 1e-6, for dense and convolution layers of any parametrisation; for skew and
       Cayley convolutions on small images, as matrices; for sorting, reflections, resizing, scaled
@@ -55,7 +56,8 @@ def export_plain(model):
     >>> bool(np.allclose(plain.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5))
     True
     """
-    graph, names, copies = read_graph(model), Names(), {}
+    graph, copies = read_graph(model), {}
+    names = Names(call.name for call in graph.calls if "/" not in call.name)
     inputs = [
         keras.Input(batch_shape=t.shape, dtype=t.dtype, name=names(t.producer))
         for t in graph.inputs

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from tf_lyapunov.layers import centering, pooling, residual, resizing, response
+from tf_lyapunov.layers import centering, padding, pooling, residual, resizing, response
 from tf_lyapunov.program.weights import inference_value
 
 
@@ -103,6 +103,15 @@ def _resized(p, x):
     return p.on_last_axis(x, p.layer.axis, select)
 
 
+def _padded(p, x):
+    def copies(index):
+        return lambda x: p.dense(x, np.eye(x.shape[-1])[:, index])
+
+    for axis, index in p.layer.indices(x.shape):
+        x = p.on_last_axis(x, axis, copies(index))
+    return x
+
+
 def _centering(p, x):
     layer = p.layer
     shift = inference_value(layer.moving_mean, layer.compute_dtype)
@@ -142,6 +151,7 @@ RULES = {
     resizing.InvertibleUpSampling: _depth_order,
     resizing.ChannelPadding: _resized,
     resizing.Truncate: _resized,
+    padding.Padding2D: _padded,
     centering.BatchCentering: _centering,
     residual.ConvexCombination: _combination,
     response.LocalResponseNormalization: _response,

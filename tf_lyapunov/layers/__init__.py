@@ -24,6 +24,7 @@ from tf_lyapunov.layers.normalized import (
     SpectralDense,
 )
 from tf_lyapunov.layers.orthogonal import CayleyConv2D, CayleyDense
+from tf_lyapunov.layers.padding import Padding2D
 from tf_lyapunov.layers.pooling import (
     GlobalL2NormPooling2D,
     L2NormPooling2D,
@@ -75,6 +76,7 @@ __all__ = [
     "LpPooling2D",
     "MaxMin",
     "NormalizedDense",
+    "Padding2D",
     "SDPLipschitzConv1D",
     "SDPLipschitzConv2D",
     "SDPLipschitzDense",

@@ -159,6 +159,7 @@ class Householder(_AlongAxis):
 
     Args:
         axis: the channel axis, of even size C.
+        theta_initializer: initial θ, `None` for π/2; the gain is 1 for every θ.
 
     Raises:
         ValueError: if C is odd or unknown, or `axis` is the batch axis.
@@ -173,6 +174,12 @@ class Householder(_AlongAxis):
     CIFAR-100" (ICLR 2022), as published, in continuous form.
     """
 
+    def __init__(self, axis=-1, *, theta_initializer=None, **kwargs):
+        super().__init__(axis, **kwargs)
+        if theta_initializer is None:
+            theta_initializer = keras.initializers.Constant(math.pi / 2)
+        self.theta_initializer = keras.initializers.get(theta_initializer)
+
     def build(self, input_shape):
         axis, size = self._axis_and_size(input_shape)
         half = divided(size, 2, "The number of channels", self.name)
@@ -180,7 +187,7 @@ class Householder(_AlongAxis):
         self.angle = self.add_weight(
             name="angle",
             shape=(half,),
-            initializer=keras.initializers.Constant(math.pi / 2),
+            initializer=self.theta_initializer,
             autocast=False,
         )
         super().build(input_shape)
@@ -194,6 +201,10 @@ class Householder(_AlongAxis):
         excess = 2 * ops.relu(s * a - c * b)
         pair = ops.concatenate([a - s * excess, b + c * excess], axis=self.axis)
         return ops.cast(pair, self.compute_dtype)
+
+    def get_config(self):
+        written = keras.initializers.serialize(self.theta_initializer)
+        return {**super().get_config(), "theta_initializer": written}
 
 
 @_register

@@ -12,16 +12,20 @@ from tf_lyapunov.losses.margins import (
     MultiMargin,
     TemperatureCrossEntropy,
 )
+from tf_lyapunov.losses.soft_transport import CategoricalHinge, LseHKR, MulticlassSoftHKR
 from tf_lyapunov.losses.transport import HKR, KR, MulticlassHinge, MulticlassHKR
 
 __all__ = [
     "HKR",
     "KR",
+    "CategoricalHinge",
     "CertificateRegularization",
     "HingeMargin",
     "LossAnnealing",
+    "LseHKR",
     "MultiMargin",
     "MulticlassHKR",
     "MulticlassHinge",
+    "MulticlassSoftHKR",
     "TemperatureCrossEntropy",
 ]

@@ -16,6 +16,7 @@ from tf_lyapunov.losses.labels import (
     unchecked_one_hot,
 )
 from tf_lyapunov.losses.margins import HingeMargin
+from tf_lyapunov.losses.replicas import over_replicas
 
 _register = keras.saving.register_keras_serializable(package="tf_lyapunov")
 
@@ -23,15 +24,16 @@ _register = keras.saving.register_keras_serializable(package="tf_lyapunov")
 def _separation(y_true, y_pred):
     """Per-sample terms whose mean is mean_k (E[f_k | class k] - E[f_k | the rest]).
 
-    The means are those of the batch (of the replica's part under a distribution strategy); a class
-    that is absent, or all there is, adds nothing for its empty side.
+    The means are those of the whole batch, on all replicas together; a class that is absent, or
+    all there is, adds nothing for its empty side.
     """
     member = memberships(y_true, y_pred)
-    size = ops.cast(ops.shape(y_pred)[0], y_pred.dtype)
-    count = ops.sum(member, axis=0, keepdims=True)
+    share = ops.cast(ops.shape(y_pred)[0], y_pred.dtype)
+    (size, count), replicas = over_replicas(share, ops.sum(member, axis=0, keepdims=True))
     inside = member / ops.maximum(count, 1.0)
     outside = (1.0 - member) / ops.maximum(size - count, 1.0)
-    terms = ops.mean(size * y_pred * (inside - outside), axis=-1)
+    # Keras divides by the share of this replica, and by their number.
+    terms = ops.mean(share * replicas * y_pred * (inside - outside), axis=-1)
     return labelled_by_memberships(terms, y_true, y_pred)
 
 
@@ -42,7 +44,8 @@ class KR(keras.losses.Loss):
         loss = -mean_k ( E[f_k | class k] - E[f_k | not class k] )
 
     Over all 1-Lipschitz f its minimum is minus the Wasserstein-1 distance of the two distributions
-    (averaged over the classes): for a network of gain 1, -loss is a lower estimate of it.
+    (averaged over the classes): for a network of gain 1, -loss is a lower estimate of it. The means
+    are those of the whole batch: under `tf.distribute` the counts of the replicas are summed.
 
     Args:
         reduction: as in Keras.

@@ -49,6 +49,8 @@ CASES = {
     "down": (functools.partial(ours.InvertibleDownSampling, (3, 2)), IMAGE),
     "up": (functools.partial(ours.InvertibleUpSampling, 2), IMAGE),
     "padding": (functools.partial(ours.ChannelPadding, 7), IMAGE),
+    "circular": (functools.partial(ours.Padding2D, ((1, 0), (2, 3))), IMAGE),
+    "symmetric": (functools.partial(ours.Padding2D, (2, 1), "symmetric"), IMAGE),
     "truncation": (functools.partial(ours.Truncate, 3, axis=1), IMAGE),
     "centering": (ours.BatchCentering, IMAGE),
     "combination": (ours.ConvexCombination, IMAGE),

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.layers import resizing
+from tf_lyapunov.layers import padding, resizing
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import selecting
 from tf_lyapunov.program.families.unchanged import unchanged_gain
@@ -163,6 +163,12 @@ def _own_rule(call):
     return layer_gain(call, "reshape", 1.0, "moves, drops or pads entries by zeros", 0.0)
 
 
+def _padding_rule(call):
+    value = index_gain(checked_read(call).index)
+    mode = f"pads by mode {call.operation.mode!r}, √(times that an entry is used)"
+    return layer_gain(call, "reshape", value, mode, 0.0)
+
+
 def _upsampling_rule(call):
     value = rounding.sqrt_up(int(np.prod(call.operation.size)))
     return Gain("reshape", value, "repeats every entry", Affine(value))
@@ -227,7 +233,7 @@ def space_to_depth_index(shape, strides):
 
 
 READERS = dict.fromkeys(
-    (*RESHAPING_LAYERS, *UPSAMPLING, _layers.RepeatVector, *OWN_LAYERS),
+    (*RESHAPING_LAYERS, *UPSAMPLING, _layers.RepeatVector, *OWN_LAYERS, padding.Padding2D),
     read,
 )
 RULES = {
@@ -235,6 +241,7 @@ RULES = {
     **dict.fromkeys(UPSAMPLING, _upsampling_rule),
     _layers.RepeatVector: _repeat_rule,
     **dict.fromkeys(OWN_LAYERS, _own_rule),
+    padding.Padding2D: _padding_rule,
 }
 _MOVES = ("Transpose", "Reshape", "Squeeze", "ExpandDims", "GetItem")
 BARE_READERS = dict.fromkeys(_MOVES, read)
