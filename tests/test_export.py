@@ -35,6 +35,8 @@ CASES = [
     (functools.partial(ours.SkewOrthogonalConv2D, 2, 3, strides=2), IMAGE, 1),
     (functools.partial(ours.CayleyDense, 4), (3, 6), 1),
     (functools.partial(ours.BjorckDense, 4, activation=ours.GroupSort()), (6,), 1),
+    (functools.partial(ours.OrthogonalDense, 4, "relu"), (6,), 1),
+    (functools.partial(ours.OrthogonalDense, 8, activation=ours.GroupSort()), (6,), 1),
     (functools.partial(ours.SpectralDense, 4, activation="tanh"), (6,), 1),
     (functools.partial(ours.FrobeniusDense, 4, use_bias=False), (6,), 1),
     (functools.partial(ours.NormalizedDense, 4), (6,), 1),

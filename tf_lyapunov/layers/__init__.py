@@ -16,6 +16,7 @@ from tf_lyapunov.layers.almost_orthogonal import (
 from tf_lyapunov.layers.base import LipschitzLayer, refresh
 from tf_lyapunov.layers.bjorck import BjorckDense
 from tf_lyapunov.layers.centering import BatchCentering
+from tf_lyapunov.layers.manifold import OrthogonalDense
 from tf_lyapunov.layers.normalized import (
     FrobeniusDense,
     NormalizedDense,
@@ -75,6 +76,7 @@ __all__ = [
     "LpPooling2D",
     "MaxMin",
     "NormalizedDense",
+    "OrthogonalDense",
     "SDPLipschitzConv1D",
     "SDPLipschitzConv2D",
     "SDPLipschitzDense",

@@ -73,6 +73,7 @@ CASES = {
     "skew 2d": (functools.partial(ours.SkewOrthogonalConv2D, 6, 3, activation="relu"), ODD),
     "skew 2d, strides": (functools.partial(ours.SkewOrthogonalConv2D, 4, (1, 3), 2), ODD),
     "björck": (functools.partial(ours.BjorckDense, 4), VECTOR),
+    "orthogonal": (functools.partial(ours.OrthogonalDense, 4, activation=ours.MaxMin()), VECTOR),
     "spectral": (functools.partial(ours.SpectralDense, 4, activation=ours.MaxMin()), VECTOR),
     "spectral 1d": (functools.partial(ours.SpectralConv1D, 4, 3, 2, padding="causal"), SERIES),
     "spectral 2d": (functools.partial(ours.SpectralConv2D, 4, 3, 2), ODD),
