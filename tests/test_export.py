@@ -66,6 +66,8 @@ CASES = [
     (ours.ScaledGlobalAveragePooling2D, IMAGE, 1),
     (functools.partial(ours.GlobalL2NormPooling2D, keepdims=True), IMAGE, None),
     (functools.partial(ours.InvertibleDownSampling, 2), (6, 4, 3), 1),
+    (functools.partial(ours.ShiftMixing, 0.25), (3, 2, 5), 1),
+    (functools.partial(ours.ShiftMixing, 0.3, "channels_first"), (4, 3), 1),
     (functools.partial(ours.InvertibleUpSampling, 2), (6, 4, 8), 1),
     (functools.partial(ours.InvertibleDownSampling, 2, "channels_first"), (3, 6, 4), 1),
     (functools.partial(ours.InvertibleUpSampling, 2, "channels_first"), (8, 6, 4), 1),

@@ -52,7 +52,7 @@ COUNTERPARTS = {
 ALONE = {
     *("ChannelPadding", "ConvexCombination", "FullSort", "GroupSort", "Householder"),
     *("InvertibleDownSampling", "LipschitzLayer", "LocalResponseNormalization", "MaxMin"),
-    *("Truncate", "TwoSidedReLU", "refresh"),
+    *("ShiftMixing", "Truncate", "TwoSidedReLU", "refresh"),
 }
 WEIGHTED = [n for n, (k, _) in COUNTERPARTS.items() if k in (DENSE[0], CONV1D[0], CONV2D[0])]
 # Its rows are normalised; its kernel is itself orthogonal.

@@ -47,6 +47,7 @@ from tf_lyapunov.layers.resizing import (
 from tf_lyapunov.layers.response import LocalResponseNormalization
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.layers.sdp import SDPLipschitzConv1D, SDPLipschitzConv2D, SDPLipschitzDense
+from tf_lyapunov.layers.shifting import ShiftMixing
 from tf_lyapunov.layers.skew import SkewOrthogonalConv2D
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "SandwichDense",
     "ScaledAveragePooling2D",
     "ScaledGlobalAveragePooling2D",
+    "ShiftMixing",
     "SkewOrthogonalConv2D",
     "SpectralConv1D",
     "SpectralConv2D",

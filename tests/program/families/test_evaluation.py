@@ -46,6 +46,7 @@ CASES = {
     "scaled mean, wide strides": (functools.partial(ours.ScaledAveragePooling2D, 2, 3), ODD),
     "global norm": (ours.GlobalL2NormPooling2D, ODD),
     "global mean": (functools.partial(ours.ScaledGlobalAveragePooling2D, keepdims=True), ODD),
+    "shift": (functools.partial(ours.ShiftMixing, 0.25), (3, 4, 5)),
     "down": (functools.partial(ours.InvertibleDownSampling, (3, 2)), IMAGE),
     "up": (functools.partial(ours.InvertibleUpSampling, 2), IMAGE),
     "padding": (functools.partial(ours.ChannelPadding, 7), IMAGE),
