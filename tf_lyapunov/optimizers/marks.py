@@ -38,7 +38,14 @@ def mark_orthogonal(variable):
 
 
 def is_marked(variable):
-    """Whether `mark_orthogonal` has marked this variable."""
+    """Whether `mark_orthogonal` has marked this variable.
+
+    Example:
+
+    >>> import keras
+    >>> is_marked(keras.Variable([[1.0, 0.0]]))
+    False
+    """
     return bool(getattr(variable, _ATTRIBUTE, False))
 
 

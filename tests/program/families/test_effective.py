@@ -40,7 +40,6 @@ CASES = {
     "cayley": ((6,), functools.partial(ours.CayleyDense, 4)),
     "björck": ((6,), functools.partial(ours.BjorckDense, 4)),
     "spectral": ((6,), functools.partial(ours.SpectralDense, 4)),
-    "orthogonal": ((6,), functools.partial(ours.OrthogonalDense, 4)),
     "frobenius": ((6,), functools.partial(ours.FrobeniusDense, 4)),
     "almost orthogonal": ((6,), functools.partial(ours.AlmostOrthogonalDense, 4)),
     "almost orthogonal 1d": ((7, 3), functools.partial(ours.AlmostOrthogonalConv1D, 4, 3)),
