@@ -30,6 +30,7 @@ from tf_lyapunov import (
     layers,
     losses,
     metrics,
+    optimizers,
     regularizers,
     training,
 )

@@ -16,6 +16,7 @@ from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBoun
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.interruption import Undo
 from tf_lyapunov.layers.base import refresh
+from tf_lyapunov.optimizers.marks import is_marked
 from tf_lyapunov.program.restoring import note_caches, without_nodes
 from tf_lyapunov.progress import reports_progress, steps
 from tf_lyapunov.spectral.reading import is_linear
@@ -295,6 +296,12 @@ _GUARDED = {
 
 def _attach(layer, variable, constraint, undo):
     """Sets the constraint on the variable and in the attribute that the layer's config saves."""
+    if is_marked(variable):
+        raise ValueError(
+            "A kernel that the optimizer keeps orthogonal takes no constraint, which would move it "
+            f"off again. Received: layer {layer.name!r} of type {type(layer).__name__}. Leave it "
+            "out of `layers`: its gain is 1 up to rounding, and measured."
+        )
     for attribute, names in _GUARDED.items():
         guarded = any(getattr(layer, name, None) is variable for name in names)
         if guarded and hasattr(layer, attribute):

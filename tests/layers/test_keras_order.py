@@ -35,6 +35,7 @@ COUNTERPARTS = {
     "LipschitzPReLU": (keras.layers.PReLU, {"initial_slope": "alpha_initializer"}),
     "LpPooling2D": AVERAGE,
     "NormalizedDense": DENSE,
+    "OrthogonalDense": DENSE,
     "SDPLipschitzConv1D": CONV1D,
     "SDPLipschitzConv2D": CONV2D,
     "SDPLipschitzDense": DENSE,
@@ -51,9 +52,11 @@ COUNTERPARTS = {
 ALONE = {
     *("ChannelPadding", "ConvexCombination", "FullSort", "GroupSort", "Householder"),
     *("InvertibleDownSampling", "LipschitzLayer", "LocalResponseNormalization", "MaxMin"),
-    *("Padding2D", "Truncate", "TwoSidedReLU", "refresh"),
+    *("Padding2D", "ShiftMixing", "Truncate", "TwoSidedReLU", "refresh"),
 }
 WEIGHTED = [n for n, (k, _) in COUNTERPARTS.items() if k in (DENSE[0], CONV1D[0], CONV2D[0])]
+# Its rows are normalised; its kernel is itself orthogonal.
+WITHOUT_GAIN = ("NormalizedDense", "OrthogonalDense")
 # Values of Keras' arguments that every layer must take, since they are Keras' defaults or harmless.
 HARMLESS = {
     "use_bias": True,
@@ -109,7 +112,7 @@ def test_what_was_written_for_a_layer_of_keras_means_the_same(name):
 def test_every_argument_of_the_layer_of_keras_is_taken(name):
     kind = COUNTERPARTS[name][0]
     kwargs = {n: HARMLESS[n] for n in parameters(kind) if n in HARMLESS}
-    layer = made(name, **kwargs, **({} if name == "NormalizedDense" else {"max_gain": 0.5}))
+    layer = made(name, **kwargs, **({} if name in WITHOUT_GAIN else {"max_gain": 0.5}))
     missing = set(parameters(kind)) - set(HARMLESS) - {"self", "kwargs", "padding"}
     assert missing <= {"filters", "units", "kernel_size"}
     assert layer.kernel_regularizer is not None

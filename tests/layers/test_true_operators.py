@@ -212,6 +212,7 @@ ORTHOGONAL = [
     (lambda: ours.CayleyConv2D(8, 3, 2, activation=ours.GroupSort()), IMAGE),
     (lambda: ours.SkewOrthogonalConv2D(8, 3, 2, activation=ours.MaxMin()), IMAGE),
     (lambda: ours.InvertibleDownSampling(2), IMAGE),
+    (lambda: ours.ShiftMixing(0.25), (3, 2, 5)),
     (lambda: ours.BatchCentering(), IMAGE),
 ]
 BOUNDED = [

@@ -1,4 +1,4 @@
-"""How a layer of Keras is drawn with random arguments; `entries` holds them as data.
+"""How a layer of Keras, or of ours, is drawn with random arguments; `entries` holds them as data.
 
 `CATALOGUE` says for a layer's class which signals it takes (their number of axes without the
 batch), which arguments it needs, and which it may be given. Choices are lists, or functions of the
@@ -10,6 +10,8 @@ import dataclasses
 import keras
 import numpy as np
 from keras import ops
+
+from tf_lyapunov import layers as ours
 
 L = keras.layers
 ANY, VECTOR, SEQUENCE, IMAGE, VOLUME = (1, 2, 3, 4), (1,), (2,), (3,), (4,)
@@ -67,6 +69,11 @@ NEVER_ON = {"tensorflow": ("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "Adap
 NEVER_ENDINGS = ("_regularizer", "_constraint", "_initializer")
 
 
+def kind(name):
+    """The class of this name: Keras' or, for layers whose weights are their own, ours."""
+    return getattr(L, name, None) or getattr(ours, name)
+
+
 def entry(names, ranks, required=(), optional=(), weight=1.0, apply=None):
     for name in names.split():
         CATALOGUE[name] = Entry(ranks, dict(required), dict(optional), weight, apply)
@@ -89,7 +96,7 @@ def make(k, x, name):
         k.names.append(f"dtype {dtype}")
     elif k.chance(0.01):
         options["autocast"] = False
-    return getattr(L, name)(**options)
+    return kind(name)(**options)
 
 
 def applied(k, x, name):
@@ -111,7 +118,12 @@ def names_for(rank, weights=None):
 
 
 # Arguments that are left out of one class alone.
+_REFUSED = "refused: it would move the kernel off the manifold"
 NEVER_OF = {
+    "OrthogonalDense": {
+        "preserves": "refuses shapes, and changes no value",
+        **dict.fromkeys(("lora_rank", "lora_alpha"), _REFUSED),
+    },
     "IntegerLookup": {
         "max_tokens": "without a vocabulary only",
         "mask_token": "changes the vocabulary's numbers only",

@@ -97,6 +97,8 @@ SIZES = {"kernel_size": [1, 2, 3]}
 PLAIN, EVEN = ["valid", "same"], [1, 2]
 DENSE = {"activation": _activation, "use_bias": [False], "lora_rank": [1, 2], "lora_alpha": [0.5]}
 entry("Dense", ANY, {"units": [1, 2, 3, 4], **BIASED}, DENSE, 14.0)
+_GENTLE = {"activation": [None, "relu", "tanh"], "use_bias": [False]}
+entry("OrthogonalDense", ANY, {"units": [1, 2, 3, 4], **BIASED}, _GENTLE, 2.0)
 entry(
     "EinsumDense",
     (1,),

@@ -5,7 +5,15 @@ import math
 import keras
 import numpy as np
 
-from tf_lyapunov.layers import centering, padding, pooling, residual, resizing, response
+from tf_lyapunov.layers import (
+    centering,
+    padding,
+    pooling,
+    residual,
+    resizing,
+    response,
+    shifting,
+)
 from tf_lyapunov.program.weights import inference_value
 
 
@@ -112,6 +120,36 @@ def _padded(p, x):
     return x
 
 
+def _shifted(p, x):
+    """Each group of channels by itself: cut out, and what leaves at one end put at the other."""
+    layer = p.layer
+    spatial, channel, size = layer._axes(x.shape)
+    _known(x, spatial, layer)
+    count = x.shape[channel]
+
+    def shifted(x):
+        parts = []
+        for i, step in enumerate((1, -1) * len(spatial)):
+            part, axis = p.dense(x, np.eye(count, size, -i * size)), i // 2 + 1
+            n = x.shape[axis]
+            first, last = ((n - 1, 0), (0, 1)) if step == 1 else ((1, 0), (0, n - 1))
+            ends = [_cropped(p, part, axis, cut) for cut in (first, last)] if n > 1 else [part]
+            parts.append(p.new(keras.layers.Concatenate, axis=axis)(ends) if n > 1 else part)
+        left = count - size * len(parts)
+        if left:
+            parts.append(p.dense(x, np.eye(count, left, left - count)))
+        return p.new(keras.layers.Concatenate, axis=-1)(parts)
+
+    return p.on_last_axis(x, channel, shifted)
+
+
+def _cropped(p, x, axis, cut):
+    if len(x.shape) == 3:
+        return p.new(keras.layers.Cropping1D, cut)(x)
+    crops = tuple(cut if i == axis else (0, 0) for i in (1, 2))
+    return p.new(keras.layers.Cropping2D, crops, data_format="channels_last")(x)
+
+
 def _centering(p, x):
     layer = p.layer
     shift = inference_value(layer.moving_mean, layer.compute_dtype)
@@ -152,6 +190,7 @@ RULES = {
     resizing.ChannelPadding: _resized,
     resizing.Truncate: _resized,
     padding.Padding2D: _padded,
+    shifting.ShiftMixing: _shifted,
     centering.BatchCentering: _centering,
     residual.ConvexCombination: _combination,
     response.LocalResponseNormalization: _response,

@@ -16,6 +16,7 @@ from tf_lyapunov.layers.almost_orthogonal import (
 from tf_lyapunov.layers.base import LipschitzLayer, refresh
 from tf_lyapunov.layers.bjorck import BjorckDense
 from tf_lyapunov.layers.centering import BatchCentering
+from tf_lyapunov.layers.manifold import OrthogonalDense
 from tf_lyapunov.layers.normalized import (
     FrobeniusDense,
     NormalizedDense,
@@ -47,6 +48,7 @@ from tf_lyapunov.layers.resizing import (
 from tf_lyapunov.layers.response import LocalResponseNormalization
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.layers.sdp import SDPLipschitzConv1D, SDPLipschitzConv2D, SDPLipschitzDense
+from tf_lyapunov.layers.shifting import ShiftMixing
 from tf_lyapunov.layers.skew import SkewOrthogonalConv2D
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "LpPooling2D",
     "MaxMin",
     "NormalizedDense",
+    "OrthogonalDense",
     "Padding2D",
     "SDPLipschitzConv1D",
     "SDPLipschitzConv2D",
@@ -84,6 +87,7 @@ __all__ = [
     "SandwichDense",
     "ScaledAveragePooling2D",
     "ScaledGlobalAveragePooling2D",
+    "ShiftMixing",
     "SkewOrthogonalConv2D",
     "SpectralConv1D",
     "SpectralConv2D",

@@ -39,7 +39,7 @@ class LipschitzLinear(WeightedLayer):
     def __init__(self, *args, activation=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.activation = keras.activations.get(activation)
-        _check_activation(self.activation)
+        check_activation(self.activation)
 
     def _build_activation(self, input_shape):
         # Keras builds inner layers by calling them, which it spares where the shape is known.
@@ -388,8 +388,8 @@ def sector_of(activation, allowed):
         ) from None
 
 
-def _check_activation(activation):
-    """Raise unless the activation is known to be 1-Lipschitz."""
+def check_activation(activation):
+    """Raises unless the activation of a layer is known to be 1-Lipschitz."""
     if type(activation) in ACTIVATION_LAYERS:
         return
     names = ", ".join(v.__name__ for v in ACTIVATION_LAYERS)

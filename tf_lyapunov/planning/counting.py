@@ -31,7 +31,7 @@ _COPIES = (
     k.Permute, k.ZeroPadding1D, k.ZeroPadding2D, k.ZeroPadding3D, k.Cropping1D, k.Cropping2D,
     k.Cropping3D, k.Concatenate, k.RepeatVector, k.UpSampling1D, k.UpSampling2D, k.UpSampling3D,
     own.ChannelPadding, own.Truncate, own.InvertibleDownSampling, own.InvertibleUpSampling,
-    own.Padding2D,
+    own.Padding2D, own.ShiftMixing,
 )  # fmt: skip
 _NORMALIZATIONS = (k.BatchNormalization, k.LayerNormalization, k.GroupNormalization)
 _MERGES = (k.Add, k.Subtract, k.Average, k.Maximum, k.Minimum, own.ConvexCombination)

@@ -3,14 +3,16 @@
 import keras
 import numpy as np
 
-from tf_lyapunov.layers import almost_orthogonal, bjorck, normalized, orthogonal
+from tf_lyapunov.layers import almost_orthogonal, bjorck, manifold, normalized, orthogonal
+from tf_lyapunov.layers.base import LipschitzLayer
 from tf_lyapunov.spectral.reading import SUPPORTED, linear_maps
 from tf_lyapunov.theory.operators import LinearMap
 
-# Layers of this library that apply one kernel, computed from their raw variables.
+# Layers of this library that apply one kernel: computed from their raw variables, or their own.
 OWN_DENSE = (
     almost_orthogonal.AlmostOrthogonalDense,
     bjorck.BjorckDense,
+    manifold.OrthogonalDense,
     normalized.FrobeniusDense,
     normalized.NormalizedDense,
     normalized.SpectralDense,
@@ -46,7 +48,7 @@ def kernel_maps(layer, input_shape=None):
     Raises:
         ValueError: if the effective weights are not finite.
     """
-    if type(layer) not in (*OWN_DENSE, *OWN_CONVOLUTIONS):
+    if not isinstance(layer, LipschitzLayer):
         return linear_maps(layer, input_shape=input_shape)
     finite_values(layer)  # refreshes the cache
     (variable,) = layer._cache

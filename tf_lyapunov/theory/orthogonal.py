@@ -184,6 +184,30 @@ def residual_norm_upper_bound(matrix):
     >>> bool(1.0 <= residual_norm_upper_bound(np.eye(3)) < 1.0 + 1e-14)
     True
     """
+    worst = 1 + gram_residual_upper_bound(matrix)
+    return float(np.nextafter(math.sqrt(worst) * (1 + 4 * UNIT_ROUNDOFF), np.inf))
+
+
+def gram_residual_upper_bound(matrix):
+    """Departure of a matrix from orthonormal columns (or rows): ‖QᴴQ - I‖_F from above.
+
+    Of the smaller side, with the rounding of the product added; no singular value is farther than
+    that from 1.
+
+    Args:
+        matrix: `(..., n, m)`, real or complex.
+
+    Returns:
+        float: the largest over the leading axes, rounded up.
+
+    Raises:
+        ValueError: if an entry is not finite.
+
+    Example:
+
+    >>> 3.0 <= gram_residual_upper_bound(np.diag([1.0, 2.0])) < 3.0 + 1e-12
+    True
+    """
     matrix = np.asarray(matrix)
     matrix = matrix.astype(np.result_type(matrix.dtype, np.float64))
     if not np.all(np.isfinite(matrix)):
@@ -195,8 +219,8 @@ def residual_norm_upper_bound(matrix):
     trace = np.linalg.norm(matrix, axis=(-2, -1)) ** 2
     # Complex products have four real terms each; 2n + 8 covers the sums and the subtraction.
     rounding = (4 * matrix.shape[-2] + 8) * 1.01 * UNIT_ROUNDOFF * (trace + gram.shape[-1])
-    worst = np.max(1 + residual * (1 + gram.size * UNIT_ROUNDOFF) + rounding)
-    return float(np.nextafter(math.sqrt(worst) * (1 + 4 * UNIT_ROUNDOFF), np.inf))
+    worst = np.max(residual * (1 + gram.size * UNIT_ROUNDOFF) + rounding)
+    return float(np.nextafter(worst, np.inf))
 
 
 def bjorck(matrix, iterations):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.layers import padding, resizing
+from tf_lyapunov.layers import padding, resizing, shifting
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import selecting
 from tf_lyapunov.program.families.unchanged import unchanged_gain
@@ -43,6 +43,7 @@ OWN_LAYERS = (
     resizing.InvertibleUpSampling,
     resizing.ChannelPadding,
     resizing.Truncate,
+    shifting.ShiftMixing,
 )
 
 # Numbers of positions are followed digit by digit: every format holds integers up to 128.
