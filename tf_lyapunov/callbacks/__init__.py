@@ -1,6 +1,11 @@
-"""Callbacks for `fit`: `LyapunovMonitor` watches a claim, says it, and enforces its constraints."""
+"""Callbacks for `fit`.
+
+`LyapunovMonitor` watches a claim, says it, and enforces its constraints; `MarginRamp` raises the
+radius that a loss asks for.
+"""
 
 from tf_lyapunov.callbacks.monitor import ClaimLost, LyapunovMonitor
+from tf_lyapunov.callbacks.ramp import MarginRamp
 from tf_lyapunov.callbacks.reading import Reading
 
-__all__ = ["ClaimLost", "LyapunovMonitor", "Reading"]
+__all__ = ["ClaimLost", "LyapunovMonitor", "MarginRamp", "Reading"]

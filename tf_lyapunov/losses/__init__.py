@@ -5,6 +5,7 @@ confident and underfits. The losses here reward margins instead: temperatures an
 the loss, never in the model, and so change no certificate.
 """
 
+from tf_lyapunov.losses.efficient import EfficientMargin, OffsetCrossEntropy
 from tf_lyapunov.losses.margins import (
     CertificateRegularization,
     HingeMargin,
@@ -18,10 +19,12 @@ __all__ = [
     "HKR",
     "KR",
     "CertificateRegularization",
+    "EfficientMargin",
     "HingeMargin",
     "LossAnnealing",
     "MultiMargin",
     "MulticlassHKR",
     "MulticlassHinge",
+    "OffsetCrossEntropy",
     "TemperatureCrossEntropy",
 ]
