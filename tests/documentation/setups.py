@@ -72,6 +72,7 @@ SETUPS = {
     ("howto/own_layer.md", 0): _images("12"),
     ("howto/own_data.md", 0): _images("12") + _dense(12),
     ("howto/mixed_precision.md", 0): _images("12"),
+    ("howto/train_through_bounds.md", 0): _images("8, 8, 1"),
     ("howto/export.md", 1): _images("12"),
     ("howto/from_deel_lip.md", 0): _images("12"),
     ("howto/from_foolbox.md", 0): _images("12") + _dense(12),

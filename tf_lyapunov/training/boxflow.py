@@ -156,7 +156,9 @@ def _replay(call):
         # One tensor may be read twice.
         known = {name: (t,) for name, t in zip(producers, tensors, strict=True)}
         args, kwargs = arguments(call, known)
-        return keras.tree.flatten(call.operation(*args, **kwargs))[0]
+        found = keras.tree.flatten(call.operation(*args, **kwargs))[0]
+        # A layer of a narrow type takes what follows no further than its own values.
+        return keras.ops.cast(found, tensors[0].dtype)
 
     return function
 
