@@ -54,6 +54,21 @@ def monotone():
     )
 
 
+def convolved():
+    """A convolution, a normalization, a pool."""
+    return keras.Sequential(
+        [
+            keras.Input((5, 5, 1)),
+            layers.Conv2D(3, 2, strides=2, padding="same"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.MaxPooling2D(2, strides=1),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
 def rectified(width=5, depth=3):
     """A chain of ReLUs."""
     hidden = [layers.Dense(16, "relu", bias_initializer="normal") for _ in range(depth)]

@@ -228,7 +228,7 @@ def test_impossible_settings_are_refused_by_name():
 BACKEND_SCRIPT = """
 import json, sys
 import keras, numpy as np
-from box_models import branched, inputs, rectified
+from box_models import convolved, inputs, rectified
 from tf_lyapunov import Linf
 from tf_lyapunov.callbacks import MarginRamp
 from tf_lyapunov.losses import EfficientMargin
@@ -238,7 +238,7 @@ keras.utils.set_random_seed(0)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 found = {}
 for method in ("ibp", "crown_ibp", "small_box"):
-    model = branched() if method == "ibp" else rectified()
+    model = convolved() if method == "ibp" else rectified(depth=1)
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(size=variable.shape) / 4)
@@ -249,7 +249,7 @@ for method in ("ibp", "crown_ibp", "small_box"):
     result = robust.evaluate(x, y, batch_size=12, verbose=0, return_dict=True)
     found[method] = [history["loss"][-1], history["bound_radius"][-1], result["bound_loss"]]
     found[method].append(float(keras.ops.convert_to_numpy(robust.step.value)))
-model = rectified()
+model = rectified(depth=1)
 loss = EfficientMargin(0.5, model)
 model.compile("sgd", loss)
 history = model.fit(
@@ -277,4 +277,4 @@ def test_jax_and_torch_train_as_tensorflow_does():
             assert np.allclose(found[backend][name], want, rtol=1e-3), (backend, name)
     for values in found.values():
         assert values["small_box"][1:2] == pytest.approx([0.02]) and values["small_box"][3] == 4
-        assert values["ramp"][0] == pytest.approx(1.5) and values["ramp"][1] > 0.1
+        assert values["ramp"][0] == pytest.approx(1.5) and values["ramp"][1] > 0.02

@@ -157,7 +157,7 @@ def _replay(call):
         known = {name: (t,) for name, t in zip(producers, tensors, strict=True)}
         args, kwargs = arguments(call, known)
         found = keras.tree.flatten(call.operation(*args, **kwargs))[0]
-        # A layer of a narrow type takes what follows no further than its own values.
+        # Layers of a narrow type return it; bounds stay in the type that they came in.
         return keras.ops.cast(found, tensors[0].dtype)
 
     return function
