@@ -121,7 +121,7 @@ def built(settings: Settings, shape, steps: int, seed: int) -> BoundTraining:
         keras.optimizers.Adam(rate, clipnorm=10.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        # TensorFlow's own convolutions are faster on CPUs than compiled ones.
+        # XLA would compile anew for the last batch of an epoch, and for evaluation.
         jit_compile=keras.backend.backend() == "jax",
     )
     return robust

@@ -1,5 +1,6 @@
 """Training through bounds: the loss it states, its schedules, and what it certifies."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -260,20 +261,24 @@ print("FOUND" + json.dumps(found))
 """
 
 
-def test_jax_and_torch_train_as_tensorflow_does():
-    found, here = {}, os.path.dirname(__file__)
-    for backend in ("tensorflow", "jax", "torch"):
+def test_all_backends_train_alike():
+    here, own = os.path.dirname(__file__), {}
+    exec(BACKEND_SCRIPT, own)
+    found = {keras.backend.backend(): own["found"]}
+    for backend in {"jax", "torch"} - set(found):
+        if importlib.util.find_spec(backend) is None:
+            continue
         path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": path}
         run = subprocess.run(
             [sys.executable, "-c", BACKEND_SCRIPT],
-            env=environment, capture_output=True, text=True, timeout=600,
+            env=environment, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-3000:]
         found[backend] = json.loads(run.stdout.split("FOUND")[1])
     for name in ("ibp", "crown_ibp"):
-        want = found["tensorflow"][name]
-        for backend in ("jax", "torch"):
+        want = own["found"][name]
+        for backend in found:
             assert np.allclose(found[backend][name], want, rtol=1e-3), (backend, name)
     for values in found.values():
         assert values["small_box"][1:2] == pytest.approx([0.02]) and values["small_box"][3] == 4
