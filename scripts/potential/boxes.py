@@ -265,7 +265,8 @@ def _options(argv):
     options.validation = VALIDATION
     if options.quick:
         options.minutes = options.trial_minutes = 0.1
-        options.trials, options.linear, options.linear_seconds = 2, 2, 20.0
+        options.trials = min(options.trials, 2)
+        options.linear, options.linear_seconds = 2, 20.0
         options.validation = 500
     if options.trials < 1 or min(options.minutes, options.trial_minutes) <= 0:
         parser.error("--trials, --minutes and --trial-minutes must be positive")
