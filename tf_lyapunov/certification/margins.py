@@ -95,8 +95,8 @@ def certify(
             for all branches where these meet),
             `"dissipativity"` (the cone of the network's (δ, ν)), `"local"` (slopes on the ball
             around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
-            input, on any graph with one input), `"box"` (boxes of every signal, for networks that
-            were trained through them: thousands of inputs a minute), `"auto"` (per input the best
+            input, on any graph with one input), `"box"` (boxes of every signal, without a
+            search, for networks that were trained through them), `"auto"` (per input the best
             of `"linear"` and the tightest of lipsdp, eclipse and closed form within `time_budget`;
             the certificate says which).
         perturbed: which input of several may change: its name or position, or a list of them, the
