@@ -77,6 +77,7 @@ SETUPS = {
     ("howto/own_layer.md", 0): _images("12"),
     ("howto/own_data.md", 0): _images("12") + _dense(12),
     ("howto/mixed_precision.md", 0): _images("12"),
+    ("howto/train_through_bounds.md", 0): _images("8, 8, 1"),
     ("howto/export.md", 1): _images("12"),
     ("howto/tuner.md", 0): "import pytest\npytest.importorskip('keras_tuner')\n" + _images("12"),
     ("howto/tensorboard.md", 0): "import pytest\npytest.importorskip('tensorboard')\n"

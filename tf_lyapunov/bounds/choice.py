@@ -26,7 +26,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 
 METHODS = ("composition", "liplt", "closed_form", "eclipse", "lipsdp", "dissipativity", "local",
-           "linear", "auto")  # fmt: skip
+           "linear", "box", "auto")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def network_gain(
     """
     begin, budget = time.monotonic(), Budget(time_budget)
     end = network.logits if target is None else target
-    if method in ("composition", "linear"):  # the latter bounds inputs one by one
+    if method in ("composition", "linear", "box"):  # the others bound inputs one by one
         return NetworkGain(constants[end], None, method, (), 0.0)
     reader, found, composed = Reader(network), _Best(constants[end]), constants
     if not network.is_chain:

@@ -30,7 +30,7 @@ from tf_lyapunov.theory.arguments import checked_seconds
 from tf_lyapunov.theory.norms import tolerated
 
 # What needs inputs, and not a model alone.
-_WITH_INPUTS = ("local",)
+_WITH_INPUTS = ("local", "box")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -149,7 +149,7 @@ def lipschitz_upper_bound(
         known = tuple(m for m in METHODS if m not in _WITH_INPUTS)
         raise ValueError(
             f"`method` must be one of {known}. Received: method={method!r}."
-            + (" It bounds gains on the ball around each input: use `certify`."
+            + (" It bounds the ball around each input: use `certify`."
                if method in _WITH_INPUTS else "")
         )  # fmt: skip
     time_budget = checked_seconds("time_budget", time_budget)

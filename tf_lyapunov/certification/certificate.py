@@ -274,9 +274,9 @@ class Certificate(Shown):
         `tf-lyapunov verify`) re-checks from the model's weights alone. Its gains and radii are
         rounded to the safe side by a part in 10⁶ at most. Radii by bounds around inputs
         (`"linear"`, `"auto"`) are those that the verifier proves with the multipliers found, of
-        large networks about 1% smaller, as the file then says; those by `"local"` are the global
-        ones. It is about models with one input. Any other name makes JSON, a record that proves
-        nothing.
+        large networks about 1% smaller, as the file then says; those by `"local"` and `"box"` are
+        the global ones. It is about models with one input. Any other name makes JSON, a record that
+        proves nothing.
 
         Args:
             path: file name; an existing file is replaced.

@@ -95,9 +95,10 @@ def certify(
             for all branches where these meet),
             `"dissipativity"` (the cone of the network's (δ, ν)), `"local"` (slopes on the ball
             around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
-            input, on any graph with one input), `"auto"` (per input the best of `"linear"` and the
-            tightest of lipsdp, eclipse and closed form within `time_budget`; the certificate says
-            which).
+            input, on any graph with one input), `"box"` (boxes of every signal, without a
+            search, for networks that were trained through them), `"auto"` (per input the best
+            of `"linear"` and the tightest of lipsdp, eclipse and closed form within `time_budget`;
+            the certificate says which).
         perturbed: which input of several may change: its name or position, or a list of them, the
             others held fixed at the values given, as the model's dtype holds them. The norm is
             that of these inputs together; `None` perturbs all, in the norm of their concatenation.
@@ -108,8 +109,8 @@ def certify(
             more than 5% of its radius, and keeps the precision of float16 and bfloat16 models.
         time_budget: seconds that the search for bounds may take; what does not fit is not begun.
         norm: `"l2"`, `"linf"` or `"l1"`, in which radii are measured.
-        bounds: `(low, high)` of valid inputs, numbers or arrays: radii by `"linear"` then concern
-            changes that stay within them alone. None for all of real space.
+        bounds: `(low, high)` of valid inputs, numbers or arrays: radii by `"linear"` and `"box"`
+            then concern changes that stay within them alone. None for all of real space.
         jobs: processes that search around inputs (`"local"`, `"linear"`, `"auto"`; other methods
             need none), by joblib: 1 for this one alone, -1 for one per core, None as
             `joblib.parallel_config` says, whose backend is used (loky, dask, ray). Radii are the
@@ -157,7 +158,7 @@ def certify(
     given = Inputs.of(model)
     chosen = given.chosen(perturbed)
     bounds = checked(norm, bounds)
-    if method in ("local", "linear") and given.several:
+    if method in ("local", "linear", "box") and given.several:
         raise UnsupportedLayerError(
             f"method={method!r} needs a model with one input. Received: model "
             f"{given.model!r} with the inputs {', '.join(map(repr, given.names))}. Use "

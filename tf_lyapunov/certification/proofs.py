@@ -42,7 +42,11 @@ _LOCAL = (
     "The radii are those of the global gains. Those from slopes on the ball around each input "
     "(method='local') cannot be re-checked from a proof file and were left out of it."
 )
-_SLOPES = "Slopes on the ball"
+_BOXES = (
+    "The radii are those of the global gains. Those from boxes of every signal (method='box') "
+    "cannot be re-checked from a proof file and were left out of it."
+)
+_SLOPES = ("Slopes on the ball", "Boxes of every signal")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,8 +210,8 @@ def save_proof(certificate, path):
         verdict="PROVED" if np.any(around.radius > 0) else "NOT_PROVED",
     )
     notes = around.sentences
-    if certificate.method == "local":
-        notes += (_LOCAL,)
+    if certificate.method in ("local", "box"):
+        notes += (_LOCAL if certificate.method == "local" else _BOXES,)
     if notes:
         kept = [s for s in certificate.assumptions if not s.startswith(_SLOPES)]
         weaker = dataclasses.replace(weaker, assumptions=(*kept, *notes))

@@ -9,6 +9,7 @@ import numpy as np
 
 from tf_lyapunov.bounds.composition import Allowance
 from tf_lyapunov.certification.state import Kept, digest_of
+from tf_lyapunov.local.intervals import box_radii, line_of
 from tf_lyapunov.local.linear import check_applies, linear_radii
 from tf_lyapunov.local.regions import check_norm, checked_bounds, fitted
 from tf_lyapunov.local.slopes import LocalGains, local_radii
@@ -39,9 +40,12 @@ class Widening:
         self.network, self.method, self.norm, self.bounds = network, method, norm, bounds
         self.local = LocalGains(network) if method == "local" else None
         self.linear = method in ("linear", "auto") and len(network.inputs) == 1
+        self.boxed = method == "box"
         if method == "linear":
             check_applies(network)
-        if state is not None and not self.reads_inputs:
+        if self.boxed:
+            line_of(network)
+        if state is not None and (self.boxed or not self.reads_inputs):
             raise ValueError(
                 "`state` keeps searches around inputs, which other methods than 'local', 'linear' "
                 "and, for models with one input, 'auto' do without. Received: "
@@ -56,17 +60,17 @@ class Widening:
     @property
     def reads_inputs(self):
         """Whether all inputs must be kept."""
-        return self.local is not None or self.linear
+        return self.local is not None or self.linear or self.boxed
 
     @property
     def within(self):
         """The bounds that radii are limited to, in words, or None."""
-        return _shown(self.bounds) if self.bounds is not None and self.linear else None
+        return _shown(self.bounds) if self.kept_bounds is not None else None
 
     @property
     def kept_bounds(self):
         """The bounds that radii are limited to, or None."""
-        return self.bounds if self.linear else None
+        return self.bounds if self.linear or self.boxed else None
 
     @property
     def gain_seconds(self):
@@ -159,8 +163,6 @@ class Widening:
             radius = wider
         radius = self.converted(radius, size)
         if self.linear:
-            root = math.sqrt(size) if self.norm == "linf" else 1.0
-            factor = 1.0 if logits.shape[1] == 1 else math.sqrt(2.0)
             if x.dtype.kind in "iub":
                 x = x.astype(np.float64)
             radius, more, self.records = linear_radii(
@@ -169,14 +171,32 @@ class Widening:
                 labels,
                 logits.shape[1],
                 radius,
-                Needed(allowance, root, factor),
+                Needed(allowance, *self._factors(logits, size)),
                 norm=self.norm,
                 bounds=self._bounds(x),
                 deadline=self.deadline,
                 **common,
             )
             sentences += more
+        elif self.boxed:
+            needed = Needed(allowance, *self._factors(logits, size))
+            radius, more = box_radii(
+                self.network,
+                x,
+                labels,
+                radius,
+                needed.of,
+                norm=self.norm,
+                bounds=self._bounds(x),
+                deadline=self.deadline,
+            )
+            sentences += more
         return radius, sentences
+
+    def _factors(self, logits, size):
+        """Largest ratios: of the l2 norm to the one asked for, of a margin's error to logits'."""
+        root = math.sqrt(size) if self.norm == "linf" else 1.0
+        return root, 1.0 if logits.shape[1] == 1 else math.sqrt(2.0)
 
     def _bounds(self, x):
         if self.bounds is None:
@@ -191,7 +211,7 @@ class Widening:
         for text in sentences:
             if text.startswith("Changes of the input are measured in the l2 norm"):
                 text = text.replace("the l2 norm", f"the {_WORDS[self.norm]} norm")
-                if self.bounds is not None and self.linear:
+                if self.kept_bounds is not None:
                     text = text.replace(
                         "over all of real space", f"within the bounds {_shown(self.bounds)}"
                     )
@@ -209,6 +229,10 @@ class Needed:
 
     def __call__(self, i, radius):
         return self.factor * self.allowance(i, radius * self.root) * (1 + 1e-12)
+
+    def of(self, rows, radius):
+        """The same for several inputs and their radii, float64."""
+        return self.factor * self.allowance.of(rows, radius * self.root) * (1 + 1e-12)
 
 
 def checked(norm, bounds):

@@ -47,7 +47,7 @@ def certify(
         list[float] | None, typer.Option(help="Radii to print. Default: those of the run.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="composition, lipsdp, eclipse, local, linear, auto, ...")
+        str, typer.Option(help="composition, lipsdp, eclipse, local, linear, box, auto, ...")
     ] = "composition",
     norm: Annotated[str, typer.Option(help="Of the radii: l2, linf or l1.")] = "l2",
     bounds: Annotated[

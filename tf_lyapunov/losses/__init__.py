@@ -5,6 +5,7 @@ confident and underfits. The losses here reward margins instead: temperatures an
 the loss, never in the model, and so change no certificate.
 """
 
+from tf_lyapunov.losses.efficient import EfficientMargin, OffsetCrossEntropy
 from tf_lyapunov.losses.margins import (
     CertificateRegularization,
     HingeMargin,
@@ -20,6 +21,7 @@ __all__ = [
     "KR",
     "CategoricalHinge",
     "CertificateRegularization",
+    "EfficientMargin",
     "HingeMargin",
     "LossAnnealing",
     "LseHKR",
@@ -27,5 +29,6 @@ __all__ = [
     "MulticlassHKR",
     "MulticlassHinge",
     "MulticlassSoftHKR",
+    "OffsetCrossEntropy",
     "TemperatureCrossEntropy",
 ]

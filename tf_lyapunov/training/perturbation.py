@@ -217,7 +217,7 @@ class StabilityModel(TrainingModel):
         if distance not in ("kl", "l2"):
             raise ValueError(f"`distance` must be 'kl' or 'l2'. Received: distance={distance!r}.")
         if distance == "kl":
-            _refuse_head(self.plain)
+            refuse_head(self.plain)
         self.distance, self.bounds = distance, checked_bounds(bounds)
         self.seed = checked_seed(seed)
         self.random = keras.random.SeedGenerator(self.seed)
@@ -291,7 +291,7 @@ def _mean(values, sample_weight):
     return ops.mean(values)
 
 
-def _refuse_head(model):
+def refuse_head(model):
     head = logits_view(model).head
     if head is not None:
         raise ValueError(
@@ -302,7 +302,7 @@ def _refuse_head(model):
 
 
 def _output_layer(model):
-    _refuse_head(model)
+    refuse_head(model)
     layer = model.layers[-1] if getattr(model, "layers", None) else model
     is_linear = getattr(layer, "activation", None) is keras.activations.linear
     is_last = is_linear and any(layer.output is t for t in getattr(model, "outputs", ()) or ())
