@@ -36,6 +36,8 @@ from tf_lyapunov.layers.potential import (
     ConvexPotentialConv2D,
     ConvexPotentialDense,
 )
+from tf_lyapunov.layers.recurrent import RecurrentEquilibrium
+from tf_lyapunov.layers.recurrent_cell import RecurrentEquilibriumCell
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.layers.resizing import (
     ChannelPadding,
@@ -75,6 +77,8 @@ __all__ = [
     "LpPooling2D",
     "MaxMin",
     "NormalizedDense",
+    "RecurrentEquilibrium",
+    "RecurrentEquilibriumCell",
     "SDPLipschitzConv1D",
     "SDPLipschitzConv2D",
     "SDPLipschitzDense",
