@@ -23,8 +23,10 @@ def x():
     ("supply", "arguments"),
     [
         (L2Gain(0.5), {"train_supply": True}),
-        (Indices(0.5, 0.2), {"activation": "tanh", "train_supply": True}),
-        (Contracting(0.9), {"feedthrough": True}),
+        pytest.param(
+            Indices(0.5, 0.2), {"activation": "tanh", "train_supply": True}, marks=pytest.mark.slow
+        ),
+        pytest.param(Contracting(0.9), {"feedthrough": True}, marks=pytest.mark.slow),
     ],
     ids=["gain", "indices", "contracting"],
 )
