@@ -45,6 +45,7 @@ if not startup.is_command_line():
 # Public name: where it is, imported when first used.
 _MODULES = {
     "datasets": "data.arrays",
+    "dynamics": "dynamics",
     "evaluation": "evaluation",
     "experiments": "experiments",
     "models": "models",
@@ -55,6 +56,7 @@ _MODULES = {
 }
 _FUNCTIONS = {
     "bracket": "tf_lyapunov.evaluation.bracket:bracket",
+    "certify_dynamics": "tf_lyapunov.dynamics.certifying:certify_dynamics",
     "Property": "tf_lyapunov.local.property:Property",
     "Region": "tf_lyapunov.local.regions:Region",
     "evaluate": "tf_lyapunov.evaluation.suite:evaluate_suite",

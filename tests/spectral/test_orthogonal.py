@@ -89,10 +89,12 @@ def test_inverses_by_halves_and_their_gradients_are_those_of_the_matrix():
     matrix = np.eye(150) + matrix - matrix.T
     weights = rng.standard_normal((150, 150))
     inverse = np.linalg.inv(matrix)
-    found = array(orthogonal._inverse(matrix.astype("float32")))
+    found = array(orthogonal.accretive_inverse(matrix.astype("float32")))
     # Norms of at most 1, 150 terms of 6e-8.
     np.testing.assert_allclose(found, inverse, atol=1e-5)
-    found = gradient(lambda m: steered(m, weights, orthogonal._inverse), matrix.astype("float32"))
+    found = gradient(
+        lambda m: steered(m, weights, orthogonal.accretive_inverse), matrix.astype("float32")
+    )
     expected = -inverse.T @ weights @ inverse.T
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 

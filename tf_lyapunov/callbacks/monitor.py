@@ -14,7 +14,9 @@ from tf_lyapunov.callbacks.quiet import hide_from_progress_bars
 from tf_lyapunov.callbacks.reading import (
     Reading,
     fixed_gain,
+    has_memory,
     measured,
+    memory_reading,
     normalizations,
     selected_stages,
     up,
@@ -57,6 +59,9 @@ class LyapunovMonitor(keras.callbacks.Callback):
     says so (or at every hook of Keras, where `steps_per_execution` is more than k). Put it before
     callbacks that save or log, so that they see its entries. A callback of your own that saves
     between epochs must call `project` first.
+
+    Without a design, a chain with recurrent equilibrium layers is read by `certify_dynamics`: the
+    proven gain of every layer over sequences, beside the γ that it is made for as its budget.
 
     Every reading starts from the model as it computes then: slopes, gains of normalizations and
     what stands before the first layer are read anew. If the weights that training leaves are not
@@ -140,6 +145,7 @@ class LyapunovMonitor(keras.callbacks.Callback):
         self.readings = []
         self.logged = ()  # names of the entries in `logs`
         self._stages, self._is_whole, self._fixed = None, False, None
+        self._has_memory = False
         self._vectors = {}
         self._true_indices = {}
         self._step = 0
@@ -210,6 +216,8 @@ class LyapunovMonitor(keras.callbacks.Callback):
     def _read(self):
         self._sync()
         self._read_structure()
+        if self._has_memory:
+            return memory_reading(self.model)
         refresh(self.model)
         if self._fixed is None:
             self._fixed = {stage.name: fixed_gain(stage) for stage in self._stages}
@@ -360,6 +368,10 @@ class LyapunovMonitor(keras.callbacks.Callback):
 
     def _read_structure(self):
         """Stages with the slopes and gains of now; norms are not taken, so that it is cheap."""
+        self._has_memory = self.design is None and has_memory(self.model)
+        if self._has_memory:
+            self._stages, self._is_whole = [], False
+            return
         network = read_network(self.model, bounded=False)
         found = read_stages(network)
         self._stages = selected_stages(found, self.layers, self.design)

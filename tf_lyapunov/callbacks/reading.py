@@ -7,11 +7,14 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.constraints import NormalizationBound, SpectralBound
+from tf_lyapunov.dynamics.certifying import certify_dynamics
+from tf_lyapunov.dynamics.systems import cell_of
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.weights import inference_value
 from tf_lyapunov.spectral.compilation import compiled
 from tf_lyapunov.spectral.norms import measured_map, norm_estimate, start_vector
 from tf_lyapunov.theory.norms import norm_upper_bound, power_iteration
+from tf_lyapunov.theory.supply_rates import L2Gain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,23 @@ class StageReading:
     bound: float
     budget: float | None
     stored: dict
+
+
+def has_memory(model):
+    """Whether a model holds recurrent equilibrium layers."""
+    return any(cell_of(layer) is not None for layer in model._flatten_layers())
+
+
+def memory_reading(model):
+    """`Reading` of a chain with recurrent equilibrium layers, by the storages of their weights."""
+    proof = certify_dynamics(model, optimise=False)
+    bound = {stage.name: stage.gain_upper_bound for stage in proof.stages}
+    budget = {}
+    for layer in model._flatten_layers():
+        supply = getattr(cell_of(layer), "current_supply", None)
+        if layer.name in bound and isinstance(supply, L2Gain):
+            budget[layer.name] = supply.gamma
+    return Reading({}, bound, budget, None, proof.gain_upper_bound)
 
 
 def measured(stage, fixed, iterations, vectors):

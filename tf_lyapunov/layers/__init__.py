@@ -38,6 +38,8 @@ from tf_lyapunov.layers.potential import (
     ConvexPotentialConv2D,
     ConvexPotentialDense,
 )
+from tf_lyapunov.layers.recurrent import RecurrentEquilibrium
+from tf_lyapunov.layers.recurrent_cell import RecurrentEquilibriumCell
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.layers.resizing import (
     ChannelPadding,
@@ -80,6 +82,8 @@ __all__ = [
     "NormalizedDense",
     "OrthogonalDense",
     "Padding2D",
+    "RecurrentEquilibrium",
+    "RecurrentEquilibriumCell",
     "SDPLipschitzConv1D",
     "SDPLipschitzConv2D",
     "SDPLipschitzDense",

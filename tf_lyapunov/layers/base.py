@@ -30,47 +30,20 @@ MARKS = 4
 MARK_SCALE = 2.0**-60
 
 
-class LipschitzLayer(keras.layers.Layer):
-    """A layer f with ‖f(u) - f(v)‖ ≤ max_gain·‖u - v‖ at every value of its variables.
+class EffectiveLayer(keras.layers.Layer):
+    """A layer that applies weights which are a function of its raw variables, and keeps them.
 
     A subclass creates its raw variables in `build` (`add_weight(..., autocast=False)`), then calls
     `_track_effective` once, and reads `self.effective(training)` in `call`.
 
     Args:
-        max_gain: positive float, the bound on the l2 gain.
         **kwargs: of `keras.layers.Layer`.
-
-    Raises:
-        ValueError: if `max_gain` is not positive.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> class Clipped(LipschitzLayer):
-    ...     def build(self, input_shape):
-    ...         self.raw = self.add_weight(name="raw", shape=(), autocast=False)
-    ...         self._track_effective({"scale": ()}, [self.raw], self._scale)
-    ...     def _scale(self, raw, training):
-    ...         return (self.max_gain * keras.ops.tanh(raw),)
-    ...     def call(self, x, training=None):
-    ...         return self.effective(training)[0] * x
-    >>> layer = Clipped(max_gain=0.5)
-    >>> layer.build((None, 2))
-    >>> _ = layer.raw.assign(1e9)
-    >>> layer.effective_values()["scale"].item()
-    0.5
     """
 
-    def __init__(self, max_gain=1.0, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.max_gain = positive("max_gain", max_gain, GAIN_RANGE)
         self._condensed = False
         self._copies, self._cache, self._marks = [], [], []
-
-    @property
-    def rounding_inflation(self):
-        """Proven factor by which rounding of the effective weights may exceed `max_gain`."""
-        return 1.0
 
     @property
     def work_dtype(self):
@@ -235,6 +208,47 @@ class LipschitzLayer(keras.layers.Layer):
         call = super().rematerialized_call(functools.partial(layer_call, **kwargs), *args)
         return lambda *args, **_: call(*args)
 
+
+class LipschitzLayer(EffectiveLayer):
+    """A layer f with ‖f(u) - f(v)‖ ≤ max_gain·‖u - v‖ at every value of its variables.
+
+    A subclass creates its raw variables in `build` (`add_weight(..., autocast=False)`), then calls
+    `_track_effective` once, and reads `self.effective(training)` in `call`.
+
+    Args:
+        max_gain: positive float, the bound on the l2 gain.
+        **kwargs: of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: if `max_gain` is not positive.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> class Clipped(LipschitzLayer):
+    ...     def build(self, input_shape):
+    ...         self.raw = self.add_weight(name="raw", shape=(), autocast=False)
+    ...         self._track_effective({"scale": ()}, [self.raw], self._scale)
+    ...     def _scale(self, raw, training):
+    ...         return (self.max_gain * keras.ops.tanh(raw),)
+    ...     def call(self, x, training=None):
+    ...         return self.effective(training)[0] * x
+    >>> layer = Clipped(max_gain=0.5)
+    >>> layer.build((None, 2))
+    >>> _ = layer.raw.assign(1e9)
+    >>> layer.effective_values()["scale"].item()
+    0.5
+    """
+
+    def __init__(self, max_gain=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.max_gain = positive("max_gain", max_gain, GAIN_RANGE)
+
+    @property
+    def rounding_inflation(self):
+        """Proven factor by which rounding of the effective weights may exceed `max_gain`."""
+        return 1.0
+
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
@@ -257,7 +271,7 @@ def refresh(model):
     >>> refresh(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]))
     0
     """
-    layers = [v for v in model._flatten_layers() if isinstance(v, LipschitzLayer)]
+    layers = [v for v in model._flatten_layers() if isinstance(v, EffectiveLayer)]
     for layer in layers:
         layer.refresh()
     return len(layers)

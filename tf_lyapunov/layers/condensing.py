@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from tf_lyapunov.layers.base import LipschitzLayer
+from tf_lyapunov.layers.base import EffectiveLayer
 
 
 def fix(layer, values=None):
@@ -12,7 +12,7 @@ def fix(layer, values=None):
     Nothing is recomputed or compared any more; the raw variables have no effect.
 
     Args:
-        layer: a built `LipschitzLayer`, changed in place.
+        layer: a built `EffectiveLayer`, changed in place.
         values: dict of arrays as `effective_values()` returns; `None` for the present ones.
 
     Raises:
@@ -64,7 +64,7 @@ def condense(model):
     >>> bool(np.allclose(model.predict(np.eye(3), verbose=0), before, atol=1e-6))
     True
     """
-    layers = [v for v in model._flatten_layers() if isinstance(v, LipschitzLayer)]
+    layers = [v for v in model._flatten_layers() if isinstance(v, EffectiveLayer)]
     found = [(layer, _finite_values(layer)) for layer in layers]
     for layer, values in found:
         fix(layer, values)

@@ -6,7 +6,7 @@ import functools
 import keras
 
 from tf_lyapunov.interruption import Undo, uninterrupted
-from tf_lyapunov.layers.base import LipschitzLayer
+from tf_lyapunov.layers.base import EffectiveLayer
 from tf_lyapunov.program.inputs import built_on
 
 
@@ -47,7 +47,7 @@ def without_nodes(model):
 def note_caches(model, undo):
     """Has an `Undo` put back the caches of a model's Lipschitz layers."""
     for layer in _layers(model):
-        if isinstance(layer, LipschitzLayer):
+        if isinstance(layer, EffectiveLayer):
             layer.note_cache(undo)
 
 

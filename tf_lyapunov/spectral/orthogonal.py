@@ -159,7 +159,7 @@ def cayley_factors(kernel):
         matrix = eye + (top - _turn(top))
         if low.shape[-2]:
             matrix = matrix + differentiable_gram(low)
-        inverse = _inverse(ops.where(ops.isfinite(finite), matrix, eye))
+        inverse = accretive_inverse(ops.where(ops.isfinite(finite), matrix, eye))
         q = ops.concatenate([2 * inverse - eye, -2 * ops.matmul(low, inverse)], axis=-2)
         return q, contraction_factor(q) * finite
 
@@ -193,8 +193,8 @@ def _turn(matrix):
     return ops.swapaxes(matrix, -1, -2)
 
 
-def _inverse(matrix):
-    """M⁻¹ of matrices with M + Mᵀ ⪰ 2I, by a Newton step from an inverse held fixed.
+def accretive_inverse(matrix):
+    """M⁻¹ of matrices with M + Mᵀ ≻ 0, by a Newton step from an inverse held fixed.
 
         R = R₀ + R₀(I - MR₀)
 
@@ -207,7 +207,7 @@ def _inverse(matrix):
 
 
 def _inverse_by_halves(matrix):
-    """M⁻¹ through Schur complements, mostly products: of M + Mᵀ ⪰ 2I they are such matrices too."""
+    """M⁻¹ through Schur complements, mostly products: of M + Mᵀ ≻ 0 they are such matrices too."""
     side = matrix.shape[-1]
     if side <= DIRECT_SIDE:
         eye = ops.broadcast_to(ops.eye(side, dtype=matrix.dtype), matrix.shape)
@@ -238,7 +238,7 @@ def _complex_resolvent(real, imag, side):
         ],
         axis=-2,
     )
-    return _split(_inverse(block)[..., :side], side)
+    return _split(accretive_inverse(block)[..., :side], side)
 
 
 def skew_kernel(kernel):
