@@ -51,7 +51,7 @@ COUNTERPARTS = {
 ALONE = {
     *("ChannelPadding", "ConvexCombination", "FullSort", "GroupSort", "Householder"),
     *("InvertibleDownSampling", "LipschitzLayer", "LocalResponseNormalization", "MaxMin"),
-    *("Truncate", "TwoSidedReLU", "refresh"),
+    *("SoftmaxPotential", "Truncate", "TwoSidedReLU", "refresh"),
 }
 WEIGHTED = [n for n, (k, _) in COUNTERPARTS.items() if k in (DENSE[0], CONV1D[0], CONV2D[0])]
 # Values of Keras' arguments that every layer must take, since they are Keras' defaults or harmless.

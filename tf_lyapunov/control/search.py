@@ -90,7 +90,7 @@ def _solved(form, box, low, high, rate, solver, start, rounds):
 
     n, size = len(box), form.motion.shape[1]
     units = len(form.alpha)
-    reads = np.concatenate([form.signal, form._reads(size)])
+    reads = np.concatenate([form.signal, form.gap_reads(size)])
     # Every signal in units of what it can be, so that the solver sees numbers near one.
     scale = np.concatenate([box, np.ones(size - n)])
     for k in range(size - n):

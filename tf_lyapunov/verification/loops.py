@@ -238,7 +238,7 @@ class Form:
         total, spread = -pulled, error
         total[:n, :n] += rate * shape
         spread[:n, :n] += 2 * UNIT * np.abs(rate * shape)
-        reads = np.concatenate([self.signal, self._reads(size)])
+        reads = np.concatenate([self.signal, self.gap_reads(size)])
         reads_error = np.concatenate([self.signal_error, np.zeros((len(mu), size))])
         picks = np.eye(size)[n:]
         low, high = np.concatenate([self.alpha, self.low]), np.concatenate([self.beta, self.high])
@@ -260,7 +260,7 @@ class Form:
         spread = (spread + 16 * UNIT * sizes) * SLACK + TINY
         return (total + total.T) / 2, (spread + spread.T) / 2 * SLACK
 
-    def _reads(self, size):
+    def gap_reads(self, size):
         count = len(self.low)
         # The rows of C come last among the bounds.
         rows = self.bounds[len(self.bounds) - count :]
