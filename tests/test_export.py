@@ -24,6 +24,7 @@ CASES = [
     (functools.partial(ours.ConvexPotentialConv1D, 4, kernel_size=4), (6, 3), 3.001),
     (functools.partial(ours.ConvexPotentialConv2D, 4, kernel_size=(3, 2)), IMAGE, 3.001),
     (functools.partial(ours.ConvexPotentialConv2D, 4, max_gain=0.7), IMAGE, 3.001),
+    (functools.partial(ours.SoftmaxPotential, 8, 3.0, max_gain=0.7), (6,), 4.0),
     (functools.partial(ours.SDPLipschitzDense, 8, max_gain=0.7), (6,), 4.0),
     (functools.partial(ours.SDPLipschitzConv1D, 8), (6, 3), 4.0),
     (functools.partial(ours.SDPLipschitzConv2D, 8), IMAGE, 4.0),

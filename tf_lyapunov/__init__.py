@@ -44,6 +44,7 @@ if not startup.is_command_line():
 
 # Public name: where it is, imported when first used.
 _MODULES = {
+    "control": "control",
     "datasets": "data.arrays",
     "dynamics": "dynamics",
     "evaluation": "evaluation",

@@ -55,7 +55,7 @@ ALONE = {
     *("Padding2D", "ShiftMixing"),
     # Their supply rate stands where Keras has an activation: no name means another thing there.
     *("RecurrentEquilibrium", "RecurrentEquilibriumCell"),
-    *("Truncate", "TwoSidedReLU", "refresh"),
+    *("SoftmaxPotential", "Truncate", "TwoSidedReLU", "refresh"),
 }
 WEIGHTED = [n for n, (k, _) in COUNTERPARTS.items() if k in (DENSE[0], CONV1D[0], CONV2D[0])]
 # Its rows are normalised; its kernel is itself orthogonal.

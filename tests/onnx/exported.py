@@ -246,6 +246,7 @@ CASES = {
         "dense": lambda: chain(VECTOR, ours.ConvexPotentialDense(8, activation="elu")),
         "1d": lambda: chain(SERIES, ours.ConvexPotentialConv1D(5, kernel_size=4)),
         "2d": lambda: chain(ODD, ours.ConvexPotentialConv2D(5, kernel_size=(3, 2), max_gain=0.7)),
+        "softmax": lambda: chain(SERIES, ours.SoftmaxPotential(5, 3.0, max_gain=0.7)),
         "sdp": lambda: chain(SERIES, ours.SDPLipschitzDense(8, activation="tanh")),
         "sdp 2d": lambda: chain(ODD, ours.SDPLipschitzConv2D(3, kernel_size=(2, 4))),
     },

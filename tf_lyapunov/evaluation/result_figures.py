@@ -9,6 +9,7 @@ import numpy as np
 from tf_lyapunov.attacks.base import AttackResult
 from tf_lyapunov.bounds.upper_bound import GainBound
 from tf_lyapunov.certification.certificate import Certificate
+from tf_lyapunov.control.region import RegionOfAttraction
 from tf_lyapunov.evaluation.bracket import Bracket
 from tf_lyapunov.evaluation.drawing import percent_formatter, require_matplotlib
 from tf_lyapunov.evaluation.localized import LocalizedCurve
@@ -23,8 +24,8 @@ def draw(result, axes=None):
     """Draws a result.
 
     Args:
-        result: `Design`, `GainBound`, `Certificate`, `Bracket`, `AttackResult`, `SuiteResult` or
-            `LocalizedCurve`.
+        result: `Design`, `GainBound`, `Certificate`, `Bracket`, `AttackResult`, `SuiteResult`,
+            `LocalizedCurve` or `RegionOfAttraction`.
         axes: Matplotlib axes; new ones by default.
 
     Returns:
@@ -128,3 +129,26 @@ def _curve(result: LocalizedCurve, axes):
         axes.plot(result.radii, np.where(np.isfinite(values), values, np.nan), ".-", label=name)
     axes.set(xlabel="radius", ylabel="gain within the radius")
     axes.legend()
+
+
+@_draw.register
+def _region(result: RegionOfAttraction, axes):
+    """The ellipsoid's shadow in the first two states, with simulated trajectories."""
+    if result.matrix is None or len(result.box) < 2:
+        raise ValueError(
+            "A figure needs a proved region of two states or more. "
+            f"Received: {result.verdict} with {len(result.box)} states."
+        )
+    paths = result.attack(48, steps=200).trajectories
+    for k in range(paths.shape[1]):
+        axes.plot(paths[:, k, 0], paths[:, k, 1], linewidth=0.7, alpha=0.6, color="0.5")
+    # The shadow of xᵀPx ≤ 1 in two states is the ellipse of that block of P⁻¹.
+    root = np.linalg.cholesky(np.linalg.inv(result.matrix)[:2, :2])
+    angle = np.linspace(0, 2 * np.pi, _POINTS)
+    edge = root @ np.stack([np.cos(angle), np.sin(angle)])
+    axes.plot(*edge, linewidth=2, label="proved region of attraction")
+    h = result.box
+    axes.plot([-h[0], h[0], h[0], -h[0], -h[0]], [-h[1], -h[1], h[1], h[1], -h[1]],
+              linestyle="--", label="box")  # fmt: skip
+    axes.set(xlabel="x₁", ylabel="x₂")
+    axes.legend(loc="upper right")

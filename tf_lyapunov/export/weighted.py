@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.layers import potential, sdp
+from tf_lyapunov.layers.attention import SoftmaxPotential
 from tf_lyapunov.layers.base import rounded_down
 from tf_lyapunov.layers.linear import space_to_depth_shape
 from tf_lyapunov.layers.orthogonal import CayleyConv2D
@@ -40,7 +41,10 @@ def _potential(p, x):
     layer, values = p.layer, p.layer.effective_values()
     kernel, back = values["kernel"], -values["kernel"] * values["scale"]
     if layer.spatial_axes == 0:
-        hidden = p.dense(x, kernel, p.bias(), p.activation())
+        sharpness = layer.sharpness if type(layer) is SoftmaxPotential else 1.0
+        bias = p.bias()
+        bias = None if bias is None else sharpness * bias
+        hidden = p.dense(x, sharpness * kernel, bias, p.activation())
         change = p.dense(hidden, back.T)
     else:
         back = np.swapaxes(np.flip(back, tuple(range(layer.spatial_axes))), -1, -2)
@@ -156,6 +160,7 @@ RULES = {
             sdp.SDPLipschitzDense,
             sdp.SDPLipschitzConv1D,
             sdp.SDPLipschitzConv2D,
+            SoftmaxPotential,
         ),
         _potential,
     ),

@@ -13,6 +13,7 @@ from tf_lyapunov.layers.almost_orthogonal import (
     AlmostOrthogonalConv2D,
     AlmostOrthogonalDense,
 )
+from tf_lyapunov.layers.attention import SoftmaxPotential
 from tf_lyapunov.layers.base import LipschitzLayer, refresh
 from tf_lyapunov.layers.bjorck import BjorckDense
 from tf_lyapunov.layers.centering import BatchCentering
@@ -93,6 +94,7 @@ __all__ = [
     "ScaledGlobalAveragePooling2D",
     "ShiftMixing",
     "SkewOrthogonalConv2D",
+    "SoftmaxPotential",
     "SpectralConv1D",
     "SpectralConv2D",
     "SpectralDense",

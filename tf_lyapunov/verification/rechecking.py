@@ -11,6 +11,7 @@ from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.verification import (
     archive,
     localgains,
+    loopfiles,
     partitions,
     properties,
     ranges,
@@ -27,6 +28,7 @@ _OTHERS = {
     archive.PROPERTIES: properties,
     archive.PARTITIONS: partitions,
     archive.GAINS: localgains,
+    archive.LOOPS: loopfiles,
 }
 _WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
@@ -109,7 +111,8 @@ def verify(proof_path, model_or_path, input_shape=None):
 
     Files of ranges (`OutputBounds.save`), of properties (`local.verifying.Verification.save`) and
     of local gains (`gain_on(…, proof=…)`) are checked by the same passes, over their region, its
-    parts or the balls.
+    parts or the balls; files of regions of attraction (`control.RegionOfAttraction.save`) by their
+    matrix inequality.
 
     Args:
         proof_path: a file written by `Certificate.save("….npz")`, by `save` of what
@@ -119,9 +122,9 @@ def verify(proof_path, model_or_path, input_shape=None):
             on them, so they are not taken from the file.
 
     Returns:
-        `Verification`, `ranges.RangeVerification`, `properties.PropertyVerification` or
-        `localgains.GainVerification`; `holds` is False, with reasons, for another model or a wrong
-        claim.
+        `Verification`, `ranges.RangeVerification`, `properties.PropertyVerification`,
+        `localgains.GainVerification` or `loopfiles.LoopVerification`; `holds` is False, with
+        reasons, for another model or a wrong claim.
 
     Raises:
         ProofFileError: the file is missing, corrupt, of another version, or no proof file.

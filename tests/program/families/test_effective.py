@@ -29,6 +29,7 @@ CASES = {
         IMAGE,
         functools.partial(ours.ConvexPotentialConv2D, 4, kernel_size=(3, 2)),
     ),
+    "softmax": ((6,), functools.partial(ours.SoftmaxPotential, 8, 4.0)),
     "sdp": ((6,), functools.partial(ours.SDPLipschitzDense, 8)),
     "sdp 1d": ((7, 3), functools.partial(ours.SDPLipschitzConv1D, 4)),
     "sdp 2d": (IMAGE, functools.partial(ours.SDPLipschitzConv2D, 4, activation="tanh")),

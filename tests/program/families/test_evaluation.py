@@ -62,6 +62,7 @@ CASES = {
         ODD,
     ),
     "potential, published": (functools.partial(ours.ConvexPotentialDense, norm="power"), VECTOR),
+    "softmax potential": (functools.partial(ours.SoftmaxPotential, 5, 3.0), SERIES),
     "sdp": (functools.partial(ours.SDPLipschitzDense, 8, activation="tanh"), SERIES),
     "sdp 1d": (functools.partial(ours.SDPLipschitzConv1D, 5), SERIES),
     "sdp 2d": (functools.partial(ours.SDPLipschitzConv2D, 3, kernel_size=(2, 4)), ODD),

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from tf_lyapunov.layers import potential, sdp
+from tf_lyapunov.layers.attention import SoftmaxPotential
 from tf_lyapunov.layers.base import rounded_down
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import fused
@@ -60,7 +61,7 @@ class GradientStep(Operation):
 
 
 def _read(call):
-    """Wᵀ and b, φ, t, W: a branch that is subtracted; then g."""
+    """Wᵀ and b, β for a softmax, φ, t, W: a branch that is subtracted; then g."""
     layer, tensor = call.operation, call.inputs[0]
     values = finite_values(layer)
     kernel, shape = frozen(values["kernel"]), (*tensor.shape[:-1], values["kernel"].shape[-1])
@@ -73,8 +74,12 @@ def _read(call):
     bias = None
     if layer.bias is not None:
         bias = frozen(finite_value(layer, layer.bias, layer.compute_dtype))
+    sharpened = []
+    if type(layer) is SoftmaxPotential:
+        sharpened = [scaled(np.array(layer.sharpness), np.zeros(()))]
     branch = (
         Linear(kernel, bias, there),
+        *sharpened,
         *fused.read(layer, like(tensor, shape[1:], layer.compute_dtype)),
         scaled(values["scale"], np.zeros(())),
         Linear(frozen(adjoint), None, back),
@@ -84,12 +89,17 @@ def _read(call):
     return [GradientStep(branch), *end]
 
 
+def _steepness(layer):
+    """Largest slope of φ, of a softmax the norm of its Jacobian."""
+    return layer.sharpness / 2 if type(layer) is SoftmaxPotential else monotone_sector(layer).beta
+
+
 def _potential_rule(call):
     """g·(x - W t φ(Wᵀx + b)): `theory.potential`, eq. (2), at the size of this call."""
     layer, tensor = call.operation, call.inputs[0]
     values, dtype = finite_values(layer), layer.compute_dtype
     kernel, scale = values["kernel"], values["scale"]
-    beta = monotone_sector(layer).beta
+    beta = _steepness(layer)
     linear_map = LinearMap("dense", kernel.shape[:1])
     if layer.spatial_axes:
         linear_map = LinearMap("conv", tuple(tensor.shape[1:]), padding="same")
@@ -109,6 +119,9 @@ def _potential_rule(call):
 
     def model():
         path = map_affine(norms[0], first, bias_norm(layer, hidden, dtype), taps * inputs, dtype)
+        if type(layer) is SoftmaxPotential:
+            error = rounding.gamma(3, rounding.unit_roundoff(dtype))
+            path = path.then(Affine(layer.sharpness, 0.0, error * layer.sharpness, 0.0))
         path = path.then(activation_model(layer, hidden, dtype))
         path = path.then(map_affine(norms[1], last, 0.0, taps * width + 1, dtype))
         e = rounding.gamma(4, rounding.unit_roundoff(dtype))
@@ -126,6 +139,7 @@ _LAYERS = (
     sdp.SDPLipschitzDense,
     sdp.SDPLipschitzConv1D,
     sdp.SDPLipschitzConv2D,
+    SoftmaxPotential,
 )
 READERS = dict.fromkeys(_LAYERS, _read)
 RULES = dict.fromkeys(_LAYERS, _potential_rule)

@@ -40,8 +40,11 @@ class Softmax(Operation):
                 return 2 * moved + own
             # The exponent's own rounding is relative to it; where it is large the power is small.
             relative = precision.sum(count) + 4 * precision.function + precision.unit * size
+            # By powers relative to each other, or by the Jacobian's absolute row sums, 2p(1 - p) at
+            # most; and no two probabilities are further apart than 1.
+            change = np.minimum(value * np.expm1(np.minimum(2 * moved, 50.0)), moved / 2)
             return (
-                value * np.expm1(np.minimum(2 * moved, 50.0))
+                np.minimum(change, 1.0)
                 + relative * value
                 + (4 * precision.tiny + precision.function * precision.unit)
             )

@@ -162,6 +162,8 @@ def _cells(operation, low, high):
     error = (away + missed) * SLACK
     spread = np.divide(tilt, width, out=np.full_like(width, np.inf), where=wide)
     spread = spread + (curvature * width if np.isfinite(curvature) else np.inf)
-    least = np.maximum(slope - spread * SLACK, alpha).min(axis=0)
-    largest = np.minimum(slope + spread * SLACK, beta).max(axis=0)
+    # Cells without a width, such as at corners outside, hold no two points.
+    counts = wide | ~np.any(wide, axis=0)
+    least = np.where(counts, np.maximum(slope - spread * SLACK, alpha), np.inf).min(axis=0)
+    largest = np.where(counts, np.minimum(slope + spread * SLACK, beta), -np.inf).max(axis=0)
     return Pieces(start, stop, slope, shift, error, least, largest)
