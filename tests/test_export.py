@@ -76,6 +76,7 @@ CASES = [
     (functools.partial(ours.Truncate, 3, axis=1), IMAGE, 1),
     (functools.partial(ours.Padding2D, 1, "reflect"), IMAGE, 4.0),
     (functools.partial(ours.BatchCentering, axis=2), IMAGE, 1),
+    (functools.partial(ours.PositionBias, "normal"), IMAGE, 1),
     (functools.partial(ours.LocalResponseNormalization, 1, alpha=0.5), IMAGE, None),
 ]
 

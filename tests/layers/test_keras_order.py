@@ -52,7 +52,7 @@ COUNTERPARTS = {
 ALONE = {
     *("ChannelPadding", "ConvexCombination", "FullSort", "GroupSort", "Householder"),
     *("InvertibleDownSampling", "LipschitzLayer", "LocalResponseNormalization", "MaxMin"),
-    *("Padding2D", "ShiftMixing"),
+    *("Padding2D", "PositionBias", "ShiftMixing"),
     # Their supply rate stands where Keras has an activation: no name means another thing there.
     *("RecurrentEquilibrium", "RecurrentEquilibriumCell"),
     *("SoftmaxPotential", "Truncate", "TwoSidedReLU", "refresh"),

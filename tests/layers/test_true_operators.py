@@ -214,6 +214,7 @@ ORTHOGONAL = [
     (lambda: ours.InvertibleDownSampling(2), IMAGE),
     (lambda: ours.ShiftMixing(0.25), (3, 2, 5)),
     (lambda: ours.BatchCentering(), IMAGE),
+    (lambda: ours.PositionBias("normal"), IMAGE),
 ]
 BOUNDED = [
     (lambda: ours.ConvexPotentialConv2D(3, 3), IMAGE),

@@ -173,6 +173,7 @@ CASES = {
             SERIES, L.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 0.3, 0.4])
         ),
         "centering": lambda: chain(IMAGE, L.Conv2D(3, 1), ours.BatchCentering()),
+        "positions": lambda: chain(IMAGE, ours.PositionBias("normal"), L.Conv2D(3, 1)),
         "constants": lambda: chain(VECTOR, lambda x: -(x * 3.0 - 0.5) / 7.0 + np.arange(6.0)),
         "constant with more rows": lambda: chain(
             (1, 4), lambda x: ops.multiply(x, np.ones((3, 1), "float32"))

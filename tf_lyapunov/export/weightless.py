@@ -9,6 +9,7 @@ from tf_lyapunov.layers import (
     centering,
     padding,
     pooling,
+    position,
     residual,
     resizing,
     response,
@@ -159,6 +160,12 @@ def _centering(p, x):
     return p.new(keras.layers.Normalization, axis=axis, mean=shift, variance=np.ones_like(shift))(x)
 
 
+def _positioned(p, x):
+    bias = inference_value(p.layer.bias, p.layer.compute_dtype)
+    axes = tuple(range(1, len(x.shape)))
+    return p.new(keras.layers.Normalization, axis=axes, mean=-bias, variance=np.ones_like(bias))(x)
+
+
 def _combination(p, inputs):
     x, f = inputs
     share = float(np.clip(inference_value(p.layer.mixture, p.layer.mixture.dtype)[0], 0, 1))
@@ -192,6 +199,7 @@ RULES = {
     padding.Padding2D: _padded,
     shifting.ShiftMixing: _shifted,
     centering.BatchCentering: _centering,
+    position.PositionBias: _positioned,
     residual.ConvexCombination: _combination,
     response.LocalResponseNormalization: _response,
 }

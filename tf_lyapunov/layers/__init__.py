@@ -34,6 +34,7 @@ from tf_lyapunov.layers.pooling import (
     ScaledAveragePooling2D,
     ScaledGlobalAveragePooling2D,
 )
+from tf_lyapunov.layers.position import PositionBias
 from tf_lyapunov.layers.potential import (
     ConvexPotentialConv1D,
     ConvexPotentialConv2D,
@@ -83,6 +84,7 @@ __all__ = [
     "NormalizedDense",
     "OrthogonalDense",
     "Padding2D",
+    "PositionBias",
     "RecurrentEquilibrium",
     "RecurrentEquilibriumCell",
     "SDPLipschitzConv1D",

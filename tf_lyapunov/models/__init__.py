@@ -14,6 +14,7 @@ from tf_lyapunov.models.lipschitz import (
     convex_potential,
     kw_large,
     lip_conv_net,
+    lipnext,
     liresnet,
     two_conv_two_dense,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "convex_potential",
     "kw_large",
     "lip_conv_net",
+    "lipnext",
     "liresnet",
     "mlp",
     "preact_resnet",
@@ -51,6 +53,7 @@ BUILDERS = {
     "lip_conv_net": lip_conv_net,
     "convex_potential": convex_potential,
     "liresnet": liresnet,
+    "lipnext": lipnext,
 }
 
 

@@ -41,6 +41,8 @@ CONVEX_POTENTIAL_SIZES = {
     "L": (90, 60, 15, 4096),
     "XL": (120, 70, 15, 4096),
 }
+# Blocks and channels.
+LIPNEXT_SIZES = {"S": (4, 64), "M": (8, 128), "L": (16, 256)}
 
 
 def _one_of(name, value, allowed):
@@ -368,3 +370,64 @@ def liresnet(
     x = keras.layers.Flatten(name="flatten")(made.conv(x, channels, 3, 2))
     x = made.units(x, units)
     return keras.Model(inputs, _last(x, num_classes, head, made.last), name="liresnet")
+
+
+def lipnext(
+    input_shape: Sequence[int] = (32, 32, 3),
+    num_classes: int = 10,
+    size: str | Sequence[int] = "S",
+    patch: int = 4,
+    *,
+    share: float = 0.125,
+    activation: str = "max_min",
+    head: str = "normalized",
+) -> keras.Model:
+    """LipNeXt-like network: orthogonal maps of channels, and shifts in place of convolutions.
+
+        x ← sort(S(R(x + p))·M + b),   RᵀR = I,   MᵀM = I                                     (1)
+
+    with p a bias of every position and S circular shifts of groups of channels, between a stem that
+    moves pixels of a patch into channels and pooling by l2 norms. Published blocks multiply by
+    M Rᵀ; as both are free and orthogonal, M here stands for that product. Train it with
+    `optimizers.Stiefel(inner)`, which keeps R and M orthogonal.
+
+    Args:
+        input_shape: (height, width, channels).
+        num_classes: number of logits.
+        size: "S", "M" or "L", or (number of blocks, channels); channels even, and at least
+            1/share of them.
+        patch: side of a patch; zeros are added to sides that it does not divide.
+        share: of channels that `ShiftMixing` moves in each direction.
+        activation, head: as in `two_conv_two_dense`.
+
+    Returns:
+        A built functional model from inputs to logits.
+
+    Example:
+
+    >>> lipnext((8, 8, 3), 3, size=(2, 16)).output_shape
+    (None, 3)
+
+    Reference: after "LipNeXt: scaling up Lipschitz-based certified robustness to billion-parameter
+    models" (arXiv 2601.18513); sizes of this library.
+    """
+    sort, names = SORTING[_one_of("activation", activation, SORTING)], _Names()
+    if isinstance(size, str):
+        size = LIPNEXT_SIZES[_one_of("size", size, LIPNEXT_SIZES)]
+    blocks, channels = size
+    _counts("blocks, channels, patch", (blocks, channels, patch))
+    inputs = x = keras.Input(_image(input_shape), name="input")
+    high, wide = (-n % patch for n in x.shape[1:3])
+    if high or wide:
+        x = keras.layers.ZeroPadding2D(((0, high), (0, wide)), name="padding")(x)
+    if patch > 1:
+        x = layers.InvertibleDownSampling(patch, name="patches")(x)
+    x = layers.OrthogonalDense(channels, name="stem")(x)
+    for _ in range(blocks):
+        x = layers.PositionBias(name=names("position"))(x)
+        x = layers.OrthogonalDense(channels, use_bias=False, name=names("before"))(x)
+        x = layers.ShiftMixing(share, name=names("shift"))(x)
+        x = layers.OrthogonalDense(channels, name=names("after"))(x)
+        x = sort(name=names("activation"))(x)
+    x = layers.GlobalL2NormPooling2D(name="pooling")(x)
+    return keras.Model(inputs, _last(x, num_classes, head, layers.OrthogonalDense), name="lipnext")

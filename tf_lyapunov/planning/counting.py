@@ -43,7 +43,7 @@ _GLOBAL_POOLS = (
 )  # fmt: skip
 _ENTRYWISE = (
     k.Activation, k.ReLU, k.LeakyReLU, k.ELU, k.PReLU, k.Softmax, k.Rescaling, own.MaxMin,
-    own.GroupSort, own.TwoSidedReLU, own.LipschitzPReLU,
+    own.GroupSort, own.TwoSidedReLU, own.LipschitzPReLU, own.PositionBias,
 )  # fmt: skip
 # Operations per entry, forwards in training and backwards: mean 1, variance 3, normalization 4;
 # backwards two sums over the batch, 5, and the input's gradient, 6.

@@ -54,6 +54,7 @@ CASES = {
     "symmetric": (functools.partial(ours.Padding2D, (2, 1), "symmetric"), IMAGE),
     "truncation": (functools.partial(ours.Truncate, 3, axis=1), IMAGE),
     "centering": (ours.BatchCentering, IMAGE),
+    "position": (functools.partial(ours.PositionBias, "normal"), IMAGE),
     "combination": (ours.ConvexCombination, IMAGE),
     "potential": (functools.partial(ours.ConvexPotentialDense, 8, activation="elu"), VECTOR),
     "potential 1d": (functools.partial(ours.ConvexPotentialConv1D, 5, kernel_size=4), SERIES),

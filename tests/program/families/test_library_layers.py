@@ -26,6 +26,7 @@ from tf_lyapunov.layers.pooling import (
     ScaledGlobalAveragePooling2D,
     window_sum_bound,
 )
+from tf_lyapunov.layers.position import PositionBias
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.layers.resizing import (
     ChannelPadding,
@@ -68,6 +69,7 @@ CASES = [
     (ChannelPadding(9), (6,), 1.0, 1.0, np.ones(6), np.eye(6)[0]),
     (Truncate(2), (6,), 1.0, 1.0, np.ones(6), np.eye(6)[0]),
     (BatchCentering(), (6,), 1.0, 1.0, np.ones(6), np.ones(6)),
+    (PositionBias(), (6,), 1.0, 1.0, np.ones(6), np.ones(6)),
     (ScaledAveragePooling2D(2), (4, 4, 1), 1.0, 1.0, ONES4, ONES4),
     (ScaledGlobalAveragePooling2D(), (4, 4, 1), 1.0, 1.0, ONES4, ONES4),
     (GlobalL2NormPooling2D(), (4, 4, 1), 1.0, 1.0, ONES4, ONES4),
@@ -203,7 +205,12 @@ def test_weights_outside_their_interval_are_read_as_they_are_used():
 
 @pytest.mark.parametrize(
     ("layer", "name"),
-    [(LipschitzPReLU(), "slope"), (BatchCentering(), "bias"), (Householder(), "angle")],
+    [
+        (LipschitzPReLU(), "slope"),
+        (BatchCentering(), "bias"),
+        (Householder(), "angle"),
+        (PositionBias(), "bias"),
+    ],
     ids=label,
 )
 def test_weights_that_are_not_finite_are_refused(layer, name):

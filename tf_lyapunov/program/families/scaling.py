@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers.centering import BatchCentering
+from tf_lyapunov.layers.position import PositionBias
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.constants import checked_constant, constants, repeats
 from tf_lyapunov.program.gain import SLACK, Affine, Gain, Peak, layer_gain, with_cast
@@ -316,6 +317,20 @@ def _read_centering(call):
     ]
 
 
+def _read_position(call):
+    bias = inference_value(call.operation.bias, call.operation.compute_dtype)
+    return [scaled(np.ones(()), bias, np.abs(bias))]
+
+
+def _position_rule(call):
+    layer = call.operation
+    bias = finite_value(layer, layer.bias, layer.compute_dtype)
+    offset = float(rounding.euclidean_norms_up(bias.reshape(1, -1))[0])
+    error = rounding.gamma(2, rounding.unit_roundoff(layer.compute_dtype))
+    method = "adds a number at every position"
+    return layer_gain(call, "scaling", 1.0, method, error, offset * SLACK, error * offset)
+
+
 def _centering_rule(call):
     layer, output = call.operation, call.outputs[0]
     dtype = layer.compute_dtype
@@ -371,12 +386,14 @@ READERS = {
     _layers.Rescaling: _read_rescaling,
     _layers.Normalization: _read_normalization,
     BatchCentering: _read_centering,
+    PositionBias: _read_position,
 }
 RULES = {
     _layers.BatchNormalization: _batch_norm_rule,
     _layers.Rescaling: _rescaling_rule,
     _layers.Normalization: _normalization_rule,
     BatchCentering: _centering_rule,
+    PositionBias: _position_rule,
 }
 _PRODUCTS = ("Multiply", "TrueDivide", "Divide")
 BARE_READERS = {**dict.fromkeys(_PRODUCTS, _read_multiply), "Negative": _read_negative}
