@@ -54,6 +54,16 @@ def test_its_arguments_reach_it(text, expected):
     assert float(made(y, logits)) == float(expected(y, logits))
 
 
+@pytest.mark.parametrize("name", ["efficient_margin", "offset_cross_entropy"])
+def test_margins_of_pairs_are_read_from_the_model(name):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    loss = make_loss(configured(f"loss: {{name: {name}, radius: 0.2}}"), model)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    first = float(loss(np.arange(5) % 3, model(x)))
+    model.layers[-1].kernel.assign(3 * model.layers[-1].kernel)
+    assert float(loss(np.arange(5) % 3, model(x))) != pytest.approx(first, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -172,7 +172,8 @@ def test_the_same_holds_on_other_backends(backend):
 def test_the_configurations_are_of_every_layer_with_weights():
     classes = {v for v in vars(ours).values() if isinstance(v, type)} - {ours.LipschitzLayer}
     weighted = {v.__name__ for v in classes if issubclass(v, ours.LipschitzLayer)}
-    assert weighted == set(EVERY)
+    # The softmax has no sector of its own: `test_attention` has its Jacobian.
+    assert weighted - {"SoftmaxPotential"} == set(EVERY)
 
 
 def test_a_layer_that_breaks_its_promise_is_caught():

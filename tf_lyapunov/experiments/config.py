@@ -195,6 +195,24 @@ class CategoricalHingeConfig(Section):
     temperature: NotNegative = 0.0
 
 
+class EfficientMarginConfig(Section):
+    """`losses.EfficientMargin` of the model's last layer."""
+
+    name: Literal["efficient_margin"]
+    radius: Positive = 0.5
+    gain: Positive = 1.0
+    temperature: Positive = 1.0
+
+
+class OffsetCrossEntropyConfig(Section):
+    """`losses.OffsetCrossEntropy` of the model's last layer."""
+
+    name: Literal["offset_cross_entropy"]
+    radius: Positive = 36 / 255
+    gain: Positive = 1.0
+    temperature: Positive = 0.25
+
+
 class LossAnnealingConfig(Section):
     """`losses.LossAnnealing`."""
 
@@ -232,6 +250,8 @@ Loss = Annotated[
     | MulticlassSoftHKRConfig
     | LseHKRConfig
     | CategoricalHingeConfig
+    | EfficientMarginConfig
+    | OffsetCrossEntropyConfig
     | LossAnnealingConfig
     | CertificateRegularizationConfig,
     Field(discriminator="name"),

@@ -21,6 +21,8 @@ LOSSES = {
     "multiclass_soft_hkr": losses.MulticlassSoftHKR,
     "lse_hkr": losses.LseHKR,
     "categorical_hinge": losses.CategoricalHinge,
+    "efficient_margin": losses.EfficientMargin,
+    "offset_cross_entropy": losses.OffsetCrossEntropy,
     "loss_annealing": losses.LossAnnealing,
     "certificate_regularization": losses.CertificateRegularization,
 }
@@ -51,9 +53,12 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
         return {"steps": self.steps, "values": self.values}
 
 
-def make_loss(config: ExperimentConfig) -> keras.losses.Loss:
-    """The configured loss."""
-    return _loss(config.training.loss.model_dump())
+def make_loss(config: ExperimentConfig, model=None) -> keras.losses.Loss:
+    """The configured loss; one with margins of pairs of classes reads them from the model."""
+    loss = _loss(config.training.loss.model_dump())
+    if model is not None and isinstance(loss, losses.EfficientMargin | losses.OffsetCrossEntropy):
+        loss.bind(model)
+    return loss
 
 
 def _loss(arguments) -> keras.losses.Loss:

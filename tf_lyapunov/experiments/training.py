@@ -221,7 +221,7 @@ def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
     trainer = adversarial_model(config, model)
     trainer.compile(
         optimizer=make_optimizer(config, len(batches)),
-        loss=make_loss(config),
+        loss=make_loss(config, model),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         steps_per_execution=distribution.steps_per_execution(config.training.steps_per_execution),
         jit_compile=distribution.jit_compile(execution.jit),
