@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_lyapunov.control import RegionOfAttraction
-from tf_lyapunov.verification import loops
-from tf_lyapunov.verification.reading import read_with_calls
 from tf_lyapunov.writing import write_bytes
 
 
@@ -42,6 +39,10 @@ def export_region(path, region):
     ...     export_region(folder + "/loop.mat", region)
     """
     from scipy.io import savemat
+
+    from tf_lyapunov.control import RegionOfAttraction
+    from tf_lyapunov.verification import loops
+    from tf_lyapunov.verification.reading import read_with_calls
 
     path = Path(path)
     if not isinstance(region, RegionOfAttraction):
