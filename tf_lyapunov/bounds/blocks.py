@@ -286,9 +286,10 @@ def with_blocks(network, *, seconds=30.0, proofs=None):
         if estimated_cost(chain.widths)[0] > left:  # a decomposition cannot be cut short
             return
         try:
-            found = bound(chain, seconds=left, **options)
-        except ValueError:  # too large: composed as before
+            check_size(chain.widths)
+        except ValueError:  # composed as before
             return
+        found = bound(chain, seconds=left, **options)
         replaced[node.name] = _merged_node(node, start, found.gain_upper_bound, method)
         if proofs is not None and found.multipliers and len(found.multipliers) == len(functions):
             proofs.append(PartProof(start, node.name, functions, unscaled(found)))
@@ -311,7 +312,7 @@ def with_blocks(network, *, seconds=30.0, proofs=None):
             continue
         chain = chain_of(run, reader)
         merge(
-            node, run[0].inputs[0], _functions(run), _chain_gain, chain,
+            node, run[0].inputs[0], _functions(run), lipsdp, chain,
             f"{chain.depth} linear layers together, widths {'-'.join(map(str, chain.widths))}",
         )  # fmt: skip
     kept = tuple(replaced.get(node.name, node) for node in network.nodes)
@@ -324,11 +325,6 @@ def _inside(node, reader, readable):
         return []
     path = _path(node.name, reader.nodes, readable)[1:-1]
     return [name for name in path if reader.is_linear(reader.nodes[name])]
-
-
-def _chain_gain(chain, seconds):
-    check_size(chain.widths)
-    return lipsdp(chain, seconds=seconds)
 
 
 def _merged_node(node, start, gain, method):
