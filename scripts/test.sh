@@ -5,6 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" all
 bin="$venv/bin"
 # The tests' matrices are small: several BLAS threads per worker only wait for each other.
 export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Processes that tests start read compiled modules instead of compiling them again.
 unset PYTHONDONTWRITEBYTECODE
 "$bin/ruff" check .

@@ -16,6 +16,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+# Processes that compute on JAX share what they compile, which is most of their time.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
@@ -43,6 +48,52 @@ def seeded():
     import keras
 
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_once():
+    """Optimizers have their variables before a step is traced, as Keras does on JAX and torch.
+
+    On TensorFlow it makes them while it traces, and then traces again: a fifth of a short fit. Its
+    own order is that of the tests which run in new processes, and of `traced_twice`.
+    """
+    with optimizers_built_early():
+        yield
+
+
+@contextlib.contextmanager
+def optimizers_built_early():
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    make = TensorFlowTrainer.make_train_function
+
+    def built_before(self, *arguments, **options):
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return make(self, *arguments, **options)
+
+    TensorFlowTrainer.make_train_function, TensorFlowTrainer.kept = built_before, make
+    try:
+        yield
+    finally:
+        TensorFlowTrainer.make_train_function = make
+
+
+@pytest.fixture
+def traced_twice(monkeypatch):
+    """Keras' own order on TensorFlow: what the first trace leaves behind meets a second one."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+        monkeypatch.setattr(TensorFlowTrainer, "make_train_function", TensorFlowTrainer.kept)
 
 
 @pytest.fixture(autouse=True, scope="module")

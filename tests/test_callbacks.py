@@ -81,7 +81,7 @@ def test_logs_hold_every_promised_entry_and_reach_history_and_csv(tmp_path):
     assert "gain_upper_bound" in path.read_text().splitlines()[0]
 
 
-def test_the_gain_bound_is_never_below_a_measured_gain():
+def test_the_gain_bound_is_never_below_a_measured_gain(traced_twice):
     design = spectral_design(gain=2.0, sectors=SECTORS)
     model = constrain(network(), design)
     monitor = LyapunovMonitor(design, verbose=0)

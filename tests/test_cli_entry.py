@@ -22,6 +22,7 @@ def process(*arguments, **environment):
     )
 
 
+@pytest.mark.slow  # the next one starts the same way
 def test_design_prints_nothing_on_stderr():
     found = process("design", "--gain", 1.5, "--layers", 2)
     assert found.returncode == 0 and "PROVED" in found.stdout

@@ -82,7 +82,7 @@ def test_separable_parts_are_bounded_each():
 
 
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}])
-def test_guarantee_holds_compiled_and_eagerly(options):
+def test_guarantee_holds_compiled_and_eagerly(options, traced_twice):
     dense = layers.Dense(4, kernel_constraint=SpectralBound(0.5))
     train(keras.Sequential([keras.Input((6,)), dense]), (6,), 4, **options)
     assert norm(dense.kernel) <= 0.5
@@ -131,7 +131,7 @@ def test_amortised_mode_steers_from_below_and_project_enforces():
     np.testing.assert_array_equal(constraint(inside), inside)
 
 
-def test_amortised_training_stays_near_the_bound():
+def test_amortised_training_stays_near_the_bound(traced_twice):
     constraint = SpectralBound(0.5, guarantee="monitor")
     dense = layers.Dense(8, kernel_constraint=constraint)
     model = keras.Sequential([keras.Input((20,)), dense])

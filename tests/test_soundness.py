@@ -12,7 +12,7 @@ from tf_lyapunov.theory.operators import convolution_matrix
 
 layers = keras.layers
 # Starts for each of six models and 1,797 digits, and the attacks that they make.
-FEW, MANY = (2, 18_000), (12, 100_000)
+FEW, MANY = (1, 9_000), (12, 100_000)
 
 
 @functools.cache

@@ -5,9 +5,9 @@ import importlib.util
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -215,7 +215,7 @@ def test_a_cache_whose_writer_was_killed_is_written_again(jpegs, tmp_path):
         "os.kill(os.getpid(), 9)\n"
     )
     where = tmp_path / "kept"
-    killed = subprocess.run([sys.executable, "-c", code, str(jpegs), str(where)], check=False)
+    killed = fresh_processes.run(code, jpegs, where)
     assert killed.returncode == -9 and list(tmp_path.glob("*.lockfile"))
     batches = opened(jpegs, cache=str(where)).batches(8)
     assert sum(len(batches[i][0]) for i in range(len(batches))) == len(batches) * 8

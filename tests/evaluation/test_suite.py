@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -153,18 +151,7 @@ print("resumed")
 
 
 def test_a_killed_process_is_resumed_by_another(tmp_path):
-    # Nothing here needs gradients, and Keras on NumPy starts quickest.
-    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path), mode],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        for mode in ("kill", "resume")
-    ]
+    runs = [fresh_processes.run(KILLED, tmp_path, mode) for mode in ("kill", "resume")]
     assert runs[0].returncode == -signal.SIGKILL, runs[0].stderr[-2000:]
     assert runs[1].stdout.strip() == "resumed", runs[1].stderr[-2000:]
 

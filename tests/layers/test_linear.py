@@ -40,7 +40,7 @@ def lipschitz(model):
     return [layer for layer in model.layers if hasattr(layer, "effective_values")]
 
 
-def test_training_under_a_compiler_keeps_every_layer_within_its_bound():
+def test_training_under_a_compiler_keeps_every_layer_within_its_bound(traced_twice):
     """TensorFlow under XLA, then eager inference from what it left."""
     model = mixed_model()
     rng = np.random.default_rng(0)

@@ -152,7 +152,8 @@ def test_no_layer_exceeds_its_gain_in_two_hundred_configurations(configuration):
     check(configuration)
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_the_same_holds_on_other_backends(backend):
     """A reduced set: three configurations, and the negative control."""
     pytest.importorskip(backend)

@@ -1,14 +1,10 @@
 """`Stiefel` in `fit` on the other backends, and on two replicas of TensorFlow."""
 
 import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 
+import fresh_processes
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys, keras, numpy as np
 from tf_lyapunov.layers import OrthogonalDense
@@ -73,16 +69,8 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
 def run(backend, script, *arguments):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
-    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + script, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"on the manifold on {backend}" in done.stdout
+    printed = fresh_processes.output(SCRIPT + script, *arguments, backend=backend)
+    assert f"on the manifold on {backend}" in printed
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow)])

@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
+import pathlib
 
+import fresh_processes
 import keras
 import numpy as np
 import pytest
@@ -262,20 +261,14 @@ print("FOUND" + json.dumps(found))
 
 
 def test_all_backends_train_alike():
-    here, own = os.path.dirname(__file__), {}
+    here, own = pathlib.Path(__file__).parent, {}
     exec(BACKEND_SCRIPT, own)
     found = {keras.backend.backend(): own["found"]}
     for backend in {"jax", "torch"} - set(found):
         if importlib.util.find_spec(backend) is None:
             continue
-        path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": path}
-        run = subprocess.run(
-            [sys.executable, "-c", BACKEND_SCRIPT],
-            env=environment, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr[-3000:]
-        found[backend] = json.loads(run.stdout.split("FOUND")[1])
+        printed = fresh_processes.output(BACKEND_SCRIPT, backend=backend, path=[here])
+        found[backend] = json.loads(printed.split("FOUND")[1])
     for name in ("ibp", "crown_ibp"):
         want = own["found"][name]
         for backend in found:
