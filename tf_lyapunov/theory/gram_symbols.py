@@ -12,6 +12,7 @@ channels.
 import math
 
 import numpy as np
+from scipy.linalg import blas
 
 from tf_lyapunov.theory.eigenvalues import Grams, cholesky_error, forming_error, gamma, gram
 from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
@@ -20,7 +21,7 @@ from tf_lyapunov.theory.symbols import Symbol, partners
 # Symbols, and stacks of small matrices, are made in parts of this many entries.
 ENTRIES = 2**21
 # Entries of Gram matrices held at once, at most.
-_HELD = 2**24
+_HELD = 2**25
 # Power steps for the order in which matrices are looked at.
 _STEPS = 2
 
@@ -45,7 +46,7 @@ def gram_symbols(symbol):
     rows, side = symbol.shape
     count = len(symbol.frequencies)
     samples = math.prod(2 * a.taps - 1 for a in symbol.axes) // 2 + 1
-    known = symbol.aliases == 1 and samples * side**2 <= _HELD
+    known = symbol.aliases == 1 and 2 * samples * side**2 <= _HELD
     # Products an entry of G: those of the samples, and of their combinations; those of all.
     if known and samples * (rows + count) < 0.8 * count * rows:
         return InterpolatedGrams(symbol)
@@ -81,7 +82,7 @@ class FormedGrams(_InParts):
         return self.symbol.at(slice(start, stop))[:, 0]
 
     def estimates(self, stack):
-        return _estimates(stack, np.conj(stack.swapaxes(-1, -2)))
+        return _estimates(stack)
 
     def factor(self, i):
         return self.held[i - self.start]
@@ -104,38 +105,46 @@ class InterpolatedGrams(_InParts):
         self.part = max(1, ENTRIES // self.side**2)
         self.angles = [2 * a.taps - 1 for a in symbol.axes]
         samples = Symbol.of_angles(symbol, self.angles)
-        count = len(samples.frequencies)
-        self.real = np.empty((count, self.side**2))
-        self.imaginary = np.empty_like(self.real)
-        traces, errors = np.empty(count), np.empty(count)
+        kept, other = partners(self.angles)
+        self.samples = np.empty((math.prod(self.angles), self.side**2), np.complex128)
+        traces, errors = np.empty(len(kept)), np.empty(len(kept))
         part = max(1, ENTRIES // (self.terms * self.side))
-        for start in range(0, count, part):
+        for start in range(0, len(kept), part):
             for i, a in enumerate(samples.at(slice(start, start + part))[:, 0], start):
                 triangle, traces[i] = gram(a)
                 errors[i] = forming_error(self.terms, traces[i], True)
                 errors[i] += _of_symbol(samples, traces[i])
-                full = np.tril(triangle)
-                full += np.conj(np.tril(triangle, -1)).T
-                self.real[i], self.imaginary[i] = full.real.ravel(), full.imag.ravel()
-        self.weights = self._weights()
+                self.samples[kept[i]] = triangle.T.ravel()
+                np.conj(self.samples[kept[i]], out=self.samples[other[i]])
+        self.weights, self.reach = self._weights()
         self.error = self._error(traces.max(), errors.max())
 
     def made(self, start, stop):
-        even, odd = (w[start:stop] for w in self.weights)
-        stack = np.empty((stop - start, self.side, self.side), np.complex128)
-        stack.real = (even @ self.real).reshape(stack.shape)
-        stack.imag = (odd @ self.imaginary).reshape(stack.shape)
-        return stack
+        stack = np.empty((stop - start, self.side**2), np.complex128)
+        # Weights are real: one product of real matrices.
+        np.matmul(
+            self.weights[start:stop], self.samples.view(np.float64), out=stack.view(np.float64)
+        )
+        return stack.reshape(-1, self.side, self.side)
 
     def estimates(self, stack):
-        return _estimates(stack)
+        """‖G v‖ after a few power steps; for their order alone."""
+        found = np.empty(len(stack))
+        for i, rows in enumerate(stack):
+            v = np.ones(self.side, np.complex128)
+            v[::2] *= 1.25  # off any symmetry of the all-ones vector
+            for _ in range(_STEPS):
+                v = blas.zhemv(1.0, rows.T, v / np.linalg.norm(v), lower=1)
+                if not np.any(v):
+                    break
+            found[i] = np.linalg.norm(v)
+        return found
 
     def formed(self, i):
         """As `Grams.formed`.
 
         No eigenvalue is below -`error`: that much a row is added to the trace.
         """
-        # Hermitian: the transpose, in Fortran order, is its conjugate.
         triangle = self.held[i - self.start].T
         trace = float(np.trace(triangle).real)
         if not np.isfinite(self.error):
@@ -143,10 +152,7 @@ class InterpolatedGrams(_InParts):
         return triangle, trace + self.side * self.error, self.error
 
     def _weights(self):
-        """Of the real and the imaginary parts, (frequencies, samples): G(-φ) is G(φ)'s conjugate.
-
-        And the largest sum of a row's absolute weights.
-        """
+        """w, (frequencies, angles), and the largest sum Σ|w_j|."""
         symbol, weights = self.symbol, np.ones((self.count, 1))
         for axis, period, angles, f in zip(
             symbol.axes, symbol.periods, self.angles, symbol.frequencies.T, strict=True
@@ -158,11 +164,7 @@ class InterpolatedGrams(_InParts):
             for k in range(1, axis.taps):
                 own += 2 * np.cos(2 * np.pi * ((k * turns % whole) / whole))
             weights = (weights[:, :, None] * (own / angles)[:, None, :]).reshape(self.count, -1)
-        self.reach = float(np.abs(weights).sum(axis=1).max()) * (1 + 1e-9) + 1e-9
-        kept, other = partners(self.angles)
-        alone = kept == other
-        even = np.where(alone, weights[:, kept], weights[:, kept] + weights[:, other])
-        return even, np.where(alone, 0.0, weights[:, kept] - weights[:, other])
+        return weights, float(np.abs(weights).sum(axis=1).max()) * (1 + 1e-9) + 1e-9
 
     def _error(self, trace, error):
         """Bound on the norm of what any of the matrices errs by.
@@ -174,7 +176,7 @@ class InterpolatedGrams(_InParts):
         taps = sum(12 + a.taps for a in self.symbol.axes)
         weight = 2.2 * taps * UNIT_ROUNDOFF
         found = self.reach * error + math.prod(self.angles) * weight * trace
-        found += 1.5 * gamma(len(self.real) + 4) * self.reach * trace
+        found += 1.5 * gamma(len(self.samples) + 4) * self.reach * trace
         return 1.01 * found + 2 * cholesky_error(self.side, found, True)
 
 
@@ -183,12 +185,13 @@ def _of_symbol(symbol, trace):
     return 1.01 * (2 * math.sqrt(trace) * error + error * error)
 
 
-def _estimates(stack, adjoint=None):
-    """‖A v‖ after a few power steps with A, or with A*A, for every matrix; for their order."""
+def _estimates(stack):
+    """‖A v‖ after a few power steps for every matrix of a stack; for their order alone."""
     v = np.ones((len(stack), stack.shape[2], 1)) / math.sqrt(stack.shape[2]) + 0j
     v[:, ::2] *= 1.25  # off any symmetry of the all-ones vector
+    adjoint = np.conj(stack.swapaxes(-1, -2))
     tiny = np.finfo(float).tiny
     for _ in range(_STEPS):
-        v = stack @ v if adjoint is None else adjoint @ (stack @ v)
+        v = adjoint @ (stack @ v)
         v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), tiny)
     return np.linalg.norm(stack @ v, axis=(1, 2))
