@@ -43,14 +43,18 @@ def gram_symbols(symbol):
     >>> bool(1.0 <= largest_eigenvalue(grams) / top**2 < 1 + 1e-9)
     True
     """
+    return (InterpolatedGrams if interpolates(symbol) else FormedGrams)(symbol)
+
+
+def interpolates(symbol):
+    """Whether combinations of few Gram matrices of a symbol take fewer products than all."""
     rows, side = symbol.shape
     count = len(symbol.frequencies)
     samples = math.prod(2 * a.taps - 1 for a in symbol.axes) // 2 + 1
-    known = symbol.aliases == 1 and 2 * samples * side**2 <= _HELD
+    if symbol.aliases > 1 or 2 * samples * side**2 > _HELD:
+        return False
     # Products an entry of G: those of the samples, and of their combinations; those of all.
-    if known and samples * (rows + count) < 0.8 * count * rows:
-        return InterpolatedGrams(symbol)
-    return FormedGrams(symbol)
+    return samples * (rows + count) < 0.8 * count * rows
 
 
 class _InParts(Grams):
@@ -61,6 +65,7 @@ class _InParts(Grams):
         self.symbol, self.count, self.terms = symbol, len(symbol.frequencies), rows
         self.part = max(1, ENTRIES // (rows * self.side))
         self.start, self.held = 0, None
+        self.of_symbol = float(symbol.error()[0])
 
     @property
     def order(self):
@@ -90,7 +95,7 @@ class FormedGrams(_InParts):
     def formed(self, i):
         """As `Grams.formed`, of the exact symbol: ‖ÂÂ* - AA*‖ ≤ 2‖Â‖·e + e² where ‖Â - A‖ ≤ e."""
         triangle, trace, forming = super().formed(i)
-        return triangle, trace, forming + _of_symbol(self.symbol, trace)
+        return triangle, trace, forming + _of_symbol(self.of_symbol, trace)
 
 
 class InterpolatedGrams(_InParts):
@@ -113,7 +118,7 @@ class InterpolatedGrams(_InParts):
             for i, a in enumerate(samples.at(slice(start, start + part))[:, 0], start):
                 triangle, traces[i] = gram(a)
                 errors[i] = forming_error(self.terms, traces[i], True)
-                errors[i] += _of_symbol(samples, traces[i])
+                errors[i] += _of_symbol(self.of_symbol, traces[i])
                 self.samples[kept[i]] = triangle.T.ravel()
                 np.conj(self.samples[kept[i]], out=self.samples[other[i]])
         self.weights, self.reach = self._weights()
@@ -180,8 +185,7 @@ class InterpolatedGrams(_InParts):
         return 1.01 * found + 2 * cholesky_error(self.side, found, True)
 
 
-def _of_symbol(symbol, trace):
-    error = float(symbol.error()[0])
+def _of_symbol(error, trace):
     return 1.01 * (2 * math.sqrt(trace) * error + error * error)
 
 
