@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tf_lyapunov import constrain, projection
+from tf_lyapunov import certify, constrain, lipschitz_upper_bound, project, projection
 from tf_lyapunov.errors import CostWarning
 from tf_lyapunov.theory import costs, norms
 from tf_lyapunov.theory.operators import LinearMap
@@ -30,6 +30,31 @@ def test_the_norm_of_a_large_matrix_is_announced_and_then_remembered(slow_machin
         warnings.simplefilter("error")
         norms.norm_upper_bound(kernel, LinearMap("dense"))
         norms.norm_upper_bound(kernel[:, :20], LinearMap("dense"))
+
+
+@pytest.mark.parametrize("ask", ["bound", "certify", "constrain", "project"])
+def test_whoever_asks_for_the_norm_of_a_large_layer_hears_of_its_cost_before_it_begins(
+    slow_machine, monkeypatch, ask
+):
+    model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(30)])
+    if ask == "project":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            constrain(model, 1.0)
+        norms.forget()
+    asked = {
+        "bound": lambda: lipschitz_upper_bound(model),
+        "certify": lambda: certify(model, np.zeros((2, 40), "float32")),
+        "constrain": lambda: constrain(model, 1.0),
+        "project": lambda: project(model),
+    }
+    begun = []
+    monkeypatch.setattr(norms, "largest_eigenvalue", lambda *_: begun.append(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CostWarning)
+        with pytest.raises(CostWarning, match="40×30"):
+            asked[ask]()
+    assert not begun
 
 
 def test_a_guarantee_at_every_step_is_announced_with_the_way_out(slow_machine):

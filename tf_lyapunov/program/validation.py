@@ -25,6 +25,8 @@ PROBES = 8
 SCALES = (0.1, 1.0, 10.0)
 # Entries of inputs that are compared at once, at most (one input at least).
 _ENTRIES = 2**20
+# Entries of the largest signal in the probes of one scale, about: each of them is compared.
+_PROBED = 2**15
 # Allowances above these shares of a step's spread hide mistakes, and all but gross ones.
 _COARSE, _BLIND = 1e-3, 1 / 3
 _HALF = ("float16", "bfloat16")
@@ -98,7 +100,8 @@ def validate(network, inputs, *, probes=True, rng=None):
     size = sum(t.size for t in network.graph.inputs)
     count = int(np.clip(_ENTRIES // max(size, 1), 1, SAMPLE))
     sample = [np.asarray(x)[:count] for x in inputs]
-    few = int(np.clip(count // 4, 1, PROBES))
+    largest = max([size, *(t.size or 0 for call in network.graph.calls for t in call.outputs)])
+    few = int(np.clip(min(count // 4, _PROBED // max(largest, 1)), 1, PROBES))
     given = len(sample[0])
     for scale in SCALES if probes else ():
         for i, tensor in enumerate(network.graph.inputs):

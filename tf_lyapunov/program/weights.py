@@ -72,7 +72,10 @@ def finite_values(layer):
 
 def inference_value(variable, dtype):
     """A variable as a layer of this compute dtype uses it, in float64."""
-    value = keras.ops.cast(keras.ops.convert_to_tensor(variable), dtype)
+    value = keras.ops.convert_to_tensor(variable)
+    if keras.backend.standardize_dtype(value.dtype) == dtype and dtype in ("float32", "float64"):
+        return np.asarray(keras.ops.convert_to_numpy(value)).astype(np.float64)
+    value = keras.ops.cast(value, dtype)
     # A vector: NumPy cannot read a bfloat16 scalar of TensorFlow.
     entries = np.asarray(keras.ops.convert_to_numpy(keras.ops.reshape(value, (-1,))))
     return entries.astype(np.float64).reshape(tuple(value.shape))

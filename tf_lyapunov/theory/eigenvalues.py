@@ -54,6 +54,21 @@ class Grams:
         self.count, self.factor, self.terms = count, factor, terms
         self.order = range(count) if order is None else order
 
+    def formed(self, i):
+        """One of them.
+
+        Args:
+            i: index.
+
+        Returns:
+            `(triangle, trace, forming)`: `(n, n)` in Fortran order, whose lower triangle is that of
+            G or its conjugate; a bound on the trace but for its rounding; and on the norm of what
+            the triangle errs by.
+        """
+        a = self.factor(i)
+        triangle, trace = gram(a)
+        return triangle, trace, forming_error(self.terms, trace, np.iscomplexobj(a))
+
 
 def largest_eigenvalue(grams, tol=0.0):
     """Upper bound on max_i λ_max(A_i* A_i), above it by rounding and by `tol` relatively.
@@ -80,11 +95,9 @@ def largest_eigenvalue(grams, tol=0.0):
     """
     t = 0.0
     for i in grams.order:
-        a = grams.factor(i)
-        triangle, trace = _gram(a)
+        triangle, trace, forming = grams.formed(i)
         if not trace < np.inf:  # NaN either: nothing is known
             return np.inf
-        forming = gamma((4 if np.iscomplexobj(a) else 1) * (grams.terms + 2)) * 1.01 * trace
         if trace * (1 + 1e-10) + forming <= t or is_below(triangle, t, forming):
             continue
         t = max(t, _proved(triangle, trace, forming, tol))
@@ -141,7 +154,12 @@ def _mirrored(triangle):
     return triangle
 
 
-def _gram(a):
+def forming_error(terms, trace, is_complex=False):
+    """What forming a Gram matrix of this trace by sums of so many products errs by, in norm."""
+    return gamma((4 if is_complex else 1) * (terms + 2)) * 1.01 * trace
+
+
+def gram(a):
     """Lower triangle of A*A (or its conjugate) in Fortran order, and its trace."""
     a = np.ascontiguousarray(a)
     # A C-ordered matrix is its transpose in Fortran order: no copy is made.
@@ -186,19 +204,19 @@ def largest_of_stack(stack, terms, tol=0.0):
     if side == 1:
         squares = np.sum(stack.real**2 + stack.imag**2, axis=(1, 2))
         return float(squares.max()) * (1 + gamma(stack.shape[1] + 4))
-    gram = np.conj(stack.swapaxes(-1, -2)) @ stack
-    trace = float(np.trace(gram, axis1=-2, axis2=-1).real.max())
-    forming = gamma((4 if is_complex else 1) * (terms + 2)) * 1.01 * trace
+    grams = np.conj(stack.swapaxes(-1, -2)) @ stack
+    trace = float(np.trace(grams, axis1=-2, axis2=-1).real.max())
+    forming = forming_error(terms, trace, is_complex)
     if not trace < np.inf:
         return np.inf
-    top = float(np.linalg.eigvalsh(gram)[:, -1].max())
+    top = float(np.linalg.eigvalsh(grams)[:, -1].max())
     for margin in _MARGINS:
         t = top * (1 + max(margin, tol))
         t += 1.1 * (forming + cholesky_error(side, t, is_complex))
         shift = t * (1 - 8 * UNIT_ROUNDOFF) - forming
         shift -= cholesky_error(side, shift, is_complex)
         try:
-            factors = np.linalg.cholesky(shift * np.eye(side) - gram)
+            factors = np.linalg.cholesky(shift * np.eye(side) - grams)
         except np.linalg.LinAlgError:
             continue
         if np.all(np.isfinite(factors)):
@@ -236,7 +254,7 @@ def largest_banded(gram, terms, tol=0.0):
         triangle[rows - columns, columns] = values
         check = _band_is_below
     trace = float(gram.diagonal().sum())
-    forming = gamma(terms + 2) * 1.01 * trace
+    forming = forming_error(terms, trace)
     top = _sparse_top(gram)
     for margin in _MARGINS:
         t = top * (1 + max(margin, tol))

@@ -20,6 +20,7 @@ from tf_lyapunov.theory.eigenvalues import (
     largest_eigenvalue,
     largest_of_stack,
 )
+from tf_lyapunov.theory.gram_symbols import ENTRIES, gram_symbols
 from tf_lyapunov.theory.operators import (
     as_convolution,
     block_matrices,
@@ -42,8 +43,6 @@ SVD_SIZE = 2**14
 _THREADED = 1e9
 # Powers of two of the largest entry at which squares are far from over- and underflow.
 _NEAR = 64
-# Symbols, and stacks of small matrices, are made in parts of this many entries.
-_ENTRIES = 2**21
 # Share of entries that are not zero from which a matrix is treated as full.
 _DENSE = 0.1
 # Bounds remembered: a few hundred bytes each.
@@ -296,7 +295,7 @@ def _largest(stack, terms, tol):
     if stack.shape[-1] > SMALL_SIDE:
         order = np.argsort(-np.linalg.norm(stack, axis=(1, 2)), kind="stable")
         return largest_eigenvalue(Grams(len(stack), stack.__getitem__, terms, order), tol)
-    part = max(1, _ENTRIES // (stack.shape[-1] * max(stack.shape[1:])))
+    part = max(1, ENTRIES // (stack.shape[-1] * max(stack.shape[1:])))
     parts = (stack[i : i + part] for i in range(0, len(stack), part))
     return max(largest_of_stack(p, terms, tol) for p in parts)
 
@@ -312,7 +311,7 @@ def _exact(blocks, axes, tol, asked):
             return None
     terms = math.prod(a.taps for a in axes) * max(ci, co)
     if side <= SMALL_SIDE:
-        part = max(1, _ENTRIES // (rows * co * columns * ci))
+        part = max(1, ENTRIES // (rows * co * columns * ci))
         parts = (blocks[i : i + part] for i in range(0, len(blocks), part))
         stacks = (_tall(block_matrices(p, axes)) for p in parts)
         eigenvalue = max(_largest(stack, terms, tol) for stack in stacks)
@@ -369,7 +368,7 @@ def _frequency_norms(blocks, grid, tol):
 def _single_columns(symbol):
     """The same where every matrix is one column, all groups at once."""
     count, rows = len(symbol.frequencies), symbol.shape[0]
-    part = max(1, _ENTRIES // (rows * symbol.groups))
+    part = max(1, ENTRIES // (rows * symbol.groups))
     best = np.zeros(symbol.groups)
     for start in range(0, count, part):
         columns = symbol.at(slice(start, start + part))
@@ -380,45 +379,13 @@ def _single_columns(symbol):
 
 def _frequency_norm(symbol, tol):
     rows, side = symbol.shape
+    if side > SMALL_SIDE:
+        return _root(largest_eigenvalue(gram_symbols(symbol), tol))
     count = len(symbol.frequencies)
-    part = max(1, _ENTRIES // (rows * side))
-    parts = [slice(j, min(j + part, count)) for j in range(0, count, part)]
-    if side <= SMALL_SIDE:
-        eigenvalue = max(largest_of_stack(symbol.at(p)[:, 0], rows, tol) for p in parts)
-    else:
-        guesses = np.concatenate([_estimates(symbol.at(p)[:, 0]) for p in parts])
-        order = np.argsort(-guesses, kind="stable")
-        eigenvalue = largest_eigenvalue(
-            Grams(count, _in_parts(symbol, order, part), rows, order), tol
-        )
+    part = max(1, ENTRIES // (rows * side))
+    parts = (symbol.at(slice(j, j + part))[:, 0] for j in range(0, count, part))
+    eigenvalue = max(largest_of_stack(stack, rows, tol) for stack in parts)
     return _root(eigenvalue) + float(symbol.error()[0])
-
-
-def _in_parts(symbol, order, part):
-    """Function of a frequency to its matrix; so many that follow in `order` are formed at once."""
-    place = np.empty(len(order), int)
-    place[order] = np.arange(len(order))
-    held = {"start": -part, "matrices": None}
-
-    def matrix(j):
-        i = place[j]
-        if not held["start"] <= i < held["start"] + part:
-            held.update(start=i, matrices=symbol.at(order[i : i + part])[:, 0])
-        return held["matrices"][i - held["start"]]
-
-    return matrix
-
-
-def _estimates(stack, steps=4):
-    """‖A v‖ after a few power steps for every matrix of a stack; for their order alone."""
-    v = np.ones((len(stack), stack.shape[2], 1)) / math.sqrt(stack.shape[2]) + 0j
-    v[:, ::2] *= 1.25  # off any symmetry of the all-ones vector
-    adjoint = np.conj(stack.swapaxes(-1, -2))
-    tiny = np.finfo(float).tiny
-    for _ in range(steps):
-        v = adjoint @ (stack @ v)
-        v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), tiny)
-    return np.linalg.norm(stack @ v, axis=(1, 2))
 
 
 def power_iteration(matrix, iterations, start=None):

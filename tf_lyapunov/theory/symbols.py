@@ -26,13 +26,22 @@ class Symbol:
     def __init__(self, blocks, axes, periods):
         self.groups, (self.ci, self.co) = len(blocks), blocks.shape[-2:]
         self.kernels = blocks.reshape(self.groups, -1, self.ci * self.co)
-        self.periods = periods
+        self.axes, self.periods = axes, periods
         self.grid = [n // a.stride for n, a in zip(periods, axes, strict=True)]
         self.strides = [a.stride for a in axes]
         self.aliases = math.prod(self.strides)
-        self.frequencies = _halved(self.grid)
+        self.frequencies = halved(self.grid)
         steps = [range(a.taps) for a in axes]
         self.offsets = np.array(list(itertools.product(*steps))) * [a.dilation for a in axes]
+
+    @classmethod
+    def of_angles(cls, symbol, counts):
+        """A symbol's matrices at the angles 2πj/counts, where nothing is strided."""
+        axes = [dataclasses.replace(a, dilation=1) for a in symbol.axes]
+        blocks = symbol.kernels.reshape(
+            symbol.groups, *(a.taps for a in axes), symbol.ci, symbol.co
+        )
+        return cls(blocks, axes, counts)
 
     @property
     def shape(self):
@@ -77,13 +86,18 @@ def _waves(frequencies, offsets, periods):
     return total
 
 
-def _halved(grid):
+def halved(grid):
     """One of every pair f, -f (modulo the grid), shape (count, axes)."""
-    index = np.stack(np.meshgrid(*(np.arange(g) for g in grid), indexing="ij"), -1)
-    index = index.reshape(-1, len(grid))
-    ranks = np.ravel_multi_index(tuple(index.T), grid)
-    partner = np.ravel_multi_index(tuple((-index % grid).T), grid)
-    return index[ranks <= partner]
+    kept, _ = partners(grid)
+    return np.stack(np.unravel_index(kept, grid), -1)
+
+
+def partners(grid):
+    """Ranks of the frequencies f that `halved` keeps, and of -f."""
+    index = np.stack(np.unravel_index(np.arange(math.prod(grid)), grid), -1)
+    other = np.ravel_multi_index(tuple((-index % grid).T), grid)
+    kept = np.flatnonzero(np.arange(len(index)) <= other)
+    return kept, other[kept]
 
 
 def sampled(axes, density=16):
