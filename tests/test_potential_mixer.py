@@ -26,6 +26,7 @@ def images(count=24):
     return x.astype("float32"), y
 
 
+@pytest.mark.slow
 def test_no_attack_beats_the_certificate_of_a_trained_mixer_and_one_comes_near():
     model, (x, y) = small(), images()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -40,6 +41,28 @@ def test_no_attack_beats_the_certificate_of_a_trained_mixer_and_one_comes_near()
     broken &= distance > 0
     assert np.any(broken)
     assert np.all(distance[broken] >= proof.radius[broken] * (1 - 1e-4))
+
+
+def test_radii_hold_on_the_way_to_inputs_of_the_other_class_which_is_not_far():
+    model, (x, _) = small(1), images(12)
+    proof = tfl.certify(model, x)
+    assert 0.9 < proof.gain_upper_bound <= 1 + 1e-4 and np.all(proof.radius > 0)
+
+    def decided(points):
+        return np.argmax(keras.ops.convert_to_numpy(model(points.astype("float32"))), axis=1)
+
+    first, second = np.nonzero(proof.labels[:, None] != proof.labels)
+    assert len(first)  # both classes are chosen
+    low, high = np.zeros((2, len(first)))
+    high += 1.0
+    for _ in range(16):
+        middle = (low + high) / 2
+        there = x[first] + middle[:, None, None, None] * (x[second] - x[first])
+        same = decided(there) == proof.labels[first]
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    apart = np.linalg.norm((x[second] - x[first]).reshape(len(first), -1), axis=1)
+    ratio = high * apart / proof.radius[first]
+    assert ratio.min() > 1 - 1e-5 and ratio.min() < 10
 
 
 def test_it_is_made_of_shifts_and_memories_and_refuses_other_sizes():

@@ -98,9 +98,9 @@ def certify(
             around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
             input, on any graph with one input; alone in reading products of two signals, attention,
             `SimpleRNN`, `GRU` and `LSTM`, of the exact function of the weights), `"box"` (boxes of
-            every signal, without a search, for networks trained through them), `"auto"` (per input the best
-            of `"linear"` and the tightest of lipsdp, eclipse, closed form within `time_budget`;
-            the certificate says which).
+            every signal, without a search, for networks trained through them), `"auto"` (per input
+            the best of `"linear"` and the tightest of lipsdp, eclipse and closed form within
+            `time_budget`; the certificate says which).
         perturbed: which input of several may change: its name or position, or a list of them, the
             others held fixed at the values given, as the model's dtype holds them. The norm is
             that of these inputs together; `None` perturbs all, in the norm of their concatenation.

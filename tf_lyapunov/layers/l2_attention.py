@@ -6,7 +6,7 @@ import keras
 
 from tf_lyapunov.layers.axes import known_size
 from tf_lyapunov.layers.base import rounded_down
-from tf_lyapunov.spectral.arguments import positive
+from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
 from tf_lyapunov.theory.attention import l2_attention_gain
 
 
@@ -55,7 +55,7 @@ class L2Attention(keras.layers.Layer):
         if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
             raise ValueError(f"`heads` must be a positive integer. Received: heads={heads!r}.")
         self.heads = heads
-        self.max_gain = positive("max_gain", max_gain)
+        self.max_gain = positive("max_gain", max_gain, GAIN_RANGE)
         self.temperature = None
         if temperature is not None:
             self.temperature = positive("temperature", temperature, (1e-3, 1e6))
