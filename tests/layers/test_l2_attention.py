@@ -103,8 +103,11 @@ def test_a_model_of_it_is_certified_and_no_step_beats_the_radius(tmp_path):
     model.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(*(ops.convert_to_numpy(m(x)) for m in (model, again)))
-    with pytest.raises((UnsupportedLayerError, ValueError), match=r"L2Attention|Means"):
-        proof.save(tmp_path / "proof.npz")
+    alone = keras.Sequential([keras.Input((4, 3)), L2Attention(), keras.layers.Flatten()])
+    with pytest.raises(UnsupportedLayerError, match="L2Attention"):
+        tfl.certify(alone, x).save(tmp_path / "proof.npz")
+    with pytest.raises(UnsupportedLayerError, match="L2Attention"):
+        tfl.export_plain(alone)
 
 
 @pytest.mark.parametrize(
