@@ -51,8 +51,8 @@ COUNTERPARTS = {
 # Layers that Keras has nothing like.
 ALONE = {
     *("ChannelPadding", "ConvexCombination", "FullSort", "GroupSort", "Householder"),
-    *("InvertibleDownSampling", "LipschitzLayer", "LocalResponseNormalization", "MaxMin"),
-    *("Padding2D", "PositionBias", "ShiftMixing"),
+    *("InvertibleDownSampling", "L2Attention", "LipschitzLayer", "LocalResponseNormalization"),
+    *("MaxMin", "Padding2D", "PositionBias", "ShiftMixing"),
     # Their supply rate stands where Keras has an activation: no name means another thing there.
     *("RecurrentEquilibrium", "RecurrentEquilibriumCell"),
     *("SoftmaxPotential", "Truncate", "TwoSidedReLU", "refresh"),

@@ -227,6 +227,7 @@ BOUNDED = [
     (lambda: ours.SpectralConv2D(3, (2, 3), 2, activation="tanh"), IMAGE),
     (lambda: ours.FrobeniusDense(4, activation=ours.LipschitzPReLU(-0.5)), (6,)),
     (lambda: ours.TwoSidedReLU(), IMAGE),
+    (lambda: ours.L2Attention(2), (5, 4)),
     (lambda: ours.ScaledAveragePooling2D(3, 2, "same"), IMAGE),
     (lambda: ours.L2NormPooling2D(3, 1, "same"), IMAGE),
     (lambda: ours.LpPooling2D(2, 1, p=3.0), IMAGE),

@@ -14,6 +14,7 @@ from tf_lyapunov.local.relaxed import curve_of
 from tf_lyapunov.local.softmax import softmax_range
 from tf_lyapunov.program.families.normalizing import Normalized
 from tf_lyapunov.program.families.norms import WindowNorm
+from tf_lyapunov.program.families.products import by_entry, by_letters
 from tf_lyapunov.program.families.softmax import Softmax
 from tf_lyapunov.program.operation import EXACT, Signal
 
@@ -31,6 +32,10 @@ STEPS = {
     ),
     "norms": (WindowNorm(2.0, 0.7, (2, 2), (1, 1), "same", False), (3, 3, 2)),
     "norm of all": (WindowNorm(2.0, 1.0, None, None, "valid", True), (2, 3, 3)),
+    "product": (by_entry([(4,), (4,)]), (8,)),
+    "gates": (by_entry([(3, 2), (1, 2)]), (8,)),
+    "matrices": (by_letters([(2, 3), (3, 2)], "ik", "kj", "ij"), (12,)),
+    "heads": (by_letters([(2, 2, 3), (3, 2, 2)], "igk", "kgj", "jgi"), (24,)),
 }
 CASES = pytest.mark.parametrize(("operation", "shape"), STEPS.values(), ids=STEPS)
 

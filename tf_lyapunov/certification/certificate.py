@@ -158,12 +158,16 @@ class Certificate(Shown):
             lines.append(f"Certified accuracy: {self.certified_accuracy(0.0):.1%} at 0, {shares}.")
         else:
             lines += self._why_not()
-        lines += [
-            "",
-            f"Gain: no change of {self._what()} moves the logits by more than "
+        bound = (
+            f"no change of {self._what()} moves the logits by more than "
             f"{at_most(self.gain_upper_bound, 6)} times "
             f"its {'' if self.norm == 'l2' else 'l2 '}norm. "
-            "Layer by layer:",
+        )
+        if any(c.kind == "product" for c in self.contributions):
+            bound = "none on all of space, since signals are multiplied. "
+        lines += [
+            "",
+            f"Gain: {bound}Layer by layer:",
             "",
             *table(self.contributions),
             "",
@@ -189,7 +193,8 @@ class Certificate(Shown):
                 "on its rounding error. Certify a float32 copy of it, or pass "
                 "precision='float64', which concerns the same weights in exact arithmetic."
             ]
-        if not np.isfinite(self.gain_upper_bound):
+        products = any(c.kind == "product" for c in self.contributions)
+        if not np.isfinite(self.gain_upper_bound) and not products:
             return ["No radius could be proved: the product of the layers' gains overflows."]
         if not np.any(self.predictions == self.labels):
             return ["No radius could be proved: the model chooses the label on none of them."]

@@ -138,7 +138,8 @@ def _column_distances(label, matrix, error):
 
 
 def _times_up(gain, norms):
-    return np.where((norms == 0) | (gain == 0), 0.0, rounding.up(gain * norms))
+    with np.errstate(invalid="ignore"):  # 0·∞ counts as 0
+        return np.where((norms == 0) | (gain == 0), 0.0, rounding.up(gain * norms))
 
 
 def _sum_up(first, second):

@@ -13,6 +13,7 @@ from tf_lyapunov.bounds.composition import (
     model_assumptions,
     rounding_errors,
 )
+from tf_lyapunov.certification import onregions
 from tf_lyapunov.certification.balls import check_balls, without_flushing, without_overflow
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.certification.heads import heads, pair_distances
@@ -95,10 +96,11 @@ def certify(
             for all branches where these meet),
             `"dissipativity"` (the cone of the network's (δ, ν)), `"local"` (slopes on the ball
             around each input, ReLU and leaky ReLU), `"linear"` (relaxations on the ball around each
-            input, on any graph with one input), `"box"` (boxes of every signal, without a
-            search, for networks that were trained through them), `"auto"` (per input the best
-            of `"linear"` and the tightest of lipsdp, eclipse and closed form within `time_budget`;
-            the certificate says which).
+            input, on any graph with one input; alone in reading products of two signals, attention,
+            `SimpleRNN`, `GRU` and `LSTM`, of the exact function of the weights), `"box"` (boxes of
+            every signal, without a search, for networks trained through them), `"auto"` (per input
+            the best of `"linear"` and the tightest of lipsdp, eclipse and closed form within
+            `time_budget`; the certificate says which).
         perturbed: which input of several may change: its name or position, or a list of them, the
             others held fixed at the values given, as the model's dtype holds them. The norm is
             that of these inputs together; `None` perturbs all, in the norm of their concatenation.
@@ -169,7 +171,10 @@ def certify(
     for inputs, labels in blocks(x, y, given):
         if network is None:
             shapes = input_shapes(given, inputs)
-            network = with_rounded_settings(read_network(model, shapes))
+            on_region = method == "linear"
+            network = with_rounded_settings(read_network(model, shapes, on_region=on_region))
+            if network.products:
+                precision = _exact(network, precision)
             sources = tuple(
                 name for name, moves in zip(network.inputs, chosen, strict=True) if moves
             )
@@ -189,7 +194,10 @@ def certify(
         else:
             logits = logits_model.predict(cast, size)
         _check_logits(logits, network)
-        errors = rounding_errors(network, norms, network.logits, logits_model.precision)
+        if network.products:
+            errors = onregions.evaluation_errors(network, cast)
+        else:
+            errors = rounding_errors(network, norms, network.logits, logits_model.precision)
         own = decisions(logits)
         if logits_model.precision == "float64":
             # A radius is about the class that the model itself decides for.
@@ -211,6 +219,8 @@ def certify(
     if known[0] is not None:
         labels = class_numbers(np.concatenate(known), *logits.shape)
     allowance = Allowance(network.bare(), network.logits, norms, sources, logits_model.precision)
+    if network.products:
+        allowance = onregions.Exact(len(logits))
     cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
     widening.open(digest, cast, labels, allowance)
     seconds = widening.gain_seconds
@@ -232,7 +242,11 @@ def certify(
         radius, found = widening.radii(cast, logits, labels, errors, radius, size, allowance)
     sentences = [*bound.sentences, *found]
     # Overflow and tries concern l2 balls around what is claimed, and within it.
-    ends = without_overflow(network, norms, widening.l2_around(radius, size), sources)
+    ends = widening.l2_around(radius, size)
+    if network.products:
+        ends = onregions.without_overflow(network, [cast], ends)
+    else:
+        ends = without_overflow(network, norms, ends, sources)
     radius, overall = (np.minimum(r, widening.converted(ends, size)) for r in (radius, overall))
     moved = widening.moved(moved, size)
     # Radii are about the cast input; the given one lies `moved` away from it.
@@ -255,6 +269,8 @@ def certify(
         assumptions=tuple(
             widening.sentences(
                 _assumptions(network, names, logits.shape[1], norms, head, logits_model.precision)
+                if not network.products
+                else _on_region(network, names, logits.shape[1], cast)
             )
             + sentences
             + [validation.sentence()]
@@ -406,7 +422,25 @@ def _check_logits(logits, network):
         )
 
 
-def _assumptions(network, perturbed, classes, norms, head, precision):
+def _exact(network, precision):
+    """The precision of models that multiply signals."""
+    if precision == "model":
+        raise ValueError(
+            "The rounding of a model that multiplies signals has no bound by gains. Received: "
+            f"precision='model' and the products {', '.join(network.products[:5])}. Use 'auto' or "
+            "'float64', which concern the same weights in exact arithmetic."
+        )
+    return "float64"
+
+
+def _on_region(network, perturbed, classes, x):
+    """Assumptions of claims about a model that multiplies signals."""
+    dtypes = ", ".join(sorted({c.outputs[0].dtype for c in network.graph.calls}))
+    errors = onregions.evaluation_errors(network, [x], "model")
+    return _decisions(network, perturbed, classes) + onregions.sentences(network, errors, dtypes)
+
+
+def _decisions(network, perturbed, classes):
     sentences = model_assumptions(network, perturbed)
     if classes == 1:
         sentences.append("A single logit: class 1 where it is positive, class 0 elsewhere.")
@@ -417,6 +451,11 @@ def _assumptions(network, perturbed, classes, norms, head, precision):
             f"The final {network.decision} is looked through: it keeps the order of the classes"
             + (" (and 1/2 stands for logit 0)." if classes == 1 else ".")
         )
+    return sentences
+
+
+def _assumptions(network, perturbed, classes, norms, head, precision):
+    sentences = _decisions(network, perturbed, classes)
     if head:
         sentences.append(
             "Pairs of classes use the distance between their columns of the last dense "

@@ -148,8 +148,8 @@ def save_proof(certificate, path):
         )
     if not math.isfinite(certificate.gain_upper_bound):
         raise ValueError(
-            "A proof file states a finite gain of the logits. Received: gain_upper_bound=inf. "
-            "Save as .json."
+            "A proof file states a finite gain of the logits. Received: gain_upper_bound=inf"
+            f"{_products(proof.network)}. Save as .json."
         )
     if proof.network.digest() != certificate.model_digest:
         raise ValueError(
@@ -401,3 +401,11 @@ def _accepted_indices(chain, chain_proof):
         "The verifier could not confirm the multipliers of these indices, so no proof file was "
         f"written. Received: delta={found.delta!r}, nu={found.nu!r}. Save it as .json."
     )
+
+
+def _products(network):
+    """Why no gain is finite, where signals are multiplied."""
+    if not network.products:
+        return ""
+    names = ", ".join(network.products[:5])
+    return f" of a model that multiplies signals ({names}), which the verifier does not read"

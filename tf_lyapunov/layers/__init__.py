@@ -17,6 +17,7 @@ from tf_lyapunov.layers.attention import SoftmaxPotential
 from tf_lyapunov.layers.base import LipschitzLayer, refresh
 from tf_lyapunov.layers.bjorck import BjorckDense
 from tf_lyapunov.layers.centering import BatchCentering
+from tf_lyapunov.layers.l2_attention import L2Attention
 from tf_lyapunov.layers.manifold import OrthogonalDense
 from tf_lyapunov.layers.normalized import (
     FrobeniusDense,
@@ -75,6 +76,7 @@ __all__ = [
     "Householder",
     "InvertibleDownSampling",
     "InvertibleUpSampling",
+    "L2Attention",
     "L2NormPooling2D",
     "LipschitzLayer",
     "LipschitzPReLU",

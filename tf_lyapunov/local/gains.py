@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.local import maps
+from tf_lyapunov.local import contractions, maps
 from tf_lyapunov.local.pieces import has_pieces
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import pooling as geometry
@@ -76,3 +76,6 @@ def _(operation: Normalized, shapes, radii):
 @radius.register
 def _(operation: WindowNorm, shapes, radii):
     return rounding.product_up(window_norm_gain(operation, shapes[0]), radii[0])
+
+
+__all__ = ["contractions", "has_gain", "is_known", "radius"]

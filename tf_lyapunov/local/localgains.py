@@ -21,6 +21,7 @@ from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.program import rounding
+from tf_lyapunov.program.families.einsum import Contracted
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Weighted
 from tf_lyapunov.program.families.scaling import Scaled
@@ -299,7 +300,7 @@ def _absolute(kept, shapes):
 def column_sums(operation, shapes, i):
     """Largest column sum of |W_i|."""
     ones = np.ones((1, *maps.applied_shape(operation, shapes)))
-    if isinstance(operation, Linear):
+    if isinstance(operation, (Linear, Contracted)):
         operation = dataclasses.replace(operation, kernel=np.abs(operation.kernel))
     elif isinstance(operation, Weighted):
         operation = Weighted(tuple(map(abs, operation.weights)))

@@ -181,7 +181,7 @@ def read_around(model, region, outputs):
     """`(network, flow, trace)` of a model at a region's centre, compared with the model itself."""
     if outputs not in ("logits", "model"):
         raise ValueError(f"`outputs` must be 'logits' or 'model'. Received: outputs={outputs!r}.")
-    network = read_network(model, [(None, *region.center.shape)])
+    network = read_network(model, [(None, *region.center.shape)], on_region=True)
     validate(network, [_carried(region.center[None], network.graph.inputs[0].dtype)])
     flow = flow_of(network, decision=outputs == "model")
     return network, flow, trace(flow, region.center)

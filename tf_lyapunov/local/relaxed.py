@@ -5,10 +5,12 @@ import numpy as np
 from tf_lyapunov.local.maxima import is_window_maximum
 from tf_lyapunov.local.normalized import NormalizedCurve
 from tf_lyapunov.local.pieces import has_pieces
+from tf_lyapunov.local.products import ProductCurve
 from tf_lyapunov.local.softmax import LogSoftmaxCurve, SoftmaxCurve
 from tf_lyapunov.local.windownorms import NormCurve
 from tf_lyapunov.program.families.normalizing import Normalized
 from tf_lyapunov.program.families.norms import WindowNorm
+from tf_lyapunov.program.families.products import Product
 from tf_lyapunov.program.families.softmax import Softmax
 
 
@@ -21,7 +23,7 @@ def is_curved(operation):
     """Whether `curve_of` knows the operation."""
     if isinstance(operation, WindowNorm):
         return operation.p == 2.0
-    return isinstance(operation, (Softmax, Normalized))
+    return isinstance(operation, (Softmax, Normalized, Product))
 
 
 def curve_of(operation, shape, center, low, high, radius=np.inf):
@@ -33,7 +35,12 @@ def curve_of(operation, shape, center, low, high, radius=np.inf):
         center, low, high: (centres, inputs), z⁰ and the box that holds it.
         radius: ρ, the same for all centres.
     """
-    kind = {Softmax: SoftmaxCurve, Normalized: NormalizedCurve, WindowNorm: NormCurve}
+    kind = {
+        Softmax: SoftmaxCurve,
+        Normalized: NormalizedCurve,
+        WindowNorm: NormCurve,
+        Product: ProductCurve,
+    }
     if isinstance(operation, Softmax) and operation.logarithm:
         kind[Softmax] = LogSoftmaxCurve
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from tf_lyapunov.local.flow import Flow, Link, Trace
 from tf_lyapunov.local.regions import Region
+from tf_lyapunov.program.families.einsum import Contracted
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.moving import Moved
 from tf_lyapunov.program.families.scaling import Scaled
@@ -96,7 +97,7 @@ def _keeps_all(operation):
 
 def _single(link):
     operation = link.operation
-    if isinstance(operation, Linear):
+    if isinstance(operation, (Linear, Contracted)):
         bias = operation.bias
         operation = dataclasses.replace(
             operation,

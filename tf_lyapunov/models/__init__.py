@@ -16,6 +16,7 @@ from tf_lyapunov.models.lipschitz import (
     lip_conv_net,
     lipnext,
     liresnet,
+    potential_mixer,
     two_conv_two_dense,
 )
 from tf_lyapunov.models.plain import ACTIVATIONS, alexnet_cifar, cnn, mlp, residual_mlp
@@ -33,6 +34,7 @@ __all__ = [
     "lipnext",
     "liresnet",
     "mlp",
+    "potential_mixer",
     "preact_resnet",
     "preact_resnet18",
     "residual_mlp",
@@ -54,6 +56,7 @@ BUILDERS = {
     "convex_potential": convex_potential,
     "liresnet": liresnet,
     "lipnext": lipnext,
+    "potential_mixer": potential_mixer,
 }
 
 

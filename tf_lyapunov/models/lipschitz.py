@@ -42,6 +42,8 @@ CONVEX_POTENTIAL_SIZES = {
     "XL": (120, 70, 15, 4096),
 }
 # Blocks and channels.
+# Blocks, channels and memories of `potential_mixer`; sizes of this library.
+MIXER_SIZES = {"S": (4, 64, 128), "M": (8, 128, 256), "L": (16, 256, 512)}
 LIPNEXT_SIZES = {"S": (4, 64), "M": (8, 128), "L": (16, 256)}
 
 
@@ -416,12 +418,7 @@ def lipnext(
         size = LIPNEXT_SIZES[_one_of("size", size, LIPNEXT_SIZES)]
     blocks, channels = size
     _counts("blocks, channels, patch", (blocks, channels, patch))
-    inputs = x = keras.Input(_image(input_shape), name="input")
-    high, wide = (-n % patch for n in x.shape[1:3])
-    if high or wide:
-        x = keras.layers.ZeroPadding2D(((0, high), (0, wide)), name="padding")(x)
-    if patch > 1:
-        x = layers.InvertibleDownSampling(patch, name="patches")(x)
+    inputs, x = _patches(input_shape, patch)
     x = layers.OrthogonalDense(channels, name="stem")(x)
     for _ in range(blocks):
         x = layers.PositionBias(name=names("position"))(x)
@@ -431,3 +428,59 @@ def lipnext(
         x = sort(name=names("activation"))(x)
     x = layers.GlobalL2NormPooling2D(name="pooling")(x)
     return keras.Model(inputs, _last(x, num_classes, head, layers.OrthogonalDense), name="lipnext")
+
+
+def potential_mixer(
+    input_shape: Sequence[int] = (32, 32, 3),
+    num_classes: int = 10,
+    size: str | Sequence[int] = "S",
+    patch: int = 4,
+    *,
+    beta: float = 4.0,
+    share: float = 0.125,
+    head: str = "normalized",
+) -> keras.Model:
+    """Mixer of patches: shifts between positions, softmax over memories within each.
+
+        x ← A(S(x + p)),   A(x) = x - (4/(βs²))·W softmax(β(Wᵀx + b)),   s ≥ ‖W‖
+
+    with p a bias of every position, S circular shifts of groups of channels (`ShiftMixing`) and A a
+    `SoftmaxPotential`: gain 1 for all weights, with any optimizer.
+
+    Args:
+        input_shape, num_classes, patch, share, head: as in `lipnext`.
+        size: "S", "M" or "L", or (number of blocks, channels, memories).
+        beta: β, how sharply the softmax chooses.
+
+    Returns:
+        A built functional model from inputs to logits.
+
+    Example:
+
+    >>> potential_mixer((8, 8, 3), 3, size=(2, 16, 8)).output_shape
+    (None, 3)
+    """
+    names = _Names()
+    if isinstance(size, str):
+        size = MIXER_SIZES[_one_of("size", size, MIXER_SIZES)]
+    blocks, channels, memories = size
+    _counts("blocks, channels, memories, patch", (blocks, channels, memories, patch))
+    inputs, x = _patches(input_shape, patch)
+    x = layers.CayleyDense(channels, name="stem")(x)
+    for _ in range(blocks):
+        x = layers.PositionBias(name=names("position"))(x)
+        x = layers.ShiftMixing(share, name=names("shift"))(x)
+        x = layers.SoftmaxPotential(memories, beta, name=names("memory"))(x)
+    x = layers.GlobalL2NormPooling2D(name="pooling")(x)
+    return keras.Model(inputs, _last(x, num_classes, head, layers.CayleyDense), name="mixer")
+
+
+def _patches(input_shape, patch):
+    """`(inputs, x)`, with the pixels of each patch among the channels of x."""
+    inputs = x = keras.Input(_image(input_shape), name="input")
+    high, wide = (-n % patch for n in x.shape[1:3])
+    if high or wide:
+        x = keras.layers.ZeroPadding2D(((0, high), (0, wide)), name="padding")(x)
+    if patch > 1:
+        x = layers.InvertibleDownSampling(patch, name="patches")(x)
+    return inputs, x

@@ -13,7 +13,7 @@ import math
 import keras
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.program import tracing
+from tf_lyapunov.program import tracing, unrolling
 from tf_lyapunov.program.inference import (
     as_used,
     at_inference,
@@ -78,7 +78,7 @@ class Graph:
         return [op for op in found.values() if isinstance(op, keras.Layer)]
 
 
-def read_graph(model, input_shapes=None, *, refusals=None):
+def read_graph(model, input_shapes=None, *, refusals=None, on_region=False):
     """Flattened graph of a built model.
 
     Args:
@@ -87,6 +87,7 @@ def read_graph(model, input_shapes=None, *, refusals=None):
             the model was built with. Sizes that the model leaves open are taken from here.
         refusals: a dictionary that takes the errors of calls that cannot be read, by their names;
             by default the first one is raised.
+        on_region: whether attention and recurrent layers are opened, see `unrolling`.
 
     Returns:
         `Graph`.
@@ -102,12 +103,13 @@ def read_graph(model, input_shapes=None, *, refusals=None):
             f"Received: an object of type {type(model).__name__}. Wrap a single layer in "
             "`keras.Sequential([keras.Input(shape), layer])`."
         )
-    return _Reader(model, input_shapes, refusals).read()
+    return _Reader(model, input_shapes, refusals, on_region).read()
 
 
 class _Reader:
-    def __init__(self, model, input_shapes, refusals):
+    def __init__(self, model, input_shapes, refusals, on_region):
         self.model = model
+        self.on_region = on_region
         self.input_shapes = input_shapes
         self.refusals = refusals
         self.calls = []
@@ -165,7 +167,7 @@ class _Reader:
         if follows:
             symbolic_inputs, symbolic_outputs = model.inputs, model.outputs
         else:
-            self.traced = True
+            self.traced |= not unrolling.is_opened(model)
             counts = tracing.node_counts(model)
             dtypes = [taken_as(model, t.dtype) for t in inputs]
             symbolic_inputs, symbolic_outputs = tracing.symbolic_call(
@@ -241,8 +243,11 @@ class _Reader:
         check_own_call(operation)
         if isinstance(operation, keras.Layer):
             check_arguments(operation, args, kwargs)
-        if isinstance(operation, keras.Model) or is_composite(operation):
+        opened = self.on_region and unrolling.is_opened(operation)
+        if isinstance(operation, keras.Model) or is_composite(operation) or opened:
             structure = args[0] if args else next(iter(kwargs.values()), None)
+            if opened:
+                structure = unrolling.inputs_of(operation, args, kwargs)
             if len(tensors) > 1 and not isinstance(structure, (list, tuple)):
                 raise UnsupportedLayerError(
                     "A nested model with several inputs must be called on a list of tensors. "

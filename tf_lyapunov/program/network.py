@@ -15,6 +15,7 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.activations import activation_name, current_config
+from tf_lyapunov.program.families import products
 from tf_lyapunov.program.families.einsum import CLOSED_LAYERS
 from tf_lyapunov.program.families.fused import fused_gain
 from tf_lyapunov.program.families.linear import linear_gains
@@ -38,7 +39,8 @@ class Node:
             of a layer (`"dense/relu"`).
         kind: `"input"`, `"linear"`, `"activation"`, `"batch normalization"`, `"pooling"`,
             `"merge"`, `"reshape"`, `"scaling"`, `"softmax"`, `"identity"`, `"lipschitz"` (a layer
-            with several maps or one without a kernel, bounded as a whole) or `"declared"`.
+            with several maps or one without a kernel, bounded as a whole), `"product"` (of two
+            signals: bounded on a region alone) or `"declared"`.
         layer: the Keras layer or operation, None for inputs.
         call: name of the layer call that the node is a part of.
         inputs: names of the nodes it reads.
@@ -162,6 +164,11 @@ class Network:
             for previous, node in zip(self.nodes[:-1], self.nodes[1:], strict=True)
         )
 
+    @property
+    def products(self):
+        """Names of the calls that multiply two signals, which only a region bounds."""
+        return tuple(node.call for node in self.nodes if node.kind == "product")
+
     def consumers(self):
         """Names of the nodes that read each node."""
         found = {node.name: [] for node in self.nodes}
@@ -194,7 +201,7 @@ class Network:
         return names.index(producer)
 
 
-def read_network(model, input_shapes=None, *, bounded=True):
+def read_network(model, input_shapes=None, *, bounded=True, on_region=False):
     """Reads a built Keras model into nodes with proven gains.
 
     Args:
@@ -204,6 +211,9 @@ def read_network(model, input_shapes=None, *, bounded=True):
             model leaves open; by default those that it was built with.
         bounded: whether to bound the linear nodes; without, their gains are infinite and the
             structure alone is read, which takes no time.
+        on_region: whether steps are read that only bounds on a region know: products of two
+            signals, attention, `SimpleRNN`, `GRU` and `LSTM` unrolled over the input's length.
+            Products have an infinite gain then.
 
     Returns:
         `Network`.
@@ -220,7 +230,7 @@ def read_network(model, input_shapes=None, *, bounded=True):
     ['input', 'linear', 'activation']
     """
     refusals = {}
-    graph = read_graph(model, input_shapes, refusals=refusals)
+    graph = read_graph(model, input_shapes, refusals=refusals, on_region=on_region)
     folds = _foldable_batch_norms(graph)
     nodes, last = [], {}
     for tensor in graph.inputs:
@@ -240,6 +250,9 @@ def read_network(model, input_shapes=None, *, bounded=True):
                 fold = next((c for c in graph.calls if c.name == folds.get(call.name)), None)
                 # No norm is computed for a model that is refused.
                 new = _linear_nodes(call, inputs, fold, cache, bounded and not refusals)
+            elif on_region and products.is_product(call):
+                gain = products.gain(call)
+                new = [_node(call, inputs, gain, gain)]
             else:
                 new = [_other_node(call, inputs)]
                 if type(call.operation) in CLOSED_LAYERS:

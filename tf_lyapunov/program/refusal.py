@@ -42,7 +42,14 @@ _ADVICE = dict.fromkeys(
     ("UnitNormalization", "Normalize"),
     "Use LayerNormalization or RMSNormalization with a positive epsilon.",
 )
-_REASONS = {"Lambda": "it holds arbitrary code"}
+_REASONS = {
+    "Lambda": "it holds arbitrary code",
+    **dict.fromkeys(("GRU", "LSTM"), "gates multiply signals, with no global Lipschitz constant"),
+    "SimpleRNN": "no gain over all lengths and states is known for it",
+}
+# What bounds on a region read all the same.
+_ON_REGION = ("Multiply", "Dot", "Matmul", "Einsum", "MultiHeadAttention", "Attention",
+              "SimpleRNN", "GRU", "LSTM")  # fmt: skip
 
 
 class Refusal(UnsupportedLayerError):
@@ -74,6 +81,11 @@ def refuse(operation, reason=None, *, advice=None):
     reason = reason or "no proven gain is known for it"
     if advice is None:
         advice = _ADVICE.get(kind) or _advice(operation, kind, has_none)
+        if kind in _ON_REGION:
+            advice += (
+                " On a ball or a box it is bounded by `output_bounds`, `gain_on` and "
+                "`certify(method='linear')`."
+            )
     what = f"layer {operation.name!r} of type {kind}"
     names = ", ".join(dict.fromkeys(cls.__name__ for cls in registry.kept()))
     raise Refusal(

@@ -6,6 +6,7 @@ import inspect
 import keras
 
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.program import unrolling
 
 
 def symbolic_call(layer, structure, shapes_and_dtypes):
@@ -29,6 +30,8 @@ def symbolic_call(layer, structure, shapes_and_dtypes):
         if owner is not None and not owner.__module__.startswith("keras."):
             raise UnsupportedLayerError(refusal + f"Received: it overrides `{method}`.")
     inputs = [keras.Input(batch_shape=s, dtype=d) for s, d in shapes_and_dtypes]
+    if unrolling.is_opened(layer):
+        return inputs, [unrolling.opened(layer, inputs)]
     if isinstance(structure, (list, tuple)):
         if len(structure) != len(inputs):
             raise UnsupportedLayerError(refusal + "Received: arguments that are no tensors.")

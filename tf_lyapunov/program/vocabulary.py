@@ -14,6 +14,7 @@ from tf_lyapunov.program.families import (
     fourier,
     fused,
     indexing,
+    l2_attention,
     linear,
     merging,
     moving,
@@ -22,6 +23,7 @@ from tf_lyapunov.program.families import (
     pooling,
     potential,
     preprocessing,
+    products,
     reducing,
     residuals,
     response,
@@ -54,6 +56,7 @@ FAMILIES = (
     response,
     residuals,
     potential,
+    l2_attention,
     sandwich,
     fourier,
     skew,
@@ -147,6 +150,8 @@ def operations_of(call):
         UnsupportedLayerError: if it is not evaluated apart from the model.
     """
     operation = call.operation
+    if products.is_product(call):
+        return tuple(products.read(call))
     if not isinstance(operation, keras.Layer):
         reader = BARE_READERS.get(type(operation).__name__, elementwise.read_bare)
         return tuple(reader(call))

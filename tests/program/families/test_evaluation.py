@@ -63,6 +63,7 @@ CASES = {
         ODD,
     ),
     "potential, published": (functools.partial(ours.ConvexPotentialDense, norm="power"), VECTOR),
+    "l2 attention": (functools.partial(ours.L2Attention, 1, 0.9), SERIES),
     "softmax potential": (functools.partial(ours.SoftmaxPotential, 5, 3.0), SERIES),
     "sdp": (functools.partial(ours.SDPLipschitzDense, 8, activation="tanh"), SERIES),
     "sdp 1d": (functools.partial(ours.SDPLipschitzConv1D, 5), SERIES),
