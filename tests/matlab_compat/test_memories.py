@@ -33,7 +33,7 @@ def test_octave_proves_the_inequalities_again_and_no_stronger_ones(tmp_path):
     export_memory(tmp_path / "rate.mat", proof(Contracting(0.9)))
     good = ["chain", "indices", "rate"]
     changes = {
-        "indices": {"R": 0.5}, "chain": {"theta": 0.9, "multipliers": -1.0, "P": -1.0},
+        "indices": {"Q": 3.0}, "chain": {"theta": 0.9, "multipliers": -1.0, "P": -1.0},
         "rate": {"rate": 0.1},
     }  # fmt: skip
     bad = []
