@@ -6,7 +6,15 @@ import pytest
 from equilibria import SUPPLIES, array, built, draw, responses
 
 import tf_lyapunov as tfl
-from tf_lyapunov.dynamics import Contracting, L2Gain, Supply, System, certify_dynamics, split_gain
+from tf_lyapunov.dynamics import (
+    Contracting,
+    L2Gain,
+    Supply,
+    System,
+    certify_dynamics,
+    split_gain,
+    supplies_of,
+)
 from tf_lyapunov.dynamics.systems import system_of
 from tf_lyapunov.layers import RecurrentEquilibrium, RecurrentEquilibriumCell
 from tf_lyapunov.theory.sectors import Indices
@@ -261,3 +269,33 @@ def test_split_gains_multiply_to_no_more_than_the_claim(gain, layers, fixed):
         split_gain(gain, 0)
     with pytest.raises(ValueError, match="positive"):
         split_gain(-gain, 1)
+
+
+def test_a_design_is_split_over_layers_with_memory_and_holds_for_the_chain(capsys):
+    from command_line import call
+
+    design = tfl.spectral_design(Indices(0.4, -2.0), ["tanh", "linear", "linear"])
+    first, supply, head = supplies_of(design, [1])
+    assert isinstance(supply, L2Gain)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((5, 2)),
+            layers.Dense(3, "tanh", kernel_constraint=tfl.constraints.SpectralBound(first)),
+            RecurrentEquilibrium(2, 2, supply),
+            layers.Dense(2, kernel_constraint=tfl.constraints.SpectralBound(head)),
+        ]
+    )
+    tfl.project(model)
+    assert certify_dynamics(model, claim=L2Gain(design.gain), optimise=False).proved
+    arguments = "--gain", 3, "--layers", 2, "--recurrent"
+    code, out, _ = call(capsys, "design", *arguments, "1")
+    assert code == 0 and "Layer 1 has memory: supply=L2Gain" in out
+    assert call(capsys, "design", *arguments, "3")[0] == 2
+    for wrong, numbers, words in (
+        (tfl.spectral_design(Indices(0.4, -2.0), ["relu"]), [0], "sector"),
+        (design, [3], "from 0 to 2"),
+        (tfl.spectral_design(Indices(0.4, 0.2), ["linear"]), [0], "sound"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            supplies_of(wrong, numbers)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from equilibria import SUPPLIES, built, draw, responses
+from equilibria import SUPPLIES, array, built, draw, responses
 
-from tf_lyapunov.dynamics.inequality import form, proves, smallest_theta
 from tf_lyapunov.dynamics.systems import System, system_of
 from tf_lyapunov.theory.sectors import Indices, Sector
 from tf_lyapunov.theory.supply_rates import Contracting, feedthrough_form, supply_matrices
+from tf_lyapunov.verification.dissipation import form, proves, smallest_theta
 
 
 def nominal_holds(layer):
@@ -48,6 +48,30 @@ def check_drawn(name, draws):
             if not nominal_holds(layer):
                 failures.append((inputs, units, states, neurons, blocks))
     assert failures == []
+
+
+@pytest.mark.parametrize("logarithms", [(-10.0, -10.0), (10.0, -3.0), (3.0, 10.0)])
+def test_trained_indices_hold_up_to_the_most_that_any_system_has(logarithms):
+    """4δν near 1: D₂₂ is known in float32 far less well than it must differ from u/2δ."""
+    layer = built(SUPPLIES["strict"](4, 4), 4, 4, 4, 4, train_supply=True)
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        draw(layer, rng)
+        layer.cell.supply_logarithms.assign(logarithms)
+        assert nominal_holds(layer)
+
+
+def test_states_of_very_different_sizes_hold():
+    """X of condition 10⁷: its Gram matrix has none of the small directions in float32."""
+    layer = built(SUPPLIES["gain"](2, 2))
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        draw(layer, rng, spread=0.0)
+        factor = array(layer.cell.factor)
+        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0] * 10.0 ** np.array([0, -3.5, -7])
+        factor[:, :3], factor[:, -3:] = factor[:, :3] @ turn, factor[:, -3:] @ turn
+        layer.cell.factor.assign(factor.astype("float32"))
+        assert nominal_holds(layer)
 
 
 @pytest.mark.parametrize("name", ["gain", "indices", "general"])

@@ -34,6 +34,10 @@ def design(
     square_root: Annotated[
         bool, typer.Option("--square-root", help="lyapunov: budgets as derived, not as printed.")
     ] = False,
+    recurrent: Annotated[
+        str | None,
+        typer.Option(help="Numbers of the layers with memory, from 1: their budgets are gains."),
+    ] = None,
     require_proof: Annotated[
         bool, typer.Option("--require-proof", help="Exit with 1 unless the claim is proved.")
     ] = False,
@@ -62,14 +66,33 @@ def design(
         if weights is not None:
             options["weights"] = numbers("--weights", weights)
         sectors = [hidden] * (layers - 1) + [last]
+        chosen = _chosen(recurrent, layers)
+        for number in chosen:
+            sectors[number] = Sector.linear()
         if gain is not None:
             result = spectral_design(gain=gain, sectors=sectors, **options)
         else:
             result = spectral_design(Indices(delta, nu), sectors, rule=rule, **options)
+        supplies = ()
+        if chosen:
+            from ..dynamics import supplies_of
+
+            supplies = supplies_of(result, chosen)
         if json_:
             record = result.to_json()
-            emit(json.loads(record) if isinstance(record, str) else record)
+            record = json.loads(record) if isinstance(record, str) else record
+            emit(record | ({"recurrent": chosen} if chosen else {}))
         else:
             typer.echo(result.explain())
+            for number in chosen:
+                typer.echo(f"Layer {number + 1} has memory: supply={supplies[number]!r}.")
     if require_proof and not result.is_proved:
         raise typer.Exit(NOT_PROVED)
+
+
+def _chosen(text: str | None, layers: int) -> list[int]:
+    """Numbers of layers from 0, of a list of numbers from 1."""
+    found = [] if text is None else numbers("--recurrent", text)
+    if any(n != int(n) or not 1 <= n <= layers for n in found):
+        raise ValueError(f"`--recurrent` must hold numbers from 1 to {layers}. Received: {text!r}.")
+    return sorted({int(n) - 1 for n in found})

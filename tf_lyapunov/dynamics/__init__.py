@@ -6,7 +6,7 @@ about; `Indices` is the one of `tf_lyapunov` itself.
 
 from tf_lyapunov.dynamics.certificate import DynamicsCertificate, StageGain
 from tf_lyapunov.dynamics.certifying import certify_dynamics
-from tf_lyapunov.dynamics.splitting import split_gain
+from tf_lyapunov.dynamics.splitting import split_gain, supplies_of
 from tf_lyapunov.dynamics.systems import System
 from tf_lyapunov.theory.supply_rates import Contracting, L2Gain, Supply
 
@@ -19,4 +19,5 @@ __all__ = [
     "System",
     "certify_dynamics",
     "split_gain",
+    "supplies_of",
 ]

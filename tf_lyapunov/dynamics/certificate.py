@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.showing import Page, Shown, Table
+from tf_lyapunov.verification import archive, memoryfiles, sequences
 from tf_lyapunov.verification.arithmetic import hypot_up, product_up, sqrt_up, sum_up
 
 
@@ -52,6 +53,9 @@ class DynamicsCertificate(Shown):
         is_right: (n,) bool, where labels were given.
         assumptions: tuple of sentences.
         seconds: wall time.
+        evidence: `verification.memoryfiles.MemoryClaim`: storages and multipliers of what is
+            proved; None where some gain is infinite.
+        model: what was certified.
     """
 
     gain_upper_bound: float
@@ -67,6 +71,8 @@ class DynamicsCertificate(Shown):
     is_right: np.ndarray | None
     assumptions: tuple
     seconds: float
+    evidence: object = None
+    model: object = None
 
     @property
     def proved(self):
@@ -104,6 +110,34 @@ class DynamicsCertificate(Shown):
                 "`certified_accuracy` needs inputs and labels: certify_dynamics(model, x, y)."
             )
         return float(np.mean(self.is_right & (self.radius >= radius)))
+
+    def save(self, path):
+        """Writes a proof file (`.npz`), which `verification.verify` re-checks by NumPy alone.
+
+        It holds the gain, and the claim of a single recurrent layer where it is proved; no radii.
+
+        Args:
+            path: file name; an existing file is replaced.
+
+        Raises:
+            ValueError: if nothing is proved, or the verifier cannot confirm it, because the model
+                has changed. Nothing is written then.
+            TypeError: for the certificate of a layer or a `System`: a file is about a model.
+        """
+        if self.evidence is None or not self.proved:
+            raise ValueError(
+                f"There is no proof to write. Received: verdict {self.verdict}, gain "
+                f"{self.gain_upper_bound}. Certify the nearest claim: {self.nearest!r}."
+            )
+        model, chain = sequences.read_sequences(self.model)
+        wrong = memoryfiles.objections(chain, self.evidence)[0]
+        wrong = wrong or sequences.contradictions(model, chain)
+        if wrong:
+            raise ValueError(
+                "The verifier could not confirm this certificate, so no proof file was written: "
+                f"the model may have changed. Received: model {model.name!r}. {' '.join(wrong)}"
+            )
+        archive.write(path, *memoryfiles.pack(chain, self.evidence))
 
     def explain(self):
         """Plain text: the inequality, every stage, the claim, and the assumptions."""

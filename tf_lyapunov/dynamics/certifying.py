@@ -9,7 +9,6 @@ import numpy as np
 
 from tf_lyapunov.dynamics import search
 from tf_lyapunov.dynamics.certificate import DynamicsCertificate, StageGain, state_gain
-from tf_lyapunov.dynamics.inequality import proves
 from tf_lyapunov.dynamics.simulating import margins
 from tf_lyapunov.dynamics.stages import stages_of
 from tf_lyapunov.dynamics.systems import System
@@ -19,6 +18,8 @@ from tf_lyapunov.theory.sectors import Indices
 from tf_lyapunov.theory.supply_rates import Contracting, L2Gain, Supply, supply_matrices
 from tf_lyapunov.theory.threads import one_thread
 from tf_lyapunov.verification.arithmetic import norm_up, product_up, row_norms_up, up
+from tf_lyapunov.verification.dissipation import proves
+from tf_lyapunov.verification.memoryfiles import MemoryClaim
 
 # Float32 evaluation of a model and float64 of its weights, relative to the size of the logits.
 _NEAR = 1e-2
@@ -29,9 +30,9 @@ def certify_dynamics(
 ):
     """What the weights of a model with memory prove, over sequences of any length.
 
-    For each recurrent layer, P ⪰ 0 and Λ ≥ 0 are sought with (1) of `dynamics.inequality`: first
-    those of its parametrisation, then by a semidefinite program. Whatever they are, the inequality
-    is proved for the float32 weights as used, read as float64, by a Cholesky factor with outward
+    For each recurrent layer, P ⪰ 0 and Λ ≥ 0 are sought with (1) of `verification.dissipation`:
+    first those of its parametrisation, then by a semidefinite program. Whatever they are, it is
+    proved for the float32 weights as used, read as float64, by a Cholesky factor with outward
     rounding. Gains of a chain multiply.
 
     Args:
@@ -77,19 +78,22 @@ def certify_dynamics(
     _check_claim(claim, single)
     options = {"solver": solver, "optimise": optimise}
     with one_thread():
-        gains, storages = [], []
+        gains, storages, squared, multipliers = [], [], [], []
         for stage in stages:
             found = _gain(stage, seconds, options)
             gains.append(found[0])
             storages += found[1]
+            multipliers += found[2]
+            squared += found[3]
         total = product_up(*(g.gain_upper_bound for g in gains))
-        indices, rate, verdict, nearest = _judged(claim, single, total, seconds, options)
+        indices, rate, verdict, nearest, proof = _judged(claim, single, total, seconds, options)
         found = (None, None, None)
         if x is not None:
             found = _radii(model, stages, storages, gains, x, y)
     return DynamicsCertificate(
         total, tuple(gains), tuple(storages), claim, verdict, nearest, indices, rate, *found,
         _assumptions(stages, x), time.monotonic() - begin,
+        _evidence(total, squared, storages, multipliers, proof), model,
     )  # fmt: skip
 
 
@@ -110,22 +114,36 @@ def _check_claim(claim, single):
         claim.matrices(single.outputs, single.inputs)
 
 
+def _evidence(total, squared, storages, multipliers, proof):
+    """`MemoryClaim` of what was proved: `proof` is a dict of its last three fields."""
+    if not math.isfinite(total):
+        return None
+    # Of a chain, the verifier's own norms of dense layers may differ in the last places.
+    return MemoryClaim(
+        product_up(total, 1 + 2.0**-40), tuple(squared), tuple(storages), tuple(multipliers),
+        **proof,
+    )  # fmt: skip
+
+
 def _gain(stage, seconds, options):
-    """`(StageGain, [P])` of a stage, or `(StageGain, [])` of one without memory."""
+    """`(StageGain, [P], [Λ], [θ])` of a stage; of one without memory the lists are empty."""
     if not isinstance(stage, System):
-        return StageGain(stage.name, stage.gain), []
+        return StageGain(stage.name, stage.gain), [], [], []
     p, m = stage.outputs, stage.inputs
     rate = -np.eye(p), np.zeros((m, p)), np.zeros((m, m))
     found = search.proved_theta(stage, rate, seconds=seconds, **options)
     if found is None:
-        return StageGain(stage.name, math.inf, math.inf), [np.full((stage.states,) * 2, np.inf)]
-    theta, storage, _ = found
-    gain = sqrt_up(Fraction(max(theta, 0.0)))
-    return StageGain(stage.name, gain, state_gain(storage, norm_up)), [storage]
+        storage = np.full((stage.states,) * 2, np.inf)
+        return StageGain(stage.name, math.inf, math.inf), [storage], [], []
+    theta, storage, multipliers = found
+    theta = max(theta, 0.0)
+    gain = sqrt_up(Fraction(theta))
+    of = StageGain(stage.name, gain, state_gain(storage, norm_up))
+    return of, [storage], [multipliers], [theta]
 
 
 def _judged(claim, single, gain, seconds, options):
-    """`(indices, rate, verdict, nearest)`."""
+    """`(indices, rate, verdict, nearest, proof)`: a dict of what a proof says beside gains."""
     asked = claim
     if claim is None and single is not None and not isinstance(single.supply, L2Gain):
         asked = single.supply
@@ -133,18 +151,20 @@ def _judged(claim, single, gain, seconds, options):
         limit = math.inf if claim is None else claim.gamma
         proved = math.isfinite(gain) and gain <= limit
         known = L2Gain(gain) if 0 < gain < math.inf else None
-        return None, None, _verdict(proved), known
+        return None, None, _verdict(proved), known, {}
     if isinstance(asked, Contracting):
         found = search.proved_rate(single, asked.rate, **options)
         rate = None if found is None else found[0]
         proved = rate is not None and rate <= asked.rate
         nearest = None if rate is None else Contracting(rate)
-        return None, rate, _verdict(proved or (claim is None and math.isfinite(gain))), nearest
+        proof = {} if found is None else {"rate": rate, "evidence": found[1:]}
+        verdict = _verdict(proved or (claim is None and math.isfinite(gain)))
+        return None, rate, verdict, nearest, proof
     q, s, r = supply_matrices(asked, single.outputs, single.inputs)
     base = np.zeros_like(r) if isinstance(asked, Indices) else r
     found = search.proved_theta(single, (q, s, base), seconds=seconds, **options)
     if found is None:
-        return None, None, _verdict(claim is None and math.isfinite(gain)), None
+        return None, None, _verdict(claim is None and math.isfinite(gain)), None, {}
     theta, storage, multipliers = found
     if isinstance(asked, Indices):
         nu = -theta / 2
@@ -152,14 +172,25 @@ def _judged(claim, single, gain, seconds, options):
             nu = min(nu, round_down(1 / (4 * Fraction(asked.delta))))
         indices = Indices(asked.delta, nu)
         proved = nu >= asked.nu
-        return indices, None, _verdict(proved or claim is None), indices
-    proved = theta <= 0 or proves(single, storage, multipliers, (q, s, r))
+        rate = supply_matrices(indices, single.outputs, single.inputs)
+        proof = _written(single, storage, multipliers, rate)
+        return indices, None, _verdict(proved or claim is None), indices, proof
+    proved = proves(single, storage, multipliers, (q, s, r))
     nearest = asked
     if not proved:
         raised, diagonal = np.array(r), np.diag_indices(len(r))
         raised[diagonal] = up(raised[diagonal] + theta)
         nearest = Supply(q, s, raised)
-    return None, None, _verdict(proved or claim is None), nearest
+    rate = nearest.Q, nearest.S, nearest.R
+    proof = _written(single, storage, multipliers, rate)
+    return None, None, _verdict(proved or claim is None), nearest, proof
+
+
+def _written(single, storage, multipliers, supply):
+    """Fields of a supply rate for `MemoryClaim`; none if its own rounding keeps it unproved."""
+    if not proves(single, storage, multipliers, supply):
+        return {}
+    return {"supply": supply, "evidence": (storage, multipliers)}
 
 
 def _verdict(proved):

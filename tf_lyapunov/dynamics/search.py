@@ -1,12 +1,12 @@
-"""Storages and multipliers: candidates of a solver, believed only once `inequality.proves` them."""
+"""Storages and multipliers: candidates of a solver, believed once `dissipation.proves` them."""
 
 import math
 
 import numpy as np
 
 from tf_lyapunov.bounds.programs.sdp import check_solver
-from tf_lyapunov.dynamics.inequality import form, proves, smallest_theta
 from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
+from tf_lyapunov.verification.dissipation import form, proves, smallest_theta
 
 # Sides of M above which no semidefinite program is tried unasked: minutes instead of seconds.
 LARGEST_SIDE = 80
@@ -16,7 +16,7 @@ _SHARES = (0.0, *np.geomspace(1e-10, 1.0, 21))
 
 
 def proved_theta(system, supply, *, solver="clarabel", optimise=None, seconds=None):
-    """`(θ, P, Λ)` with a small θ for which (1) of `inequality` is proved, or None.
+    """`(θ, P, Λ)` with a small θ for which (1) of `verification.dissipation` is proved, or None.
 
     The storage of the layer's parametrisation is scaled first; where a semidefinite program is
     solved too, its answer is moved towards that one by growing shares until it is proved.

@@ -45,3 +45,53 @@ def split_gain(gain, layers, *, fixed=()):
     while Fraction(each) ** int(layers) * others > Fraction(gain):
         each = math.nextafter(each, 0.0)
     return (L2Gain(each),) * int(layers)
+
+
+def supplies_of(design, recurrent):
+    """What every layer of a cascade keeps, so that a design's claim holds over sequences too.
+
+    A sound design proves its claim from gains of stages alone, Π_l r_l ≤ L: from ‖Δy_l‖ ≤ r_l‖Δu_l‖
+    in l2 over a whole sequence the same follows for the cascade, whether a stage has memory or not.
+    So the budget of a recurrent layer, which holds its activations, is its `L2Gain`.
+
+    Args:
+        design: `Design` of a gain or of a claim, by the rule `"sound"`, in which recurrent layers
+            have the sector `"linear"`.
+        recurrent: numbers of the recurrent layers, from 0.
+
+    Returns:
+        Tuple with one entry a layer: `L2Gain` of a recurrent one, for `RecurrentEquilibrium`; the
+        budget of another, for `constraints.SpectralBound`.
+
+    Raises:
+        ValueError: for another rule, which speaks of matrices; for numbers of no layer, or of one
+            with another sector.
+
+    Example:
+
+    >>> from tf_lyapunov.design import spectral_design
+    >>> design = spectral_design(gain=4.0, sectors=["linear", "relu"])
+    >>> supplies_of(design, [0])[0].gamma <= 2.0
+    True
+
+    Reference: the small-gain composition of cascades, in sound form.
+    """
+    if design.rule != "sound" or design.balls is not None:
+        raise ValueError(
+            "Only a sound design is about gains, which recurrent layers have; another is about "
+            f"matrices. Received: rule={design.rule!r}. Use rule='sound' with a claim of ν < 0, or "
+            "a gain."
+        )
+    chosen = sorted(set(recurrent))
+    if any(isinstance(k, bool) or not 0 <= k < len(design.budgets) for k in chosen):
+        raise ValueError(
+            f"`recurrent` must hold numbers from 0 to {len(design.budgets) - 1}. "
+            f"Received: {list(recurrent)}."
+        )
+    wrong = [k for k in chosen if (design.sectors[k].alpha, design.sectors[k].beta) != (1.0, 1.0)]
+    if wrong:
+        raise ValueError(
+            "The gain of a recurrent layer holds its activations: give it the sector 'linear'. "
+            f"Received: other sectors for layers {wrong}."
+        )
+    return tuple(L2Gain(b) if k in chosen else b for k, b in enumerate(design.budgets))

@@ -31,8 +31,12 @@ below the blocks. Another supply rate is the same in other coordinates (`feedthr
 so u is replaced by root·u, and y by center·u + half·y. Contraction at rate a has P/a² for P in the
 first block of (2), its first two block rows and columns alone, and C₂, D₂₁, D₂₂ free.
 
-Reference: Revay, Wang and Manchester (2024), Recurrent Equilibrium Networks; in sound form: the
-margin ε that keeps (2) in float32 is relative to ‖H‖, and blocks are dominated.
+(3) holds for whatever X, 𝐁₂ and C₂ are, rounded ones too. So states are turned first, by a T with
+Tᵀ(H₁₁ + P/a²)T = 2I as far as rounding lets it, and (3) is read in the new coordinates: however
+ill-conditioned X is, E there is near I, and no error of T is one of (2).
+
+Reference: Revay, Wang and Manchester (2024), Recurrent Equilibrium Networks; in sound form: a
+margin keeps (2) in floating point, in coordinates where rounding is small; blocks are dominated.
 """
 
 import math
@@ -45,9 +49,8 @@ from tf_lyapunov.spectral.orthogonal import accretive_inverse
 from tf_lyapunov.spectral.precision import full_precision
 
 # Share of H's diagonal, times the root of its size, that is added to it: (2) must survive the
-# rounding of E⁻¹ and Λ⁻¹, whose condition it limits. Relative to each entry: columns of X differ in
-# size. A quarter of it was enough for 400 settings of sizes from 10⁻³ to 10³.
-# Not for all: of indices with ν > 0 one of 179 further settings lost (2) in float32.
+# rounding of E⁻¹ and Λ⁻¹. In balanced coordinates what is rounded is of the size of the diagonal
+# entries it stands between, so that a few units of roundoff times the size would do: 330 here.
 MARGIN = {"float32": 2e-5, "float64": 1e-9}
 # A diagonal of zeros; the smallest square; skew parts of E in units of its symmetric part.
 FLOOR, TINY, LARGEST_SKEW = 1e-6, 1e-30, 4.0
@@ -65,7 +68,7 @@ def block_bounds(neurons, blocks):
     return np.concatenate([[0], np.cumsum(sizes)]).tolist()
 
 
-def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None):
+def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None, caution=1.0):
     """Weights of (1) from free matrices, in the coordinates of the unit gain.
 
     Args:
@@ -76,6 +79,7 @@ def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None):
         feedthrough: D₂₂ of norm below 1, (outputs, inputs).
         bounds: of `block_bounds`.
         rate: a for contraction alone, or None for the gain.
+        caution: factor of `MARGIN`.
 
     Returns:
         `[A, B₁, B₂, C₁, D₁₁, D₁₂, C₂, E, P, Λ]`, tensors, Λ as a vector; NaN for weights that are
@@ -86,33 +90,49 @@ def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None):
     b2, d12, c2, d21 = signals
     n, q = b2.shape[0], d12.shape[0]
     dtype = keras.backend.standardize_dtype(x.dtype)
+    margin = caution * MARGIN[dtype] * math.sqrt(2 * n + q)
+    squared = 1.0 if rate is None else rate**2
+    eye = ops.eye(n, dtype=dtype)
     with full_precision():
         h = ops.matmul(ops.transpose(x), x)
+        supplied = None
         if rate is None:
-            h = h + _supplied(b2, d12, c2, d21, feedthrough)
-        margin = MARGIN[dtype] * math.sqrt(2 * n + q)
-        h = h + ops.diag(margin * (ops.diagonal(h) + FLOOR))
-        p = h[n + q :, n + q :]
-        shrunk = p if rate is None else p / rate**2
-        # The state becomes Cᵀ times the one of (3), with CCᵀ = (H₁₁ + P)/2, so that E + Eᵀ is 2I.
-        eye = ops.eye(n, dtype=dtype)
-        root = ops.cholesky((h[:n, :n] + shrunk) / 2)
+            supplied = _Supplied(d12, d21, feedthrough)
+            h = h + supplied(b2, c2)
+        # More rows of X, so that T is known where X has a kernel.
+        rest = ops.sqrt(margin * (ops.diagonal(h) + FLOOR))
+        x = ops.concatenate([x, ops.diag(rest)], axis=0)
+        sizes = ops.square(rest[:n]), ops.square(rest[n + q :])
+        before = h[:n, :n] + ops.diag(sizes[0])
+        after = h[n + q :, n + q :] + ops.diag(sizes[1])
+        root = ops.cholesky((before + after / squared) / 2)
         turn = ops.solve_triangular(root, eye, lower=True)
         turned = ops.transpose(turn)
-        p = ops.matmul(ops.matmul(turn, p), turned)
-        p = (p + ops.transpose(p)) / 2 + margin * eye
-        e = _implicit(skew, 1 + 2 * margin * (1 if rate is None else 1 / rate**2))
-        f = ops.matmul(ops.matmul(turn, h[n + q :, :n]), turned)
-        driven = ops.matmul(turn, ops.concatenate([h[n + q :, n : n + q], b2], axis=1))
-        explicit = ops.matmul(accretive_inverse(e), ops.concatenate([f, driven], axis=1))
-        seen = ops.matmul(ops.concatenate([-h[n : n + q, :n], c2], axis=0), turned)
-        multipliers = _dominating(h[n : n + q, n : n + q], bounds) / 2
+        x = ops.concatenate(
+            [
+                ops.matmul(x[:, :n], turned),
+                x[:, n : n + q],
+                ops.matmul(x[:, n + q :], turned),
+            ],
+            axis=1,
+        )
+        b2, c2 = ops.matmul(turn, b2), ops.matmul(c2, turned)
+        h = ops.matmul(ops.transpose(x), x)
+        if rate is None:
+            h = h + supplied(b2, c2)
+        within = h[n : n + q, n : n + q]
+        within = within + ops.diag(margin * ops.diagonal(within))
+        p = h[n + q :, n + q :] + margin * squared * eye
+        e = (h[:n, :n] + margin * eye + p / squared) / 2 + _limited_skew(skew)
+        driven = ops.concatenate([h[n + q :, : n + q], b2], axis=1)
+        explicit = ops.matmul(accretive_inverse(e), driven)
+        multipliers = _dominating(within, bounds) / 2
         below = ops.convert_to_tensor(_below(bounds), dtype=dtype)
-        rows = ops.concatenate([seen[:q], -h[n : n + q, n : n + q] * below, d12], axis=1)
+        rows = ops.concatenate([-h[n : n + q, :n], -within * below, d12], axis=1)
         rows = rows / ops.expand_dims(multipliers, 1)
     a, b1, b2 = explicit[:, :n], explicit[:, n : n + q], explicit[:, n + q :]
     c1, d11, d12 = rows[:, :n], rows[:, n : n + q], rows[:, n + q :]
-    return [v * mark for v in (a, b1, b2, c1, d11, d12, seen[q:], e, p, multipliers)]
+    return [v * mark for v in (a, b1, b2, c1, d11, d12, c2, e, p, multipliers)]
 
 
 def _finite(*tensors):
@@ -126,33 +146,36 @@ def _finite(*tensors):
     return kept, ops.where(fits, one, one * float("nan"))
 
 
-def _implicit(skew, half):
-    """E of symmetric part `half`·I, and of skew part below `LARGEST_SKEW`: E⁻¹ is well known."""
+def _limited_skew(skew):
+    """Skew part of E, of norm below `LARGEST_SKEW`: E⁻¹ is well known."""
     skew = skew - ops.transpose(skew)
     norm = ops.sqrt(ops.sum(ops.square(skew)) + TINY)
-    skew = skew * (LARGEST_SKEW / (LARGEST_SKEW + norm))
-    return half * ops.eye(skew.shape[0], dtype=skew.dtype) + skew
+    return skew * (LARGEST_SKEW / (LARGEST_SKEW + norm))
 
 
-def _supplied(b2, d12, c2, d21, feedthrough):
-    """K(I - D₂₂ᵀD₂₂)⁻¹Kᵀ + GᵀG of (3)."""
-    n = b2.shape[0]
-    turned = ops.transpose(feedthrough)
-    side = feedthrough.shape[1]
-    room = ops.eye(side, dtype=b2.dtype) - ops.matmul(turned, feedthrough)
-    zero = ops.zeros((c2.shape[0], n), dtype=b2.dtype)
-    g = ops.concatenate([c2, d21, zero], axis=1)
-    k = ops.concatenate(
-        [
-            -ops.matmul(turned, c2),
-            -ops.matmul(turned, d21) - ops.transpose(d12),
-            ops.transpose(b2),
-        ],
-        axis=1,
-    )
-    through = ops.matmul(ops.transpose(k), ops.matmul(accretive_inverse(room), k))
-    # Symmetric to the last bit, as (3) takes it.
-    return ops.matmul(ops.transpose(g), g) + (through + ops.transpose(through)) / 2
+class _Supplied:
+    """K(I - D₂₂ᵀD₂₂)⁻¹Kᵀ + GᵀG of (3), a function of 𝐁₂ and C₂."""
+
+    def __init__(self, d12, d21, feedthrough):
+        self._d12, self._d21 = d12, d21
+        self._turned = ops.transpose(feedthrough)
+        eye = ops.eye(feedthrough.shape[1], dtype=d12.dtype)
+        self._inverse = accretive_inverse(eye - ops.matmul(self._turned, feedthrough))
+
+    def __call__(self, b2, c2):
+        zero = ops.zeros((c2.shape[0], b2.shape[0]), dtype=b2.dtype)
+        g = ops.concatenate([c2, self._d21, zero], axis=1)
+        k = ops.concatenate(
+            [
+                -ops.matmul(self._turned, c2),
+                -ops.matmul(self._turned, self._d21) - ops.transpose(self._d12),
+                ops.transpose(b2),
+            ],
+            axis=1,
+        )
+        through = ops.matmul(ops.transpose(k), ops.matmul(self._inverse, k))
+        # Symmetric to the last bit, as (3) takes it.
+        return ops.matmul(ops.transpose(g), g) + (through + ops.transpose(through)) / 2
 
 
 def _dominating(h, bounds):

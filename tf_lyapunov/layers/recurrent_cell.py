@@ -23,6 +23,11 @@ from tf_lyapunov.theory.supply_rates import (
 MOST_FEEDTHROUGH = 0.95
 # e^±10 of what was given: trained rates stay within float32.
 MOST_LOGARITHM = 10.0
+# 1 - 4δν of trained indices is not moved below this: nearer to the most that any system can have,
+# float32 does not know how far y is from u/2δ.
+LEAST_ROOM = 1e-8
+# Rounding of y in the coordinates of the unit gain, in units of the last place.
+ROUNDING = 8.0
 # Share of Glorot's variance that input and output matrices start with: strong ones cost memory.
 START = 0.1
 
@@ -128,7 +133,7 @@ class RecurrentEquilibriumCell(EffectiveLayer):
         if not self.train_supply:
             return self._supply
         logarithms = np.asarray(ops.convert_to_numpy(self.supply_logarithms), np.float64)
-        factors = np.exp(np.clip(logarithms, -MOST_LOGARITHM, MOST_LOGARITHM))
+        factors = np.exp(np.clip(logarithms, self._lowest, MOST_LOGARITHM))
         if isinstance(self._supply, L2Gain):
             return L2Gain(self._supply.gamma * float(factors[0]))
         delta = self._supply.delta * float(factors[0])
@@ -148,6 +153,7 @@ class RecurrentEquilibriumCell(EffectiveLayer):
         if not isinstance(self._supply, Contracting):
             self._forms = feedthrough_form(self._supply, p, m)
             self._check_feedthrough()
+            self._lowest = self._lowest_logarithms()
 
         def raw(name, shape, initializer="glorot"):
             if initializer == "glorot":
@@ -210,6 +216,36 @@ class RecurrentEquilibriumCell(EffectiveLayer):
         center, half, root = self._forms
         return -np.linalg.solve(half, center) @ np.linalg.inv(root)
 
+    def _lowest_logarithms(self):
+        """Least logarithms of the factors that `train_supply` trains."""
+        if isinstance(self._supply, Indices) and self._inputs <= self.units:
+            least = np.log(LEAST_ROOM / self._supply.discriminant)
+            return np.array([-MOST_LOGARITHM, np.clip(least, -MOST_LOGARITHM, 0.0)])
+        return np.array([-MOST_LOGARITHM])
+
+    def _mixing(self):
+        """Condition numbers of half and root: products with a diagonal mix nothing, and have 1."""
+        return [
+            1.0 if np.array_equal(v, np.diag(np.diag(v))) else float(np.linalg.cond(v))
+            for v in self._forms[1:]
+        ]
+
+    def _shrink(self, logarithms, dtype):
+        """Factor of half, below 1, that pays for the rounding of y.
+
+        With ŷ = half⁻¹(y - center·u) and û = root·u, y rounded is ŷ + eû, ‖e‖ ≤ ε, and
+        |ŷ + eû|² ≤ (1+ε)(|ŷ|² + ε|û|²): a gain of √((1-ε-ε²)/(1+ε)) ≥ 1 - 2ε for ε ≤ 0.1 suffices.
+        ε is ‖half⁻¹·center·root⁻¹‖ units, for D₂₂ is a small difference to center where 4δν is
+        near 1.
+        """
+        unit = ROUNDING * float(np.finfo(dtype).eps) / 2
+        center, half, root = self._forms
+        if logarithms is None or not isinstance(self._supply, Indices):
+            loss = np.linalg.norm(np.linalg.solve(half, center) @ np.linalg.inv(root), 2)
+            return 1 - 2 * min(unit * (float(loss) + float(np.prod(self._mixing()))), 0.1)
+        loss = ops.sqrt(1 / self._rooms(logarithms, dtype)[0])  # of what is paired
+        return 1 - 2 * unit * (loss + 1)
+
     def _remembering(self, shape, dtype=None):
         """X whose H has F = diag(ρ) beside the identity: x⁺ starts near ρx, and w beside it."""
         n, q = self.states, self.neurons
@@ -222,26 +258,36 @@ class RecurrentEquilibriumCell(EffectiveLayer):
 
     def _coordinates(self, logarithms, dtype):
         """`(center, half, root)` as tensors."""
-        center, half, root = self._forms
+        center, half, _ = self._forms
         if logarithms is None:
             return [ops.convert_to_tensor(v, dtype=dtype) for v in self._forms]
-        factors = ops.exp(ops.clip(logarithms, -MOST_LOGARITHM, MOST_LOGARITHM))
+        factors = self._factors(logarithms, dtype)
         if isinstance(self._supply, L2Gain):
             scale = ops.sqrt(factors[0])
             return [ops.convert_to_tensor(center, dtype=dtype)] + [
-                ops.convert_to_tensor(v, dtype=dtype) * scale for v in (half, root)
+                ops.convert_to_tensor(v, dtype=dtype) * scale for v in self._forms[1:]
             ]
         # center = S'/2δ, half = I/√2δ, root² = (1 - 4δν)I/2δ, less I/2δ where S pairs nothing.
-        start, scale = self._supply.discriminant, 1 / factors[0]
-        room = start * factors[1] * ops.ones((self._inputs,), dtype=dtype)
-        if self._inputs > self.units:  # 1 - 4δν stays above 1, and ν negative
-            paired = (np.arange(self._inputs) < self.units).astype(np.float64)
-            room = (start - 1) * factors[1] + ops.convert_to_tensor(paired, dtype=dtype)
+        scale = 1 / factors[0]
+        rooms = self._rooms(logarithms, dtype)
         return [
             ops.convert_to_tensor(center, dtype=dtype) * scale,
             ops.convert_to_tensor(half, dtype=dtype) * ops.sqrt(scale),
-            ops.diag(ops.sqrt(room * scale / (2 * self._supply.delta))),
+            ops.diag(ops.sqrt(rooms * scale / (2 * self._supply.delta))),
         ]
+
+    def _factors(self, logarithms, dtype):
+        lowest = ops.convert_to_tensor(self._lowest, dtype=dtype)
+        return ops.exp(ops.clip(logarithms, lowest, MOST_LOGARITHM))
+
+    def _rooms(self, logarithms, dtype):
+        """1 - 4δν of every input, or -4δν of those that S pairs with no output."""
+        start, factor = self._supply.discriminant, self._factors(logarithms, dtype)[1]
+        if self._inputs <= self.units:
+            return start * factor * ops.ones((self._inputs,), dtype=dtype)
+        # 1 - 4δν stays above 1, and ν negative.
+        paired = (np.arange(self._inputs) < self.units).astype(np.float64)
+        return (start - 1) * factor + ops.convert_to_tensor(paired, dtype=dtype)
 
     def _weights(self, factor, skew, b2, d12, c2, d21, *rest, training):
         """Effective weights: those of the unit gain, in the coordinates of the supply rate."""
@@ -254,12 +300,15 @@ class RecurrentEquilibriumCell(EffectiveLayer):
         logarithms = rest.pop(0) if self.train_supply else None
         m = self._inputs
         with precision.full_precision():
+            caution = 1.0
             if self._forms is None:
                 rate = self._supply.rate
                 z = ops.zeros((self.units, m), dtype=wide)
             else:
                 rate = None
                 center, half, root = self._coordinates(logarithms, wide)
+                half = half * self._shrink(logarithms, wide)
+                caution = max(1.0, self._mixing()[1] / 16)
                 if raw is None and logarithms is None:
                     z = ops.convert_to_tensor(self._fixed_feedthrough(), dtype=wide)
                 elif raw is None:  # a trained gain
@@ -267,7 +316,7 @@ class RecurrentEquilibriumCell(EffectiveLayer):
                 else:
                     z = MOST_FEEDTHROUGH * ops.transpose(cayley(raw)[self.units :])
             signals = b2, d12, c2, d21
-            found = equilibrium_weights(factor, skew, signals, z, self._bounds, rate)
+            found = equilibrium_weights(factor, skew, signals, z, self._bounds, rate, caution)
             a, b1, b2, c1, d11, d12, c2, e, p, multipliers = found
             if self._forms is None:
                 d22 = z if raw is None else raw

@@ -9,12 +9,14 @@ from tf_lyapunov.matlab.content import MatFile
 from tf_lyapunov.matlab.exporting import export_mat, map_record
 from tf_lyapunov.matlab.foreign import ForeignNetwork, import_network
 from tf_lyapunov.matlab.importing import import_mat
+from tf_lyapunov.matlab.memories import export_memory
 from tf_lyapunov.matlab.regions import export_region
 
 __all__ = [
     "ForeignNetwork",
     "MatFile",
     "export_mat",
+    "export_memory",
     "export_region",
     "import_mat",
     "import_network",

@@ -12,6 +12,7 @@ from tf_lyapunov.verification import (
     archive,
     localgains,
     loopfiles,
+    memoryfiles,
     partitions,
     properties,
     ranges,
@@ -29,6 +30,7 @@ _OTHERS = {
     archive.PARTITIONS: partitions,
     archive.GAINS: localgains,
     archive.LOOPS: loopfiles,
+    archive.MEMORIES: memoryfiles,
 }
 _WORDS = {"l2": "l2", "linf": "l∞", "l1": "l1"}
 
@@ -111,8 +113,8 @@ def verify(proof_path, model_or_path, input_shape=None):
 
     Files of ranges (`OutputBounds.save`), of properties (`local.verifying.Verification.save`) and
     of local gains (`gain_on(…, proof=…)`) are checked by the same passes, over their region, its
-    parts or the balls; files of regions of attraction (`control.RegionOfAttraction.save`) by their
-    matrix inequality.
+    parts or the balls; files of regions of attraction (`control.RegionOfAttraction.save`) and of
+    models with memory (`dynamics.DynamicsCertificate.save`) by their matrix inequalities.
 
     Args:
         proof_path: a file written by `Certificate.save("….npz")`, by `save` of what
@@ -123,8 +125,9 @@ def verify(proof_path, model_or_path, input_shape=None):
 
     Returns:
         `Verification`, `ranges.RangeVerification`, `properties.PropertyVerification`,
-        `localgains.GainVerification` or `loopfiles.LoopVerification`; `holds` is False, with
-        reasons, for another model or a wrong claim.
+        `localgains.GainVerification`, `loopfiles.LoopVerification` or
+        `memoryfiles.MemoryVerification`; `holds` is False, with reasons, for another model or a
+        wrong claim.
 
     Raises:
         ProofFileError: the file is missing, corrupt, of another version, or no proof file.
@@ -158,6 +161,8 @@ def verify(proof_path, model_or_path, input_shape=None):
             f"{quoted(error)}). Write it again with `save`. "
             f"Received: {proof_path}."
         ) from error
+    if other is memoryfiles:
+        return memoryfiles.checked(*contents, model_or_path)
     model, network, calls = read_with_calls(model_or_path, input_shape)
     if other is not None:
         return other.checked(*contents, model, network, calls)

@@ -13,11 +13,46 @@ and, summed, every supply of a trajectory is at least -V(Δx₀). Contraction at
 place of P and (Δx, Δw) alone. Any P and Λ prove what they prove, wherever they come from.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 
 from tf_lyapunov.verification.arithmetic import UNIT, is_semidefinite, times
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """Slopes of φ lie in [alpha, beta]."""
+
+    alpha: float
+    beta: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recurrence:
+    """X, N and Y of (1) as `step`, `neurons` and `output`, and the slopes of φ as `sector`."""
+
+    step: np.ndarray
+    neurons: np.ndarray
+    output: np.ndarray
+    sector: Slopes
+
+    @property
+    def states(self):
+        return len(self.step)
+
+    @property
+    def units(self):
+        return len(self.neurons)
+
+    @property
+    def inputs(self):
+        return self.step.shape[1] - self.states - self.units
+
+    @property
+    def outputs(self):
+        return len(self.output)
 
 
 class _Sum:
@@ -56,7 +91,7 @@ def form(system, storage, multipliers, supply=None, theta=0.0, squared_rate=1.0)
     """`(M, error)` of (1), entry by entry.
 
     Args:
-        system: `System`.
+        system: `Recurrence`, or another object with its attributes.
         storage: P, symmetric.
         multipliers: Λ ≥ 0, a vector.
         supply: `(Q, S, R)`, or None for contraction.
@@ -106,8 +141,8 @@ def proves(system, storage, multipliers, supply=None, theta=0.0, squared_rate=1.
 
     Example:
 
-    >>> from tf_lyapunov.dynamics.systems import System
-    >>> lag = System.linear([[0.5]], [[1.0]], [[1.0]], [[0.0]])  # its gain is 1/(1 - 0.5)
+    >>> step, none, output = np.array([[0.5, 1.0]]), np.zeros((0, 2)), np.array([[1.0, 0.0]])
+    >>> lag = Recurrence(step, none, output, Slopes(0.0, 1.0))  # its gain is 1/(1 - 0.5)
     >>> rate = -np.eye(1), np.zeros((1, 1)), np.zeros((1, 1))
     >>> proves(lag, np.array([[2.0]]), np.zeros(0), rate, theta=4.01)
     True
