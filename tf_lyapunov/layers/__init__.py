@@ -26,6 +26,10 @@ from tf_lyapunov.layers.normalized import (
     SpectralDense,
 )
 from tf_lyapunov.layers.orthogonal import CayleyConv2D, CayleyDense
+from tf_lyapunov.layers.orthogonal_convolution import (
+    OrthogonalConv2D,
+    OrthogonalConv2DTranspose,
+)
 from tf_lyapunov.layers.padding import Padding2D
 from tf_lyapunov.layers.pooling import (
     GlobalL2NormPooling2D,
@@ -82,6 +86,8 @@ __all__ = [
     "LpPooling2D",
     "MaxMin",
     "NormalizedDense",
+    "OrthogonalConv2D",
+    "OrthogonalConv2DTranspose",
     "OrthogonalDense",
     "Padding2D",
     "PositionBias",

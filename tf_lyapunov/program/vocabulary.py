@@ -19,6 +19,7 @@ from tf_lyapunov.program.families import (
     moving,
     normalizing,
     norms,
+    orthogonal,
     pooling,
     potential,
     preprocessing,
@@ -39,6 +40,7 @@ from tf_lyapunov.program.refusal import refuse
 from tf_lyapunov.program.wrapping import ADDED, Part
 
 FAMILIES = (
+    orthogonal,
     linear,
     elementwise,
     fused,
