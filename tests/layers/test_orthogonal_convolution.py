@@ -71,7 +71,7 @@ GRID = [
 ]
 
 
-def stepped(layer, steps=25):
+def stepped(layer, steps):
     """Steps of `Stiefel` along random gradients."""
     optimizer = Stiefel(keras.optimizers.Adam(0.05))
     rng = np.random.default_rng(0)
@@ -111,12 +111,24 @@ def materialised(layer, shape):
 
 @pytest.mark.parametrize(("make", "shape", "keeps"), GRID)
 def test_after_training_the_map_is_orthogonal_and_below_its_measured_bound(make, shape, keeps):
+    check_trained(make, shape, keeps, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "shape", "keeps"), GRID)
+def test_so_it_is_after_twenty_five_steps(make, shape, keeps):
+    check_trained(make, shape, keeps, 25)
+
+
+def check_trained(make, shape, keeps, steps):
     layer = built(make, shape)
     factors = [v for v in layer.trainable_variables if is_marked(v)]
     start = [np.array(ops.convert_to_numpy(v)) for v in factors]
-    stepped(layer)
+    stepped(layer, steps)
     for before, v in zip(start, factors, strict=True):
-        assert before.size == 1 or np.abs(ops.convert_to_numpy(v) - before).max() > 0.05
+        # One number of size 1 cannot turn.
+        one = before.shape[-2:] == (1, 1)
+        assert one or np.abs(ops.convert_to_numpy(v) - before).max() > 0.05
     matrix = materialised(layer, shape)
     assert np.allclose(called(layer, shape), matrix, atol=1e-5)
     values = np.linalg.svd(matrix, compute_uv=False)
@@ -164,16 +176,14 @@ def test_the_departure_of_a_kernel_that_is_none_is_bounded_for_every_size():
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float64"])
 def test_gains_of_other_formats_are_those_of_the_cast_kernels(dtype):
-    for layer, shape in (
-        (conv(4, 3, 2, dtype=dtype), (4, 4, 1)),
-        (back(2, 3, dtype=dtype), (3, 3, 2)),
-    ):
-        layer.build((None, *shape))
+    for make, shape in ((conv(4, 3, 2), (4, 4, 1)), (back(2, 3), (3, 3, 2))):
+        layer = built(make, shape, dtype=dtype)
         norm = np.linalg.norm(materialised(layer, shape), 2)
         assert norm <= layer.gain_upper_bound()
-        small = dtype == "float64"
-        assert (layer.departure_upper_bound() < 1e-12) == small
-        assert layer.departure_upper_bound() < 0.2
+        if dtype == "float64":
+            assert layer.departure_upper_bound() < CLOSE
+        else:
+            assert 1e-5 < layer.departure_upper_bound() < 0.5
 
 
 def network(padding="circular", **options):
@@ -240,12 +250,8 @@ def test_another_optimizer_leaves_the_manifold_and_the_gain_says_so():
 
 
 def test_channels_first_is_the_same_map():
-    last, first = (
-        conv(4, 3, 2, groups=2),
-        OrthogonalConv2D(4, 3, 2, "circular", "channels_first", 1, 2),
-    )
-    x = X[:3]
-    last.build(x.shape)
+    x, last = X[:3], built(conv(4, 3, 2, groups=2), X.shape[1:])
+    first = OrthogonalConv2D(4, 3, 2, "circular", "channels_first", 1, 2)
     first.build((None, 2, 6, 4))
     first.set_weights(last.get_weights())
     moved = np.moveaxis(ops.convert_to_numpy(first(np.moveaxis(x, -1, 1))), 1, -1)

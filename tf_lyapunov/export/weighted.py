@@ -14,6 +14,7 @@ from tf_lyapunov.layers.orthogonal_convolution import (
     OrthogonalConv2D,
     OrthogonalConv2DTranspose,
 )
+from tf_lyapunov.layers.reflector import BlockReflectorConv2D
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.layers.skew import SkewOrthogonalConv2D
 from tf_lyapunov.program.weights import OWN_CONVOLUTIONS, OWN_DENSE
@@ -211,6 +212,7 @@ RULES = {
     SandwichDense: _sandwich,
     SandwichConv2D: _sandwich_convolution,
     CayleyConv2D: _cayley,
+    BlockReflectorConv2D: _cayley,
     SkewOrthogonalConv2D: _skew,
     OrthogonalConv2D: _orthogonal,
 }

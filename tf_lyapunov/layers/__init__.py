@@ -46,6 +46,7 @@ from tf_lyapunov.layers.potential import (
 )
 from tf_lyapunov.layers.recurrent import RecurrentEquilibrium
 from tf_lyapunov.layers.recurrent_cell import RecurrentEquilibriumCell
+from tf_lyapunov.layers.reflector import BlockReflectorConv2D, BlockReflectorDense
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.layers.resizing import (
     ChannelPadding,
@@ -65,6 +66,8 @@ __all__ = [
     "AlmostOrthogonalDense",
     "BatchCentering",
     "BjorckDense",
+    "BlockReflectorConv2D",
+    "BlockReflectorDense",
     "CayleyConv2D",
     "CayleyDense",
     "ChannelPadding",

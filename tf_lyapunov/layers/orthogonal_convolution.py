@@ -74,7 +74,7 @@ class OrthogonalConv2D(OrthogonalKernel):
     needs = (
         "An isometry needs groups of at least s₁s₂·in filters, sides of at least the stride, and "
         "padding='circular' (or 'same' where sides and strides are equal); its adjoint at most as "
-        "many, and padding='valid', or 'circular' where strides divide the image."
+        "many, and padding='valid', or one of these where strides divide the image."
     )
 
     def __init__(
@@ -143,9 +143,11 @@ class OrthogonalConv2D(OrthogonalKernel):
             )
         inputs, outputs = channels // self.groups, self.filters // self.groups
         rows, circular = math.prod(self.base) * inputs, self.padding == "circular"
-        whole = circular and high % self.strides[0] == wide % self.strides[1] == 0
+        known = None not in (high, wide)
+        whole = known and high % self.strides[0] == wide % self.strides[1] == 0
         norms = outputs >= rows and self.base == self.strides
         norms = norms and (circular or (self.padding == "same" and self._apart))
+        whole = whole and (circular or (self.padding == "same" and self._apart))
         gradients = outputs <= rows and (whole or self.padding == "valid")
         self._check_preserves(channels, self.filters, norms, gradients)
         self._add_factors(inputs, outputs)

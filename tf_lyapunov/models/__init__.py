@@ -15,6 +15,7 @@ from tf_lyapunov.models.lipschitz import (
     kw_large,
     lip_conv_net,
     lipnext,
+    lipnext_block,
     liresnet,
     two_conv_two_dense,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "kw_large",
     "lip_conv_net",
     "lipnext",
+    "lipnext_block",
     "liresnet",
     "mlp",
     "preact_resnet",

@@ -3,7 +3,14 @@
 import keras
 import numpy as np
 
-from tf_lyapunov.layers import almost_orthogonal, bjorck, manifold, normalized, orthogonal
+from tf_lyapunov.layers import (
+    almost_orthogonal,
+    bjorck,
+    manifold,
+    normalized,
+    orthogonal,
+    reflector,
+)
 from tf_lyapunov.layers.base import EffectiveLayer
 from tf_lyapunov.layers.orthogonal_convolution import (
     OrthogonalConv2D,
@@ -21,6 +28,7 @@ OWN_DENSE = (
     normalized.NormalizedDense,
     normalized.SpectralDense,
     orthogonal.CayleyDense,
+    reflector.BlockReflectorDense,
 )
 OWN_CONVOLUTIONS = (
     almost_orthogonal.AlmostOrthogonalConv1D,
