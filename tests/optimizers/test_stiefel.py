@@ -109,7 +109,7 @@ def test_averages_that_nobody_projected_back_are_refused_by_name_or_restored():
     model = keras.Sequential([keras.Input((6,)), OrthogonalDense(3), OrthogonalDense(2)])
     optimizer = Stiefel(keras.optimizers.SGD(0.1, use_ema=True))
     model.compile(optimizer, "mse", run_eagerly=True)
-    swap = keras.callbacks.SwapEMAWeights()
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
     with pytest.raises(ValueError, match="projected back before they are used"):
         model.fit(np.eye(6), np.zeros((6, 2)), verbose=0, callbacks=[swap])
     assert check_orthogonal(model) < 1e-5
