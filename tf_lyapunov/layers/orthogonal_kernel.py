@@ -46,11 +46,12 @@ class OrthogonalKernel(EffectiveLayer):
         **kwargs,
     ):
         none = (None,)
-        if kwargs.pop("kernel_constraint", None) is not None:
+        constraint = kwargs.pop("kernel_constraint", None)
+        if constraint is not None:
             raise ValueError(
                 f"`kernel_constraint` of a {type(self).__name__} must be None: its factors are "
                 "kept orthogonal by the optimizer or held by a constraint, not both. Received: "
-                "kernel_constraint=another value. Use `keras.layers` for a constrained kernel."
+                f"kernel_constraint={constraint!r}. Use a layer of Keras for a constrained kernel."
             )
         kwargs = without(self, kwargs, lora_rank=none, lora_alpha=none, quantization_config=none)
         super().__init__(**kwargs)
