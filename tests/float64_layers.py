@@ -6,9 +6,8 @@ Nothing of the package's reading is used but the layers themselves: Keras comput
 import keras
 import numpy as np
 
-from tf_lyapunov.layers import LipschitzLayer
 from tf_lyapunov.layers.activations import Householder
-from tf_lyapunov.layers.base import rounded_down
+from tf_lyapunov.layers.base import EffectiveLayer, rounded_down
 from tf_lyapunov.layers.condensing import fix
 from tf_lyapunov.layers.potential import PotentialLayer
 from tf_lyapunov.layers.residual import ConvexCombination
@@ -38,7 +37,7 @@ def in_float64(layer, inputs):
         if keras.backend.is_float_dtype(keras.backend.standardize_dtype(weight.dtype)):
             dtype = weight.dtype if id(weight) in kept else layer.compute_dtype
             mine.assign(keras.ops.cast(keras.ops.cast(weight, dtype), "float64"))
-    if isinstance(layer, LipschitzLayer):
+    if isinstance(layer, EffectiveLayer):
         fix(copy, layer.effective_values())
     if isinstance(layer, SkewOrthogonalConv2D):
         scale = layer.output_scale(layer.inference_terms)

@@ -48,7 +48,7 @@ def effective(layer, training=False):
 def exact_matrix(layer, input_shape, training=False):
     weights = effective(layer, training)
     name = type(layer).__name__
-    if name == "CayleyConv2D":
+    if name in ("CayleyConv2D", "BlockReflectorConv2D"):
         return _cayley_matrix(layer, weights, input_shape)
     if name == "SkewOrthogonalConv2D":
         return _skew_matrix(layer, weights["kernel"], input_shape, training)
@@ -127,7 +127,8 @@ def assert_within_gain(layer, input_shape, training=False):
 def evaluation_error(layer, matrix):
     """Rounding of an output for a unit input; of a kernel, that of adding the bias alone."""
     u = UNIT_ROUNDOFF[layer.compute_dtype]
-    steps = {"CayleyConv2D": 64, "SkewOrthogonalConv2D": 64}.get(type(layer).__name__, 2)
+    steps = dict.fromkeys(("CayleyConv2D", "BlockReflectorConv2D", "SkewOrthogonalConv2D"), 64)
+    steps = steps.get(type(layer).__name__, 2)
     if type(layer).__name__ == "BjorckDense":
         # A bound of the product of its factors: γ‖X‖_F‖C‖_F ≤ 2u·m·√m·√m.
         steps = 16 + 4 * min(matrix.shape) ** 2

@@ -1,8 +1,8 @@
 """Cost of orthogonal kernels by the optimizer (`optimizers.Stiefel`) beside plain ones, in one run.
 
-Adam steps of the MLP 784-256-128-10, in rotating order with plain Keras' and with `CayleyDense`,
-which computes its kernels from raw ones in every call. CPU seconds count all cores and leave out
-what the machine's other guests take.
+Adam steps of the MLP 784-256-128-10 and of three convolutions, in rotating order with plain Keras'
+and with Cayley layers, which compute their kernels from raw ones in every call. CPU seconds count
+all cores and leave out what the machine's other guests take.
 
 What a step computes in 10⁶ flops (products alone; m = 784, n = 256, the small layer in brackets):
 
@@ -20,6 +20,7 @@ import time
 TITLE = "A training step with orthogonal kernels / plain"
 SHAPES = ((784, 256), (256, 128), (128, 10))
 GOALS = {128: 1.9, 512: 1.3}
+CONVOLUTIONS = ("plain", "stiefel", "cayley")
 KINDS = ("plain", "stiefel", "stiefel, tangent gradients", "cayley")
 
 
@@ -52,7 +53,61 @@ def measure(quick):
                     layer.departure_upper_bound() for layer in models[kind].layers[:2]
                 )
             rows.append(row)
-    return {"rows": rows}
+    return {"rows": rows + _convolutions(quick)}
+
+
+def _convolutions(quick):
+    """The same of a network of three convolutions at batch 128, with `OrthogonalConv2D`."""
+    batch, steps, rounds = (128, 2, 1) if quick else (128, 15, 5)
+    x, y = _data(batch * steps)
+    x = x.reshape(-1, 28, 28, 1)
+    models = {kind: _network(kind) for kind in CONVOLUTIONS}
+    seconds = {kind: [] for kind in CONVOLUTIONS}
+    for attempt in range(rounds + 1):
+        first = attempt % len(CONVOLUTIONS)
+        for kind in CONVOLUTIONS[first:] + CONVOLUTIONS[:first]:
+            timed = _timed(models[kind], x, y, batch)
+            if attempt:
+                seconds[kind].append(timed)
+    rows = []
+    for kind in CONVOLUTIONS:
+        pairs = list(zip(seconds[kind], seconds["plain"], strict=True))
+        row = {"model": f"convolutions, batch {batch}", "layers": kind}
+        row["step, CPU ms"] = 1e3 / steps * statistics.median(a[1] for a, _ in pairs)
+        for position, clock in ((1, "CPU"), (0, "wall")):
+            ratios = [a[position] / b[position] for a, b in pairs]
+            row[f"ratio, {clock}"] = statistics.median(ratios)
+        if kind == "stiefel":
+            row["goal"], row["steps"] = 1.5, steps * (rounds + 1)
+            held = models[kind].layers
+            row["largest departure"] = max(
+                v.departure_upper_bound() for v in held if hasattr(v, "departure_upper_bound")
+            )
+        rows.append(row)
+    return rows
+
+
+def _network(kind):
+    """Convolutions 28×28×1 → 14×14×16 → 7×7×32 → 7×7×32, and a dense layer."""
+    import keras
+
+    from tf_lyapunov import layers, optimizers
+
+    keras.utils.set_random_seed(0)
+    cls = {"plain": keras.layers.Conv2D, "cayley": layers.CayleyConv2D}.get(
+        kind, layers.OrthogonalConv2D
+    )
+    padding = {} if kind == "cayley" else {"padding": "same"}
+    shapes = ((16, 3, 2), (32, 3, 2), (32, 3, 1))
+    hidden = [cls(n, k, s, activation="relu", **padding) for n, k, s in shapes]
+    last = [keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((28, 28, 1)), *hidden, *last])
+    optimizer = keras.optimizers.Adam(1e-3)
+    if kind == "stiefel":
+        optimizer = optimizers.Stiefel(optimizer)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    return model
 
 
 def _flops(kind, batch):

@@ -23,6 +23,8 @@ COUNTERPARTS = {
     "AlmostOrthogonalDense": DENSE,
     "BatchCentering": (keras.layers.BatchNormalization, {}),
     "BjorckDense": DENSE,
+    "BlockReflectorConv2D": CONV2D,
+    "BlockReflectorDense": DENSE,
     "CayleyConv2D": CONV2D,
     "CayleyDense": DENSE,
     "ConvexPotentialConv1D": CONV1D,
@@ -35,6 +37,8 @@ COUNTERPARTS = {
     "LipschitzPReLU": (keras.layers.PReLU, {"initial_slope": "alpha_initializer"}),
     "LpPooling2D": AVERAGE,
     "NormalizedDense": DENSE,
+    "OrthogonalConv2D": CONV2D,
+    "OrthogonalConv2DTranspose": (keras.layers.Conv2DTranspose, {}),
     "OrthogonalDense": DENSE,
     "SDPLipschitzConv1D": CONV1D,
     "SDPLipschitzConv2D": CONV2D,
@@ -58,8 +62,8 @@ ALONE = {
     *("SoftmaxPotential", "Truncate", "TwoSidedReLU", "refresh"),
 }
 WEIGHTED = [n for n, (k, _) in COUNTERPARTS.items() if k in (DENSE[0], CONV1D[0], CONV2D[0])]
-# Its rows are normalised; its kernel is itself orthogonal.
-WITHOUT_GAIN = ("NormalizedDense", "OrthogonalDense")
+# Its rows are normalised; their kernels are themselves orthogonal.
+WITHOUT_GAIN = ("NormalizedDense", "OrthogonalConv2D", "OrthogonalDense")
 # Values of Keras' arguments that every layer must take, since they are Keras' defaults or harmless.
 HARMLESS = {
     "use_bias": True,
@@ -130,7 +134,7 @@ def test_what_a_layer_cannot_do_is_refused_with_a_reason(name):
         asked["padding"] = "reflect"
         if name.startswith(("ConvexPotential", "SDP")):
             asked["strides"] = 2
-        if not name.startswith(("Spectral", "AlmostOrthogonal")):
+        if not name.startswith(("Spectral", "AlmostOrthogonal", "OrthogonalConv")):
             asked |= {"groups": 2, "data_format": "channels_first", "dilation_rate": 2}
     for argument, value in asked.items():
         with pytest.raises(ValueError, match=f"`{argument}`.*Received: {argument}="):

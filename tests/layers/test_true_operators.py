@@ -29,6 +29,7 @@ DTYPES = ("float32", "mixed_float16", "mixed_bfloat16")
 DENSE = {
     "CayleyDense": {},
     "BjorckDense": {"iterations": st.integers(1, 7)},
+    "BlockReflectorDense": {"rank": st.sampled_from([None, 1])},
     "SpectralDense": {"shrink_only": st.booleans()},
     "FrobeniusDense": {"shrink_only": st.booleans()},
     "NormalizedDense": {"row_norm": st.sampled_from([1.0, 0.4])},
@@ -41,7 +42,7 @@ CONVOLUTIONS = (
     "SpectralConv1D",
     "SpectralConv2D",
 )
-FOURIER = ("CayleyConv2D", "SandwichConv2D", "SkewOrthogonalConv2D")
+FOURIER = ("BlockReflectorConv2D", "CayleyConv2D", "SandwichConv2D", "SkewOrthogonalConv2D")
 POTENTIAL = tuple(
     f"{family}{kind}"
     for family in ("ConvexPotential", "SDPLipschitz")
@@ -212,6 +213,7 @@ ORTHOGONAL = [
     (lambda: ours.CayleyDense(6, activation=ours.Householder()), (6,)),
     (lambda: ours.BjorckDense(6, iterations=40, activation=ours.FullSort()), (6,)),
     (lambda: ours.CayleyConv2D(8, 3, 2, activation=ours.GroupSort()), IMAGE),
+    (lambda: ours.OrthogonalConv2D(8, 3, 2, "circular", activation=ours.MaxMin()), IMAGE),
     (lambda: ours.SkewOrthogonalConv2D(8, 3, 2, activation=ours.MaxMin()), IMAGE),
     (lambda: ours.InvertibleDownSampling(2), IMAGE),
     (lambda: ours.ShiftMixing(0.25), (3, 2, 5)),

@@ -265,6 +265,13 @@ CASES = {
         "image": lambda: chain(ODD, ours.SkewOrthogonalConv2D(6, 3, activation="relu")),
         "strides": lambda: chain(ODD, ours.SkewOrthogonalConv2D(4, (1, 3), 2)),
     },
+    "orthogonal": {
+        "circular": lambda: chain(
+            ODD, ours.OrthogonalConv2D(6, 3, 2, "circular", groups=1, activation=ours.MaxMin())
+        ),
+        "zeros": lambda: chain(ODD, ours.OrthogonalConv2D(6, 2, groups=3, activation="relu")),
+        "transposed": lambda: chain(ODD, ours.OrthogonalConv2DTranspose(2, 3, 2)),
+    },
     "normalizing": {
         "layer": lambda: chain(SERIES, L.LayerNormalization()),
         "layer, all axes": lambda: chain(

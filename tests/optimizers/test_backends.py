@@ -65,17 +65,52 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     main(None, several=True)
 """
 
+SHARDED = """
+import jax
+devices = keras.distribution.list_devices("cpu")
+assert len(devices) == 2
+mesh = keras.distribution.DeviceMesh((1, 2), ("batch", "model"), devices)
+if sys.argv[1] == "data":
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
+else:
+    layout = keras.distribution.LayoutMap(mesh)
+    layout["orthogonal_dense.*kernel"] = (None, "model")
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+    )
+
+def made(**options):
+    keras.utils.set_random_seed(0)
+    layers = [OrthogonalDense(4, "relu"), OrthogonalDense(8, "relu"), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(Stiefel(keras.optimizers.Adam(0.02, **options)), loss)
+    return model
+
+main(None, several=True)
+"""
+
 
 def run(backend, script, *arguments):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    printed = fresh_processes.output(SCRIPT + script, *arguments, backend=backend)
+    flags = "--xla_force_host_platform_device_count=2"
+    printed = fresh_processes.output(
+        SCRIPT + script, *arguments, backend=backend, XLA_FLAGS=flags
+    )
     assert f"on the manifold on {backend}" in printed
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_kernels_stay_on_the_manifold_and_training_goes_on_bit_for_bit(backend, tmp_path):
     run(backend, "main(sys.argv[1])", str(tmp_path / "half.keras"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_kernels_that_jax_shards_stay_on_the_manifold(kind):
+    """Over two devices: batches apart, or the columns of every kernel."""
+    run("jax", SHARDED, kind)
 
 
 @pytest.mark.slow

@@ -7,7 +7,13 @@ from keras import ops
 
 from tf_lyapunov.constraints import SpectralBound
 from tf_lyapunov.layers import OrthogonalDense
-from tf_lyapunov.optimizers import Stiefel, is_marked, mark_orthogonal
+from tf_lyapunov.optimizers import (
+    Stiefel,
+    check_orthogonal,
+    is_marked,
+    mark_orthogonal,
+    restore_orthogonal,
+)
 
 RNG = np.random.default_rng(0)
 START = np.linalg.qr(RNG.standard_normal((6, 3)))[0].astype("float32")
@@ -97,6 +103,45 @@ def test_averaged_weights_are_projected_back():
     assert departure(average) > 1e-2
     assert np.allclose(values(held)[0], polar(average), atol=1e-6)
     assert departure(values(held)[0]) < 1e-6
+
+
+def test_averages_that_nobody_projected_back_are_refused_by_name_or_restored():
+    model = keras.Sequential([keras.Input((6,)), OrthogonalDense(3), OrthogonalDense(2)])
+    optimizer = Stiefel(keras.optimizers.SGD(0.1, use_ema=True))
+    model.compile(optimizer, "mse", run_eagerly=True)
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    with pytest.raises(ValueError, match="projected back before they are used"):
+        model.fit(np.eye(6), np.zeros((6, 2)), verbose=0, callbacks=[swap])
+    assert check_orthogonal(model) < 1e-5
+    kernel = model.layers[0].kernel
+    average = 0.5 * (values([kernel])[0] + START[:, ::-1])
+    kernel.assign(average)
+    with pytest.raises(ValueError, match=r"Received: .*kernel .*restore_orthogonal"):
+        check_orthogonal(model)
+    assert check_orthogonal(restore_orthogonal(model)) < 1e-5
+    assert np.allclose(values([kernel])[0], polar(average), atol=1e-6)
+    assert check_orthogonal(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])) == 0
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_in_float32_stay_on_the_manifold():
+    held = [mark_orthogonal(keras.Variable(np.eye(16, 8, dtype="float32")))]
+    goal = ops.convert_to_tensor(RNG.standard_normal((16, 8)).astype("float32"))
+    optimizer = Stiefel(keras.optimizers.Adam(1e-2))
+    optimizer.build(held)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        optimizer.apply = tf.function(optimizer.apply)
+    largest, start = 0.0, values(held)[0]
+    for step in range(10_000):
+        # Of ‖W - goal‖², with noise that never lets it rest.
+        noise = ops.convert_to_tensor(RNG.standard_normal((16, 8)).astype("float32"))
+        optimizer.apply([held[0].value - goal + noise])
+        if step % 100 == 99:
+            largest = max(largest, departure(values(held)[0]))
+    assert largest <= 1e-5
+    assert np.abs(values(held)[0] - start).max() > 0.1
 
 
 def test_settings_are_the_inner_optimizers():

@@ -124,6 +124,18 @@ NEVER_OF = {
         "preserves": "refuses shapes, and changes no value",
         **dict.fromkeys(("lora_rank", "lora_alpha"), _REFUSED),
     },
+    **{
+        name: {
+            "preserves": "refuses shapes, and changes no value",
+            "max_gain": "a factor, for which Rescaling stands",
+        }
+        for name in (
+            "OrthogonalConv2D",
+            "OrthogonalConv2DTranspose",
+            "BlockReflectorDense",
+            "BlockReflectorConv2D",
+        )
+    },
     "IntegerLookup": {
         "max_tokens": "without a vocabulary only",
         "mask_token": "changes the vocabulary's numbers only",

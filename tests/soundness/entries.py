@@ -98,7 +98,37 @@ PLAIN, EVEN = ["valid", "same"], [1, 2]
 DENSE = {"activation": _activation, "use_bias": [False], "lora_rank": [1, 2], "lora_alpha": [0.5]}
 entry("Dense", ANY, {"units": [1, 2, 3, 4], **BIASED}, DENSE, 14.0)
 _GENTLE = {"activation": [None, "relu", "tanh"], "use_bias": [False]}
-entry("OrthogonalDense", ANY, {"units": [1, 2, 3, 4], **BIASED}, _GENTLE, 2.0)
+_UNITS, _FILTERS = {"units": [1, 2, 3, 4]}, {"filters": [2, 4]}
+entry("OrthogonalDense", ANY, {**_UNITS, **BIASED}, _GENTLE, 2.0)
+entry("BlockReflectorDense", ANY, {**_UNITS, **BIASED}, {**_GENTLE, "rank": [1]}, 1.0)
+_FACTORS = {"kernel_size": [1, 2, 3], **BIASED}
+entry(
+    "OrthogonalConv2D",
+    IMAGE,
+    {**_FILTERS, **_FACTORS},
+    {
+        **_GENTLE,
+        **{"strides": [2], "padding": ["valid", "circular"], "data_format": _format},
+        **{"dilation_rate": [2], "groups": [2]},
+    },
+    3.0,
+)
+entry(
+    "OrthogonalConv2DTranspose",
+    IMAGE,
+    {**_FILTERS, **_FACTORS},
+    {**_GENTLE, "strides": [2], "padding": ["valid"]},
+    1.5,
+)
+entry(
+    "BlockReflectorConv2D",
+    IMAGE,
+    {**_FILTERS, **_FACTORS},
+    {**_GENTLE, "strides": [2], "rank": [1]},
+    1.0,
+)
+entry("ShiftMixing", (2, 3), {"share": [0.25]}, {"data_format": _format}, 1.5)
+entry("PositionBias", ANY, {"initializer": _normal(0.0, 1.0)}, {}, 1.5)
 entry(
     "EinsumDense",
     (1,),

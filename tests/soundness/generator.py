@@ -17,6 +17,10 @@ import numpy as np
 from keras import ops
 from soundness import pieces
 
+from tf_lyapunov.layers.base import EffectiveLayer
+from tf_lyapunov.layers.condensing import fix
+from tf_lyapunov.optimizers import Stiefel, is_marked
+
 L = keras.layers
 POLICIES = (
     *("float32",) * 14,
@@ -158,7 +162,7 @@ def weigh(model, factor):
 
 def copy_used_weights(model, twin):
     """Gives the twin the weights that the model's layers compute with."""
-    for (layer, mine), (_, other) in zip(leaves(model), leaves(twin), strict=True):
+    for (layer, mine), (copy, other) in zip(leaves(model), leaves(twin), strict=True):
         for source, target in zip(mine, other, strict=True):
             value = source.value
             if getattr(source, "autocast", getattr(source, "_autocast", True)) and str(
@@ -168,6 +172,22 @@ def copy_used_weights(model, twin):
             # By NumPy: a backend may flush subnormal numbers as it widens them.
             value = np.asarray(ops.convert_to_numpy(value))
             target.assign(value.astype("float32" if value.dtype.kind == "V" else value.dtype))
+        if isinstance(layer, EffectiveLayer):
+            fix(copy, layer.effective_values())
+
+
+def turn(model, seed):
+    """A few steps of `Stiefel` along random gradients, where kernels are marked for it."""
+    variables = [v for v in model.trainable_variables if is_marked(v)]
+    if not variables:
+        return
+    rng = np.random.default_rng([seed, 7])
+    optimizer = Stiefel(keras.optimizers.SGD(0.1))
+    for _ in range(2):
+        grads = [rng.normal(size=v.shape).astype("float32") for v in variables]
+        optimizer.apply(
+            [ops.cast(g, v.dtype) for g, v in zip(grads, variables, strict=True)], variables
+        )
 
 
 # Attributes that a user may set after the model was built, with values to set.
@@ -256,6 +276,8 @@ def build(seed):
 
         def prepare(model):
             weigh(model, factor)
+            if 0.05 < use < 0.4:
+                turn(model, seed)
             if use < 0.05:  # a first use, after which something may be changed
                 model.predict(x0(model), verbose=0)
 

@@ -225,6 +225,34 @@ def test_impossible_settings_are_refused_by_name():
         robust.fit(np.zeros((4, 5)), verbose=0)
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_under_mixed_precision_bounds_are_those_of_the_float32_weights(policy):
+    model, x, y = labelled()
+    keras.config.set_dtype_policy(policy)
+    try:
+        half = rectified()
+        half.set_weights(model.get_weights())
+        settings = dict(warmup=(0, 0), clean_share=(0.5, 0.5), regularizer=0.5)
+        found = [
+            unchanged_fit(BoundTraining(m, Linf(0.05), bounds=(0, 1), **settings), x, y)
+            for m in (model, half)
+        ]
+        # Bounds are computed in float32 from the stored weights.
+        assert np.isclose(found[0]["bound_loss"], found[1]["bound_loss"], rtol=TOL)
+        assert found[0]["certified_estimate"] == found[1]["certified_estimate"]
+        assert np.isclose(found[0]["loss"], found[1]["loss"], rtol=0.02)
+        robust = BoundTraining(half, Linf(0.05), warmup=(0, 4))
+        robust.compile(keras.optimizers.Adam(0.02), CROSS_ENTROPY)
+        losses = robust.fit(x, y, batch_size=8, epochs=6, verbose=0).history["loss"]
+        assert isinstance(robust.optimizer, keras.optimizers.LossScaleOptimizer) == (
+            policy == "mixed_float16"
+        )
+        assert np.all(np.isfinite(losses)) and losses[-1] < losses[0]
+        assert certify(half, x, y, method="box", norm="linf").radius.shape == (len(x),)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 BACKEND_SCRIPT = """
 import json, sys
 import keras, numpy as np

@@ -83,6 +83,20 @@ class Plain:
             **geometry,
         )(x)
 
+    def conv_transpose(self, x, kernel, bias=None, activation=None, **geometry):
+        """φ(K* x + b) of images, channels last."""
+        return self.new(
+            keras.layers.Conv2DTranspose,
+            kernel.shape[-2],
+            kernel.shape[:2],
+            use_bias=bias is not None,
+            activation=activation,
+            data_format="channels_last",
+            weights=[kernel] if bias is None else [kernel, bias],
+            shape=x.shape,
+            **geometry,
+        )(x)
+
     def reshape(self, x, shape):
         return self.new(keras.layers.Reshape, tuple(-1 if n is None else n for n in shape))(x)
 

@@ -10,10 +10,16 @@ from tf_lyapunov.layers.attention import SoftmaxPotential
 from tf_lyapunov.layers.base import rounded_down
 from tf_lyapunov.layers.linear import space_to_depth_shape
 from tf_lyapunov.layers.orthogonal import CayleyConv2D
+from tf_lyapunov.layers.orthogonal_convolution import (
+    OrthogonalConv2D,
+    OrthogonalConv2DTranspose,
+)
+from tf_lyapunov.layers.reflector import BlockReflectorConv2D
 from tf_lyapunov.layers.sandwich import SandwichConv2D, SandwichDense
 from tf_lyapunov.layers.skew import SkewOrthogonalConv2D
 from tf_lyapunov.program.weights import OWN_CONVOLUTIONS, OWN_DENSE
 from tf_lyapunov.theory.operators import convolution_matrix
+from tf_lyapunov.theory.orthogonal import polyphase
 
 # Maps of images with at most so many entries are written out as matrices (16 MB).
 _MATERIALISED = 2**22
@@ -29,12 +35,51 @@ def _linear(p, x):
         "padding": layer.padding,
         "dilation_rate": layer.dilation_rate,
     }
+    if type(layer) is OrthogonalConv2DTranspose:
+        return after(p.conv_transpose(x, kernel, p.bias(), activation, **geometry))
     geometry["groups"] = layer.groups
     if layer.data_format == "channels_first":
         # The activation follows in the layer's own order of axes.
         y = p.on_last_axis(x, 1, lambda z: p.conv(z, kernel, p.bias(), **geometry))
         return after(y if activation is None else p.new(keras.layers.Activation, activation)(y))
     return after(p.conv(x, kernel, p.bias(), activation, **geometry))
+
+
+def _orthogonal(p, x):
+    layer = p.layer
+    if layer.padding != "circular":
+        return _linear(p, x)
+    activation, after = p.fused()
+    axis = 1 if layer.data_format == "channels_first" else -1
+    y = p.on_last_axis(x, axis, lambda z: _wrapped(p, z))
+    return after(y if activation is None else p.new(keras.layers.Activation, activation)(y))
+
+
+def _wrapped(p, x):
+    """The circular convolution between patches of pixels, moved into channels, and outputs."""
+    layer = p.layer
+    kernel = _joined_groups(layer.effective_values()["kernel"], layer.groups)
+    # Pixels that no tap sees have zeros.
+    unseen = [(0, s - b) for s, b in zip(layer.strides, layer.base, strict=True)]
+    kernel = polyphase(np.pad(kernel, [*unseen, (0, 0), (0, 0)]), layer.strides)
+    x = _space_to_depth(p, x, layer.strides)
+    sizes = x.shape[1:3]
+    circle = np.zeros((*sizes, *kernel.shape[2:]))
+    for tap in np.ndindex(*kernel.shape[:2]):
+        axes = zip(tap, kernel.shape, layer.dilation_rate, sizes, strict=False)
+        circle[tuple(d * ((n - 1) // 2 - t) % size for t, n, d, size in axes)] += kernel[tap]
+    symbol = np.fft.rfft2(circle, axes=(0, 1)).reshape(-1, *kernel.shape[2:])
+    return _circular(p, x, symbol, p.bias())
+
+
+def _joined_groups(kernel, groups):
+    """The kernel of all channels, zero between groups."""
+    *size, inputs, outputs = kernel.shape
+    whole = np.zeros((*size, groups * inputs, outputs))
+    for g in range(groups):
+        mine = slice(g * outputs // groups, (g + 1) * outputs // groups)
+        whole[..., g * inputs : (g + 1) * inputs, mine] = kernel[..., mine]
+    return whole
 
 
 def _potential(p, x):
@@ -167,5 +212,7 @@ RULES = {
     SandwichDense: _sandwich,
     SandwichConv2D: _sandwich_convolution,
     CayleyConv2D: _cayley,
+    BlockReflectorConv2D: _cayley,
     SkewOrthogonalConv2D: _skew,
+    OrthogonalConv2D: _orthogonal,
 }

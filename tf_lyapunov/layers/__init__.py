@@ -27,6 +27,10 @@ from tf_lyapunov.layers.normalized import (
     SpectralDense,
 )
 from tf_lyapunov.layers.orthogonal import CayleyConv2D, CayleyDense
+from tf_lyapunov.layers.orthogonal_convolution import (
+    OrthogonalConv2D,
+    OrthogonalConv2DTranspose,
+)
 from tf_lyapunov.layers.padding import Padding2D
 from tf_lyapunov.layers.pooling import (
     GlobalL2NormPooling2D,
@@ -43,6 +47,7 @@ from tf_lyapunov.layers.potential import (
 )
 from tf_lyapunov.layers.recurrent import RecurrentEquilibrium
 from tf_lyapunov.layers.recurrent_cell import RecurrentEquilibriumCell
+from tf_lyapunov.layers.reflector import BlockReflectorConv2D, BlockReflectorDense
 from tf_lyapunov.layers.residual import ConvexCombination
 from tf_lyapunov.layers.resizing import (
     ChannelPadding,
@@ -62,6 +67,8 @@ __all__ = [
     "AlmostOrthogonalDense",
     "BatchCentering",
     "BjorckDense",
+    "BlockReflectorConv2D",
+    "BlockReflectorDense",
     "CayleyConv2D",
     "CayleyDense",
     "ChannelPadding",
@@ -84,6 +91,8 @@ __all__ = [
     "LpPooling2D",
     "MaxMin",
     "NormalizedDense",
+    "OrthogonalConv2D",
+    "OrthogonalConv2DTranspose",
     "OrthogonalDense",
     "Padding2D",
     "PositionBias",

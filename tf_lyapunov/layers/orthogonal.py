@@ -120,7 +120,8 @@ class CayleyConv2D(LipschitzLinear):
         shape = known_image(input_shape, self)
         self.input_spec = keras.layers.InputSpec(shape=(None, *shape))
         *self.sizes, channels = space_to_depth_shape(shape, self.strides)
-        self._add_kernel((*self.kernel_size, channels, self.filters))
+        self._sides = (channels, self.filters)
+        self._add_kernel((*self.kernel_size, *self._raw_sides()))
         self._add_bias(self.filters)
         self._build_activation(input_shape)
         self._bases = fourier_bases(self.sizes)
@@ -128,19 +129,26 @@ class CayleyConv2D(LipschitzLinear):
         stack = (frequencies, channels, self.filters)
         self._track_effective({"real": stack, "imag": stack}, [self.kernel], self._parametrised)
 
-    def _parametrised(self, kernel, training=False):
-        real, imag = circular_symbol(kernel, self.sizes)
-        tall = kernel.shape[-2] >= kernel.shape[-1]
+    def _raw_sides(self):
+        return self._sides
+
+    def _orthogonal(self, real, imag):
+        """Contractions with nearly orthonormal columns or rows for symbols of the raw kernel."""
+        tall = real.shape[-2] >= real.shape[-1]
         if not tall:
             real, imag = ops.swapaxes(real, -1, -2), ops.swapaxes(imag, -1, -2)
         real, imag = cayley(real, imag)
         if not tall:
             real, imag = ops.swapaxes(real, -1, -2), ops.swapaxes(imag, -1, -2)
+        return real, imag
+
+    def _parametrised(self, kernel, training=False):
+        real, imag = self._orthogonal(*circular_symbol(kernel, self.sizes))
         # The bases are rounded too: as matrices of Frobenius norms √W and √2H, used twice each.
         u = unit_roundoff(kernel.dtype)
         high, wide = self.sizes
         gain = self.max_gain / (1 + 2.2 * u * (math.sqrt(wide) + math.sqrt(2 * high)))
-        rank = 2 * min(kernel.shape[-2:])
+        rank = 2 * min(self._sides)
         return with_gain(real, gain, rank), with_gain(imag, gain, rank)
 
     def call(self, x, training=None):
@@ -156,7 +164,7 @@ class CayleyConv2D(LipschitzLinear):
 
     @property
     def rounding_inflation(self):
-        a, b = self.kernel.shape[-2:]
+        a, b = self._sides
         # Each block is rounded for itself, so that there is one tap.
         return self._cast_inflation(2 * min(a, b), 1, 2 * a * b)
 

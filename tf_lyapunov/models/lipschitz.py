@@ -7,7 +7,7 @@ difference of two logits has a gain of at most 2; with `head="bounded"` the logi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -374,6 +374,51 @@ def liresnet(
     return keras.Model(inputs, _last(x, num_classes, head, made.last), name="liresnet")
 
 
+def lipnext_block(
+    x,
+    *,
+    share: float = 0.125,
+    activation: str = "max_min",
+    names: Callable[[str], str] | None = None,
+):
+    """A block of `lipnext`, of gain 1: orthogonal maps of channels around shifts of groups of them.
+
+        z = sort(S(R(x + p))·M + b),   RᵀR = I,   MᵀM = I                                     (1)
+
+    The published block is M Rᵀ S R; as M and R are free and orthogonal, M here stands for M Rᵀ.
+    `optimizers.Stiefel(inner)` keeps both orthogonal, and certificates measure how far they are.
+
+    Args:
+        x: symbolic images or sequences, channels last, of known size.
+        share: of channels that `ShiftMixing` moves in each direction.
+        activation: as in `two_conv_two_dense`.
+        names: function of a part ("position", "before", "shift", "after", "activation") to the name
+            of its layer; None: names by Keras.
+
+    Returns:
+        Symbolic tensor of the shape of `x`.
+
+    Raises:
+        ValueError: for an unknown activation, or as `ShiftMixing` and `PositionBias` do.
+
+    Example:
+
+    >>> x = keras.Input((4, 4, 8))
+    >>> lipnext_block(x).shape
+    (None, 4, 4, 8)
+
+    Reference: "LipNeXt: scaling up Lipschitz-based certified robustness to billion-parameter
+    models" (arXiv 2601.18513).
+    """
+    sort, names = SORTING[_one_of("activation", activation, SORTING)], names or (lambda part: None)
+    channels = x.shape[-1]
+    x = layers.PositionBias(name=names("position"))(x)
+    x = layers.OrthogonalDense(channels, use_bias=False, name=names("before"))(x)
+    x = layers.ShiftMixing(share, "channels_last", name=names("shift"))(x)
+    x = layers.OrthogonalDense(channels, name=names("after"))(x)
+    return sort(name=names("activation"))(x)
+
+
 def lipnext(
     input_shape: Sequence[int] = (32, 32, 3),
     num_classes: int = 10,
@@ -413,7 +458,8 @@ def lipnext(
     Reference: after "LipNeXt: scaling up Lipschitz-based certified robustness to billion-parameter
     models" (arXiv 2601.18513); sizes of this library.
     """
-    sort, names = SORTING[_one_of("activation", activation, SORTING)], _Names()
+    _one_of("activation", activation, SORTING)
+    names = _Names()
     if isinstance(size, str):
         size = LIPNEXT_SIZES[_one_of("size", size, LIPNEXT_SIZES)]
     blocks, channels = size
@@ -421,11 +467,7 @@ def lipnext(
     inputs, x = _patches(input_shape, patch)
     x = layers.OrthogonalDense(channels, name="stem")(x)
     for _ in range(blocks):
-        x = layers.PositionBias(name=names("position"))(x)
-        x = layers.OrthogonalDense(channels, use_bias=False, name=names("before"))(x)
-        x = layers.ShiftMixing(share, name=names("shift"))(x)
-        x = layers.OrthogonalDense(channels, name=names("after"))(x)
-        x = sort(name=names("activation"))(x)
+        x = lipnext_block(x, share=share, activation=activation, names=names)
     x = layers.GlobalL2NormPooling2D(name="pooling")(x)
     return keras.Model(inputs, _last(x, num_classes, head, layers.OrthogonalDense), name="lipnext")
 

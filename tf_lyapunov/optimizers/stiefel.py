@@ -8,6 +8,7 @@ from keras import ops
 
 from tf_lyapunov.optimizers.marks import check_unconstrained, is_marked
 from tf_lyapunov.spectral.retraction import polar_factor, tangent
+from tf_lyapunov.theory.orthogonal import gram_residual_upper_bound
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
@@ -140,6 +141,18 @@ class Stiefel(keras.optimizers.Optimizer):
                     variable.assign(_nearest(variable))
 
     @property
+    def _model_variables_moving_average(self):
+        # `SwapEMAWeights` asks for it, to put averages in the weights' place as they are.
+        if not self.inner.use_ema:
+            raise AttributeError("_model_variables_moving_average")
+        raise ValueError(
+            "Averages of orthogonal kernels must be projected back before they are used, and "
+            "`SwapEMAWeights` does not. Received: a callback that reads the averages of Stiefel. "
+            "Leave it out: with `use_ema` the projected averages stand in the model after `fit`, "
+            "and with `ema_overwrite_frequency` in between."
+        )
+
+    @property
     def learning_rate(self):
         return self.inner.learning_rate
 
@@ -191,15 +204,76 @@ class Stiefel(keras.optimizers.Optimizer):
         return cls(inner, **{k: v for k, v in config.items() if k != "inner"})
 
 
+def restore_orthogonal(model):
+    """Puts every marked kernel of a model back onto the manifold: its polar factor, in float64.
+
+    For weights that no step of `Stiefel` has made: averages over checkpoints or over runs.
+
+    Args:
+        model: a built model or layer.
+
+    Returns:
+        The same model.
+
+    Example:
+
+    >>> import keras
+    >>> from tf_lyapunov.layers import OrthogonalDense
+    >>> model = keras.Sequential([keras.Input((3,)), OrthogonalDense(2)])
+    >>> _ = model.layers[0].kernel.assign(0.5 * model.layers[0].kernel)
+    >>> check_orthogonal(restore_orthogonal(model)) < 1e-5
+    True
+    """
+    for variable in _marked(model):
+        variable.assign(_nearest(variable))
+    return model
+
+
+def check_orthogonal(model, tol=1e-3):
+    """Raises if a marked kernel is not orthogonal, such as an average that nobody projected back.
+
+    Certificates measure kernels as they are and need no such check; what is built on orthogonal
+    kernels, such as gradients that keep their norms, may.
+
+    Args:
+        model: a built model or layer.
+        tol: largest ‖G - I‖_F that passes.
+
+    Returns:
+        The largest ‖G - I‖_F of the stored kernels, rounded up; 0 without marked ones.
+
+    Raises:
+        ValueError: that names the kernels above `tol`.
+    """
+    found = {v.path: gram_residual_upper_bound(_array(v)) for v in _marked(model)}
+    far = {path: departure for path, departure in found.items() if not departure <= tol}
+    if far:
+        listed = ", ".join(f"{path} (‖G - I‖ ≤ {value:.3g})" for path, value in far.items())
+        raise ValueError(
+            f"Marked kernels must be orthogonal, to {tol:g}. Received: {listed}. Averages of "
+            "orthogonal kernels are not: call `optimizers.restore_orthogonal(model)`."
+        )
+    return max(found.values(), default=0.0)
+
+
+def _marked(model):
+    return [v for v in model.trainable_variables + model.non_trainable_variables if is_marked(v)]
+
+
+def _array(variable):
+    value = _value(variable)
+    if variable.dtype != "float64":
+        value = ops.cast(value, "float32")
+    return np.asarray(ops.convert_to_numpy(value), np.float64)
+
+
 def _value(variable):
     return ops.stop_gradient(ops.convert_to_tensor(variable))
 
 
 def _nearest(variable):
     """The polar factor of a variable by its singular vectors, in float64."""
-    value = np.asarray(ops.convert_to_numpy(ops.cast(_value(variable), "float32")), np.float64)
-    if variable.dtype == "float64":
-        value = np.asarray(ops.convert_to_numpy(_value(variable)))
+    value = _array(variable)
     if not np.all(np.isfinite(value)):
         return value
     left, _, right = np.linalg.svd(value, full_matrices=False)

@@ -20,6 +20,7 @@ import keras
 
 from tf_lyapunov import layers as own
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.layers.orthogonal_kernel import OrthogonalKernel
 from tf_lyapunov.program.graph import read_graph
 from tf_lyapunov.spectral.reading import is_linear, linear_maps
 
@@ -176,7 +177,7 @@ def _count(call, read, written, passes):
         keeps = (*x, *y) if _reads_output(layer) else x
         return read, 2 * read, keeps, False, "per entry", ()
     forward = traced_flops(layer, [t.shape for t in x]) if isinstance(layer, k.Layer) else read
-    is_map = isinstance(layer, own.LipschitzLayer)
+    is_map = isinstance(layer, (own.LipschitzLayer, OrthogonalKernel))
     keeps = (*x, *y, call.name + "/inside") if is_map else (*x, *y)
     how = "traced" if isinstance(layer, k.Layer) else "per entry"
     return forward, (1 + passes) * forward, keeps, is_map, how, ()

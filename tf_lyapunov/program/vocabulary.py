@@ -20,6 +20,7 @@ from tf_lyapunov.program.families import (
     moving,
     normalizing,
     norms,
+    orthogonal,
     pooling,
     potential,
     preprocessing,
@@ -41,6 +42,7 @@ from tf_lyapunov.program.refusal import refuse
 from tf_lyapunov.program.wrapping import ADDED, Part
 
 FAMILIES = (
+    orthogonal,
     linear,
     elementwise,
     fused,

@@ -3,8 +3,19 @@
 import keras
 import numpy as np
 
-from tf_lyapunov.layers import almost_orthogonal, bjorck, manifold, normalized, orthogonal
-from tf_lyapunov.layers.base import LipschitzLayer
+from tf_lyapunov.layers import (
+    almost_orthogonal,
+    bjorck,
+    manifold,
+    normalized,
+    orthogonal,
+    reflector,
+)
+from tf_lyapunov.layers.base import EffectiveLayer
+from tf_lyapunov.layers.orthogonal_convolution import (
+    OrthogonalConv2D,
+    OrthogonalConv2DTranspose,
+)
 from tf_lyapunov.spectral.reading import SUPPORTED, linear_maps
 from tf_lyapunov.theory.operators import LinearMap
 
@@ -17,19 +28,25 @@ OWN_DENSE = (
     normalized.NormalizedDense,
     normalized.SpectralDense,
     orthogonal.CayleyDense,
+    reflector.BlockReflectorDense,
 )
 OWN_CONVOLUTIONS = (
     almost_orthogonal.AlmostOrthogonalConv1D,
     almost_orthogonal.AlmostOrthogonalConv2D,
     normalized.SpectralConv1D,
     normalized.SpectralConv2D,
+    OrthogonalConv2D,
+    OrthogonalConv2DTranspose,
 )
 LINEAR_LAYERS = (*SUPPORTED, *OWN_DENSE, *OWN_CONVOLUTIONS)
 
 
 def is_linear(layer):
-    """Whether the layer is exactly one of Keras' or of our dense or convolution classes."""
-    return type(layer) in LINEAR_LAYERS
+    """Whether the layer is exactly one of Keras' or of our dense or convolution classes.
+
+    Circular padding is none of a `LinearMap`.
+    """
+    return type(layer) in LINEAR_LAYERS and getattr(layer, "padding", None) != "circular"
 
 
 def kernel_maps(layer, input_shape=None):
@@ -48,13 +65,13 @@ def kernel_maps(layer, input_shape=None):
     Raises:
         ValueError: if the effective weights are not finite.
     """
-    if not isinstance(layer, LipschitzLayer):
+    if not isinstance(layer, EffectiveLayer):
         return linear_maps(layer, input_shape=input_shape)
     finite_values(layer)  # refreshes the cache
     (variable,) = layer._cache
     if type(layer) in OWN_DENSE:
         return [(variable, LinearMap("dense", (int(variable.shape[0]),)))]
-    if input_shape is None:
+    if input_shape is None and hasattr(layer, "linear_map"):
         return [(variable, layer.linear_map)]
     return [(variable, layer._map(input_shape))]
 

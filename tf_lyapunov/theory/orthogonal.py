@@ -223,6 +223,93 @@ def gram_residual_upper_bound(matrix):
     return float(np.nextafter(worst, np.inf))
 
 
+def polyphase(kernel, strides):
+    """Kernel of the same convolution between pixels of patches, moved into channels, and outputs.
+
+        K'[q][(ρ, c), o] = K[q·s + ρ][c, o],   x'[j][(ρ, c)] = x[j·s + ρ][c]:
+        y[i] = Σ_q x'[i + q]K'[q]
+
+    Along an axis that is shorter than its stride pixels that no tap sees are left out.
+
+    Args:
+        kernel: `(k₁, k₂, in, out)` array.
+        strides: `(s₁, s₂)`.
+
+    Returns:
+        Array `(⌈k₁/s₁⌉, ⌈k₂/s₂⌉, b₁·b₂·in, out)`, b = min(k, s).
+
+    Example:
+
+    >>> polyphase(np.arange(3.0).reshape(3, 1, 1, 1), (2, 1))[:, 0, :, 0].tolist()
+    [[0.0, 1.0], [2.0, 0.0]]
+    """
+    kernel = np.asarray(kernel, dtype=np.float64)
+    *size, channels, width = kernel.shape
+    base = [min(k, s) for k, s in zip(size, strides, strict=True)]
+    counts = [-(-k // b) for k, b in zip(size, base, strict=True)]
+    ends = [(0, n * b - k) for n, b, k in zip(counts, base, size, strict=True)]
+    kernel = np.pad(kernel, [*ends, (0, 0), (0, 0)])
+    kernel = kernel.reshape(counts[0], base[0], counts[1], base[1], channels, width)
+    return kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*counts, -1, width)
+
+
+def convolution_residual_upper_bound(kernel, strides=(1, 1), groups=1):
+    """Departure of a convolution from orthonormal rows or columns, whatever the image's size.
+
+        ‖G - I‖ ≤ Σ_δ ‖D[δ] - I·[δ = 0]‖_F,   D[δ] = Σ_q K'[q]ᵀK'[q + δ]  (or K'[q]K'[q + δ]ᵀ)   (5)
+
+    with K' the `polyphase` kernel and G the Gram operator of the smaller side, of the convolution
+    on the infinite grid or on any circle: its blocks are the D[δ], and wrapping adds them up. Zero
+    padding and cropping take a part of the grid, so that (1 + ‖G - I‖)^½ bounds their norms too.
+    Dilation (without strides) leaves (5) as it is. Rounding is added.
+
+    Args:
+        kernel: `(k₁, k₂, in/groups, out)` array, read as float64.
+        strides: `(s₁, s₂)`.
+        groups: of channels.
+
+    Returns:
+        float, the largest of the groups, rounded up.
+
+    Raises:
+        ValueError: if an entry is not finite.
+
+    Example: a shift keeps norms.
+
+    >>> shift = np.array([0.0, 1.0]).reshape(2, 1, 1, 1)
+    >>> convolution_residual_upper_bound(shift) < 1e-13
+    True
+
+    Reference: Wang et al., "Orthogonal convolutional neural networks" (2020), for the condition;
+    the bound of the departure is this library's.
+    """
+    kernel = np.asarray(kernel, dtype=np.float64)
+    if not np.all(np.isfinite(kernel)):
+        raise ValueError("A kernel must be finite. Received: NaN or infinity.")
+    parts = np.split(kernel, groups, axis=-1)
+    return max(_shifted_residuals(polyphase(part, strides)) for part in parts)
+
+
+def _shifted_residuals(kernel):
+    """The right side of (5) for one group."""
+    if kernel.shape[-2] < kernel.shape[-1]:
+        kernel = kernel.swapaxes(-1, -2)
+    (n, m), side = kernel.shape[:2], kernel.shape[-1]
+    total = 0.0
+    for i in range(n):
+        for j in range(-m + 1 if i else 0, m):
+            first = kernel[: n - i, max(-j, 0) : m - max(j, 0)]
+            second = kernel[i:, max(j, 0) : m - max(-j, 0)]
+            product = np.tensordot(first, second, axes=([0, 1, 2], [0, 1, 2]))
+            # D[-δ] is the transpose of D[δ].
+            at_zero = i == j == 0
+            total += (1 if at_zero else 2) * np.linalg.norm(product - at_zero * np.eye(side))
+    shifts = (2 * n - 1) * (2 * m - 1)
+    terms = n * m * kernel.shape[2] + side**2 + 2 * shifts + 8
+    rounding = 1.01 * UNIT_ROUNDOFF * terms * (shifts * np.sum(kernel**2) + side + total)
+    return float(np.nextafter(total + rounding, np.inf))
+
+
 def bjorck(matrix, iterations):
     """Nearest matrix with orthonormal columns (or rows), approached by Björck-Bowie steps.
 

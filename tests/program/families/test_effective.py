@@ -37,6 +37,8 @@ CASES = {
     "sandwich 2d": (IMAGE, functools.partial(ours.SandwichConv2D, 4, strides=2)),
     "cayley 2d": (IMAGE, functools.partial(ours.CayleyConv2D, 4, 3, strides=2)),
     "cayley 2d, wider": (IMAGE, functools.partial(ours.CayleyConv2D, 5, 3, activation="relu")),
+    "reflector 2d": (IMAGE, functools.partial(ours.BlockReflectorConv2D, 4, 3, rank=2)),
+    "reflector": ((6,), functools.partial(ours.BlockReflectorDense, 4)),
     "skew 2d": (IMAGE, functools.partial(ours.SkewOrthogonalConv2D, 4, 3)),
     "cayley": ((6,), functools.partial(ours.CayleyDense, 4)),
     "björck": ((6,), functools.partial(ours.BjorckDense, 4)),

@@ -1,4 +1,4 @@
-"""Convolutions computed frequency by frequency: Cayley convolutions, and their error models."""
+"""Convolutions computed frequency by frequency (Cayley, block reflections), and their errors."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_lyapunov.layers.linear import space_to_depth_shape
 from tf_lyapunov.layers.orthogonal import CayleyConv2D
+from tf_lyapunov.layers.reflector import BlockReflectorConv2D
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.effective import biased, effective_gain, end_of, fused_value
 from tf_lyapunov.program.families.moving import Moved, space_to_depth_index
@@ -191,5 +192,6 @@ def _cayley_rule(call):
     return effective_gain(call, fused_value(layer, output, norm), method, model)
 
 
-READERS = {CayleyConv2D: _read}
-RULES = {CayleyConv2D: _cayley_rule}
+_LAYERS = (CayleyConv2D, BlockReflectorConv2D)
+READERS = dict.fromkeys(_LAYERS, _read)
+RULES = dict.fromkeys(_LAYERS, _cayley_rule)
