@@ -222,10 +222,10 @@ def table(records):
         f"Machine: {os.cpu_count()} CPUs, {platform.machine()}; Python "
         f"{platform.python_version()}.",
         "",
-        "| benchmark | network | instances | unsat | sat | unknown | timeout | error | decided | "
+        "| benchmark | network | limit s | instances | unsat | sat | unknown | timeout | error | decided | "
         "sat replayed | proofs verified | refused | median s | largest s | "
         "writing a proof: median s | largest | checking it: median s | largest | largest kB |",
-        "|" + "---|" * 19,
+        "|" + "---|" * 20,
     ]
     for name, network, held in _groups(records):
         counts = [sum(r["answer"] == a for r in held) for a in ANSWERS]
@@ -237,7 +237,8 @@ def table(records):
         for which in (decided, *([r[k] for r in held if r[k] is not None]
                                  for k in ("proof_seconds", "check_seconds"))):  # fmt: skip
             times += [f"{of(which):.1f}" if which else "" for of in (statistics.median, max)]
-        row = [name, network, len(held), *counts, f"{len(decided)} of {len(held)}",
+        limits = ", ".join(f"{t:g}" for t in sorted({r["timeout"] for r in held}))
+        row = [name, network, limits, len(held), *counts, f"{len(decided)} of {len(held)}",
                f"{replays} of {counts[1]}", f"{verified} of {counts[0]}", refused, *times,
                max(r["proof_bytes"] for r in held) // 1000]  # fmt: skip
         lines.append("| " + " | ".join(map(str, row)) + " |")
@@ -256,16 +257,17 @@ def table(records):
 def _each(records):
     """A table of all instances."""
     lines = [
-        "| instance | answer | s | branches | proof | parts | writing s | checking s | kB | load |",
-        "|" + "---|" * 10,
+        "| instance | limit s | answer | s | branches | proof | parts | writing s | checking s | kB | "
+        "load |",
+        "|" + "---|" * 11,
     ]
     for r in records:
         proof = r["proof"] or {True: "replayed", False: "not replayed"}.get(r["replayed"], "")
         seconds = [
             "" if r[k] is None else f"{r[k]:.1f}" for k in ("proof_seconds", "check_seconds")
         ]
-        row = [r["key"], r["answer"], f"{r['seconds']:.1f}", r["branches"], proof, r["parts"] or "",
-               *seconds, f"{r['proof_bytes'] / 1000:.1f}", f"{r['load']:.1f}"]  # fmt: skip
+        row = [r["key"], f"{r['timeout']:g}", r["answer"], f"{r['seconds']:.1f}", r["branches"],
+               proof, r["parts"] or "", *seconds, f"{r['proof_bytes'] / 1000:.1f}", f"{r['load']:.1f}"]  # fmt: skip
         lines.append("| " + " | ".join(map(str, row)) + " |")
     return lines
 

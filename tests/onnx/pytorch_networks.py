@@ -1,4 +1,8 @@
-"""Thirty networks of PyTorch, as its users write them."""
+"""Networks of PyTorch, as its users write them."""
+
+import functools
+import pathlib
+import tempfile
 
 import torch
 from torch import nn
@@ -165,6 +169,65 @@ class Shaped(nn.Module):
         return self.linear(functional.pad(x.sum(dim=1).flatten(1), (1, 1))[:, 1:-1])
 
 
+class Einsum(nn.Module):
+    """Products over channels of images, then of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(5, 3) / 2)
+        self.b = nn.Parameter(torch.randn(5, 4) / 2)
+
+    def forward(self, x):
+        x = functional.relu(torch.einsum("bchw,dc->bdhw", x, self.a))
+        return torch.einsum("bij,jk->bik", x.flatten(2).transpose(1, 2), self.b)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(4, 6) / 2)
+
+    def forward(self, x):
+        return functional.softmax(torch.einsum("bij,jk->bki", x, self.a), dim=1)
+
+
+class Extremes(nn.Module):
+    """Parts, their least and largest, and a clipped sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 6, 3), nn.Linear(96, 3)
+
+    def forward(self, x):
+        a, b, c = torch.split(self.a(x), [2, 2, 2], dim=1)
+        x = torch.cat([torch.maximum(a, b), torch.minimum(b, c), torch.clamp(a + c, -0.5, 1)], 1)
+        return self.b(x.flatten(1))
+
+
+class Least(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 9)
+
+    def forward(self, x):
+        a, b, c = torch.tensor_split(self.a(x), 3, dim=1)
+        return torch.minimum(torch.minimum(a, b), c)
+
+
+class Picked(nn.Module):
+    """Entries picked by lists, of one axis and of two at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(2, 3, 3)
+        self.register_buffer("rows", torch.tensor([0, 2, 3]))
+        self.register_buffer("columns", torch.tensor([1, 1, 0]))
+
+    def forward(self, x):
+        x = self.a(x)[:, [2, 0, 1]]
+        return torch.tanh(x[:, :, self.rows, self.columns])
+
+
 def _chain(*layers):
     return nn.Sequential(*layers)
 
@@ -295,6 +358,39 @@ NETWORKS = {
         ),
         [(3, 8, 8)],
     ),
+    "activations of images": (
+        lambda: _chain(
+            *(nn.Conv2d(2, 2, 1), nn.ELU(), nn.Conv2d(2, 2, 1), nn.SELU()),
+            *(nn.Conv2d(2, 2, 1), nn.CELU(), nn.Conv2d(2, 2, 1), nn.PReLU()),
+            *(nn.Conv2d(2, 2, 1), nn.Hardsigmoid(), nn.Conv2d(2, 2, 1), nn.Hardswish()),
+            *(nn.Conv2d(2, 2, 1), nn.LogSigmoid(), nn.Conv2d(2, 2, 1), nn.Softplus()),
+            *(nn.Conv2d(2, 2, 1), nn.Softsign(), nn.Conv2d(2, 2, 1), nn.Mish()),
+            *(nn.Conv2d(2, 2, 1), nn.SiLU(), nn.Conv2d(2, 2, 1), nn.Softshrink()),
+            *(nn.Conv2d(2, 2, 1), nn.LogSoftmax(dim=1)),
+        ),
+        [(2, 3, 3)],
+    ),
+    "gaps and ceilings": (
+        lambda: _chain(
+            nn.Conv2d(2, 4, 3, dilation=2, groups=2),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.ConvTranspose2d(4, 4, 3, stride=2, groups=2),
+            nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False),
+            nn.ZeroPad2d((1, 0, 2, 1)),
+            nn.Flatten(),
+            nn.LazyLinear(3),
+        ),
+        [(2, 9, 9)],
+    ),
+    "norm pools": (
+        lambda: _chain(nn.Conv2d(2, 3, 3), nn.LPPool2d(2, 2), nn.Flatten(), nn.LazyLinear(3)),
+        [(2, 8, 8)],
+    ),
+    "products by letters": (Einsum, [(3, 2, 3)]),
+    "products of tokens": (Tokens, [(3, 4)]),
+    "extremes": (Extremes, [(2, 6, 6)]),
+    "least of three": (Least, [(4,)]),
+    "picked entries": (Picked, [(2, 6, 6)]),
 }
 
 
@@ -321,3 +417,12 @@ def exported(name, path, *, dynamo, dynamic=True):
     torch.onnx.export(network, given, str(path), verbose=False, **options)
     with torch.no_grad():
         return network, [x.numpy() for x in inputs], network(*inputs).numpy()
+
+
+@functools.cache
+def written(name):
+    """`(bytes of the old exporter's file, inputs, outputs)` of a network, made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "net.onnx")
+        _, inputs, outputs = exported(name, path, dynamo=False)
+        return path.read_bytes(), inputs, outputs

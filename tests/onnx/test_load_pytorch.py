@@ -7,7 +7,9 @@ import pytest
 pytest.importorskip("torch", reason="exporting from PyTorch needs torch")
 pytest.importorskip("onnxscript", reason="PyTorch's exporter needs onnxscript")
 
-from pytorch_networks import NETWORKS, exported
+import onnx
+from pytorch_networks import NETWORKS, exported, written
+from test_load_tools import MATLAB
 
 from tf_lyapunov.onnx.load import load_onnx
 
@@ -15,7 +17,11 @@ QUICK = ("multilayer perceptron", "small ResNet")
 
 
 def _means_the_same(name, path, **options):
-    _, inputs, outputs = exported(name, path, **options)
+    if options == {"dynamo": False}:
+        data, inputs, outputs = written(name)
+        path.write_bytes(data)
+    else:
+        _, inputs, outputs = exported(name, path, **options)
     program = load_onnx(path)
     model = program.to_keras()
     if not options.get("dynamic", True):
@@ -67,3 +73,49 @@ def test_weights_beside_the_file_are_read(tmp_path):
     program = load_onnx(path, batch_axis=0)
     own = keras.ops.convert_to_numpy(program.to_keras()(x.numpy()))
     assert np.abs(own - network(x).detach().numpy()).max() < 1e-5
+
+
+# What the reader is for, each in two networks at least: operators, and settings of them.
+COVERED = [
+    "Gemm", "MatMul + Add", "Conv", "Conv group", "Conv dilations", "Conv auto_pad",
+    "ConvTranspose", "ConvTranspose group", "BatchNormalization", "MaxPool", "MaxPool ceil_mode",
+    "AveragePool", "AveragePool count_include_pad", "GlobalAveragePool", "Pad", "Resize",
+    "Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "Concat", "Sub constant",
+    "Mul constant", "Div constant", "ReduceMean", "Softmax", "LogSoftmax", "LayerNormalization",
+    "LRN", "Clip", "Max", "Min", "Einsum", "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu",
+    "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Softplus", "Tanh",
+]  # fmt: skip
+
+
+def covered(graph):
+    """Operators of a graph, and which of their settings it uses."""
+    held = {c.name for c in graph.initializer}
+    held.update(o for n in graph.node if n.op_type == "Constant" for o in n.output)
+    givers = {name: node.op_type for node in graph.node for name in node.output}
+    found = set()
+    for node in graph.node:
+        kind = node.op_type
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        found.add(kind)
+        if kind in ("Sub", "Mul", "Div") and held.intersection(node.input):
+            found.add(f"{kind} constant")
+        if kind == "Add" and any(givers.get(name) == "MatMul" for name in node.input):
+            found.add("MatMul + Add")
+        for name, default in (("group", 1), ("ceil_mode", 0), ("count_include_pad", 0),
+                              ("auto_pad", b"NOTSET")):  # fmt: skip
+            if given.get(name, default) != default:
+                found.add(f"{kind} {name}")
+        if any(n > 1 for n in given.get("dilations", ())):
+            found.add(f"{kind} dilations")
+    return found
+
+
+def test_thirty_networks_hold_every_operator_twice():
+    graphs = [onnx.load_from_string(written(name)[0]).graph for name in NETWORKS]
+    assert len(graphs) >= 30
+    graphs += [made().graph for made in MATLAB.values()]
+    counts = dict.fromkeys(COVERED, 0)
+    for graph in graphs:
+        for name in covered(graph).intersection(counts):
+            counts[name] += 1
+    assert {name: count for name, count in counts.items() if count < 2} == {}

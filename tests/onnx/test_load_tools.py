@@ -1,5 +1,7 @@
 """Networks of other tools: scikit-learn, tf2onnx and Keras, and graphs in MATLAB's style."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -26,7 +28,10 @@ def agrees(path, want, x, **options):
 # scikit-learn -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["regressor", "classifier", "two classes", "tanh", "logistic"])
+PERCEPTRONS = ["regressor", "classifier", "two classes", "tanh", "logistic"]
+
+
+@pytest.mark.parametrize("kind", PERCEPTRONS)
 def test_a_perceptron_of_scikit_learn_is_read(kind, tmp_path):
     pytest.importorskip("skl2onnx", reason="converting scikit-learn's models needs skl2onnx")
     pytest.importorskip("sklearn", reason="its models need scikit-learn")
@@ -96,14 +101,14 @@ def matlab(layers):
     return nodes, constants, last
 
 
-def matlab_file(folder, shape, layers):
+def matlab_model(shape, layers):
     nodes, constants, last = matlab(layers)
     constants["Mean"] = normal(1, *shape)
     proto = model(nodes, {"input": (1, *shape)}, [last], constants, opset=8)
     proto.ir_version = 3
     for name, value in constants.items():
         proto.graph.input.append(helper.make_tensor_value_info(name, 1, value.shape))
-    return saved(folder, proto)
+    return proto
 
 
 DENSE = [
@@ -133,12 +138,31 @@ ALEXNET = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "layers"), [((1, 1, 5), DENSE), ((2, 6, 6), IMAGES), ((2, 8, 8), ALEXNET)]
-)
-def test_a_network_in_matlabs_style_is_read(shape, layers, tmp_path):
-    path = matlab_file(tmp_path, shape, layers)
-    x = normal(4, *shape)
+GOOGLENET = [
+    ("Conv", [normal(4, 2, 3, 3), normal(4)], {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    ("Relu", [], {}),
+    ("MaxPool", [], {"kernel_shape": [3, 3], "strides": [1, 1], "auto_pad": "SAME_UPPER"}),
+    ("LRN", [], {"size": 5, "alpha": 0.1, "beta": 0.75, "bias": 1.0}),
+    ("AveragePool", [], {"kernel_shape": [4, 4], "strides": [1, 1], "pads": [0, 0, 0, 0]}),
+    ("Flatten", [], {"axis": 1}),
+    ("Gemm", [normal(3, 4), normal(3)], {"transB": 1}),
+]
+# Name -> function that makes a graph; and the shapes of their inputs.
+SHAPES = {"dense": (1, 1, 5), "images": (2, 6, 6), "AlexNet": (2, 8, 8), "GoogLeNet": (2, 8, 8)}
+MATLAB = {
+    name: functools.partial(matlab_model, SHAPES[name], layers)
+    for name, layers in zip(SHAPES, (DENSE, IMAGES, ALEXNET, GOOGLENET), strict=True)
+}
+
+
+@pytest.mark.parametrize("name", MATLAB)
+def test_a_network_in_matlabs_style_is_read(name, tmp_path):
+    path = saved(tmp_path, MATLAB[name]())
+    x = normal(4, *SHAPES[name])
     program = agrees(path, run(path, x), x)
     assert program.opset == 8
     assert program.inputs[0].name == "input"
+
+
+def test_ten_networks_are_of_other_tools_than_pytorch():
+    assert len(PERCEPTRONS) + len(list(networks())) + len(MATLAB) >= 10

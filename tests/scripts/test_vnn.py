@@ -53,10 +53,11 @@ def test_instances_are_those_of_the_lists(vnn, data, tmp_path):
     assert only.property == "prop_1.vnnlib" and only.timeout == 116
 
 
-def record(key, answer, proof=None, seconds=1.5, network="net.onnx", replayed=None):
+def record(key, answer, proof=None, seconds=1.5, network="net.onnx", replayed=None,
+           timeout=116.0):  # fmt: skip
     name, _, prop = key.partition("/")
     return {
-        "key": key, "benchmark": name, "network": network, "property": prop, "timeout": 116.0,
+        "key": key, "benchmark": name, "network": network, "property": prop, "timeout": timeout,
         "answer": answer, "seconds": seconds, "branches": 7, "proof": proof, "proof_files": 1,
         "check_seconds": 0.25, "note": "why", "replayed": replayed, "proof_seconds": None,
         "proof_bytes": 2048, "parts": 3, "load": 1.0,
@@ -67,15 +68,16 @@ def test_tables_count_answers_and_name_what_is_open(vnn):
     held = [
         record("acasxu/a", "unsat", "verified"), record("acasxu/b", "unsat", "none", 4.0),
         record("acasxu/c", "sat", seconds=0.5, replayed=True),
-        record("acasxu/d", "timeout", seconds=116.0),
+        record("acasxu/d", "timeout", seconds=60.5, timeout=60.0),
         record("mnistfc/e", "error"),
     ]  # fmt: skip
     text = vnn.table(held)
     assert (
-        "| acasxu | 45 networks | 4 | 2 | 1 | 0 | 1 | 0 | 3 of 4 | 1 of 1 | 1 of 2 | 0 | 1.5 | 4.0 "
+        "| acasxu | 45 networks | 60, 116 | 4 | 2 | 1 | 0 | 1 | 0 | 3 of 4 | 1 of 1 | 1 of 2 | 0 | 1.5 | 4.0 "
         "|  |  | 0.2 | 0.2 | 2 |"
     ) in text
-    assert "| acasxu/c | sat | 0.5 | 7 | replayed | 3 |  | 0.2 | 2.0 | 1.0 |" in text
+    assert "| acasxu/d | 60 | timeout | 60.5 |" in text
+    assert "| acasxu/c | 116 | sat | 0.5 | 7 | replayed | 3 |  | 0.2 | 2.0 | 1.0 |" in text
     assert "- acasxu/d: timeout. why" in text and "- acasxu/b: none. why" in text
     rows = list(csv.DictReader(io.StringIO(vnn.as_csv(held))))
     assert [row["answer"] for row in rows] == ["unsat", "unsat", "sat", "timeout", "error"]

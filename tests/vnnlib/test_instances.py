@@ -7,6 +7,7 @@ two are among them; `scripts/vnn/run.py` runs all.
 
 import os
 import pathlib
+import tarfile
 
 import numpy as np
 import pytest
@@ -33,13 +34,23 @@ INSTANCES = [
 
 
 @pytest.fixture(scope="module")
-def folder():
+def folder(tmp_path_factory):
+    """Of the benchmarks; what the instances name is taken out of `shared/data/vnn.tar.xz`."""
     pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
     pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
-    found = os.environ.get("TFL_VNN_DIR")
-    if not found or not pathlib.Path(found, "acasxu").is_dir():
+    found, archive = os.environ.get("TFL_VNN_DIR"), ROOT.parent / "shared" / "data" / "vnn.tar.xz"
+    if found and pathlib.Path(found, "acasxu").is_dir():
+        return pathlib.Path(found)
+    if not archive.is_file():
         pytest.skip("no benchmark data: set TFL_VNN_DIR to a folder with acasxu/ and mnistfc/")
-    return pathlib.Path(found)
+    path = tmp_path_factory.mktemp("benchmarks")
+    wanted = {f"vnn/{suite}/{name}" for suite, network, prop, _ in INSTANCES
+              for name in (network, f"{prop}.vnnlib")}  # fmt: skip
+    with tarfile.open(archive) as file:
+        held = [member for member in file if member.name in wanted]
+        file.extractall(path, held, filter="data")
+    assert len(held) == len(wanted)
+    return path / "vnn"
 
 
 @pytest.mark.parametrize("benchmark, network, name, answer", INSTANCES)

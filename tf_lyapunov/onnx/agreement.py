@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from tf_lyapunov.errors import UnfaithfulReading
-from tf_lyapunov.onnx.foreign import needed
+from tf_lyapunov.onnx.foreign import first_line, needed
 from tf_lyapunov.onnx.opening import packages
 from tf_lyapunov.onnx.signals import BATCH
 from tf_lyapunov.program.operation import Signal
@@ -67,7 +67,7 @@ class Runtime:
         except Exception as error:  # onnxruntime raises many kinds
             raise ValueError(
                 "onnxruntime does not run this graph, so that its reading cannot be compared. "
-                f"Received: {_first_line(error)}. Correct the file."
+                f"Received: {first_line(error)}. Correct the file."
             ) from error
 
     def __call__(self, arrays, batches):
@@ -96,7 +96,7 @@ class Runtime:
             except Exception as error:  # onnxruntime raises many kinds
                 raise ValueError(
                     "onnxruntime does not run this graph, so that its reading cannot be compared. "
-                    f"Received: {_first_line(error)}. Correct the file."
+                    f"Received: {first_line(error)}. Correct the file."
                 ) from error
             for (name, batch), value in zip(batches.items(), results, strict=True):
                 value = value[None] if batch is None else np.moveaxis(value, batch, 0)
@@ -125,10 +125,6 @@ def narrowed(model, names):
     found.opset_import.extend(model.opset_import)
     found.graph.CopyFrom(made)
     return found
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
 
 
 def probes(ports, fixed, rng):

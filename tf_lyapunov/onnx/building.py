@@ -9,7 +9,7 @@ import numpy as np
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.modelfile import sizes
 from tf_lyapunov.onnx import folding, operators
-from tf_lyapunov.onnx.foreign import BadGraph, NotRead, Port, needed
+from tf_lyapunov.onnx.foreign import BadGraph, NotRead, Port, first_line, needed
 from tf_lyapunov.onnx.patterns import fused
 from tf_lyapunov.onnx.ports import chosen_output, legal_name, read_ports
 from tf_lyapunov.onnx.signals import BATCH, Signal, plain, size_of
@@ -310,7 +310,7 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
                 raise
             raise ValueError(
                 f"The graph contradicts itself, or asks for what cannot be. Received: {node.what}: "
-                f"{_first_line(error)}. Correct the file."
+                f"{first_line(error)}. Correct the file."
             ) from error
         for name in filter(None, node.outputs):
             givers[name] = node
@@ -324,7 +324,14 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
     end = dataclasses.replace(givers[target], name=target) if target in givers else None
     result = builder.plain(end or _input_node(target), result)
     known[target] = result
-    model = keras.Model(tensors if len(tensors) > 1 else tensors[0], result.tensor)
+    try:
+        model = keras.Model(tensors if len(tensors) > 1 else tensors[0], result.tensor)
+    except RecursionError as error:
+        raise UnsupportedLayerError(
+            "Keras follows the operations of a model one within the other, about a thousand deep. "
+            f"Received: a network of {len(nodes)} nodes with a longer chain. Raise "
+            "`sys.setrecursionlimit`."
+        ) from error
     declared = next((v for v in graph.outputs if v.name == target), None)
     shape = list(result.sample)
     if result.batch is not None:
@@ -333,10 +340,6 @@ def build(graph, *, batch_axis="auto", input_shapes=None, output=None):
     outputs = (Port(target, tuple(shape), dtype, result.batch),)
     signals = {name: value for name, value in known.items() if isinstance(value, Signal)}
     return Built(model, signals, givers, ports, outputs, batch)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
 
 
 def _input_node(name):

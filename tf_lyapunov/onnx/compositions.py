@@ -228,6 +228,43 @@ def _norm_pooled(finder, node):
     return "NormPool", pool.inputs[0], dict(pool.attributes)
 
 
+def _power_pooled(finder, node):
+    """(Σ |x|^p)^(1/p) over windows, by a mean of powers times how many there are."""
+    root = 0.5 if node.kind == "Sqrt" else finder.number(node.inputs[1])
+    total = finder.giver(node.inputs[0], "Mul")
+    parts = total and finder.operands(total)
+    pool = parts and finder.giver(_positive(finder, parts[0]), "AveragePool")
+    sizes = pool and pool.get("kernel_shape")
+    if not root or not sizes or parts[1] != math.prod(sizes):
+        return None
+    if pool.get("ceil_mode", 0) or (any(pool.get("pads") or []) and not
+                                    pool.get("count_include_pad", 0)):  # fmt: skip
+        return None
+    power = finder.giver(pool.inputs[0], "Pow", "Mul")
+    square = power and finder.squared(power)
+    x, exponent = (square, 2.0) if square else (None, None)
+    if power and not square and power.kind == "Pow":
+        x, exponent = power.inputs[0], finder.number(power.inputs[1])
+    if exponent is None or exponent < 1 or not is_rounded(root, 1 / exponent):
+        return None
+    size = finder.giver(x, "Abs")
+    if size is None and exponent % 2:
+        return None
+    kept = {n: v for n, v in pool.attributes.items() if n not in ("count_include_pad", "ceil_mode")}
+    return "PowerPool", x if size is None else size.inputs[0], {**kept, "p": exponent}
+
+
+def _positive(finder, name):
+    """The s of sign(s)·max(|s|, 0), as PyTorch writes a sum of powers; else the value itself."""
+    node = finder.giver(name, "Mul")
+    for first, second in (node.inputs, node.inputs[::-1]) if node and _two(finder, node) else ():
+        sign, relu = finder.giver(first, "Sign"), finder.giver(second, "Relu", "Abs")
+        size = finder.giver(relu.inputs[0], "Abs") if relu and relu.kind == "Relu" else relu
+        if sign and size and sign.inputs[0] == size.inputs[0]:
+            return sign.inputs[0]
+    return name
+
+
 def _response(finder, node):
     """x·(k + α·Σ x²)^-β over windows of the last axis."""
     for x, factor in (node.inputs, node.inputs[::-1]) if _two(finder, node) else ():
@@ -380,4 +417,6 @@ _PATTERNS = {
     "Sub": (_tanh_shrink,),
     "Add": (_sparse_plus, _bent),
     "Where": (_rectified,),
+    "Pow": (_power_pooled,),
+    "Sqrt": (_power_pooled,),
 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from tf_lyapunov.modelfile import sizes as memory
 from tf_lyapunov.onnx import counting
-from tf_lyapunov.onnx.foreign import BadGraph, NotRead
+from tf_lyapunov.onnx.foreign import BadGraph, NotRead, first_line
 from tf_lyapunov.onnx.opening import packages
 from tf_lyapunov.onnx.signals import BATCH, size_of
 
@@ -136,7 +136,7 @@ class Constants:
             feed = {n: v for n, v in zip(names, values, strict=True) if v is not None}
             return session.run(None, feed)[0]
         except Exception as error:  # onnxruntime raises many kinds
-            line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            line = first_line(error, 200)
             raise BadGraph(f"onnxruntime does not compute it ({line})") from error
 
 

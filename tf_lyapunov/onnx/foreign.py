@@ -75,7 +75,8 @@ class OnnxNode:
     def what(self):
         """For messages."""
         domain = f" of domain {self.domain!r}" if self.domain else ""
-        return f"node {self.name!r}, operator {self.kind}{domain}"
+        kind = self.kind if self.kind.isidentifier() else repr(self.kind)
+        return f"node {self.name!r}, operator {kind}{domain}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,3 +117,9 @@ def needed(nodes, targets):
             wanted.update(node.inputs if isinstance(node, OnnxNode) else node.input)
             found.append(node)
     return found[::-1]
+
+
+def first_line(error, width=300):
+    """The first line of an error's text, in printable characters: files put their words into it."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:width].rstrip(".")
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tf_lyapunov.errors import ModelFileError
 from tf_lyapunov.modelfile import sizes
-from tf_lyapunov.onnx.foreign import BadGraph, Declared, OnnxGraph, OnnxNode
+from tf_lyapunov.onnx.foreign import BadGraph, Declared, OnnxGraph, OnnxNode, first_line
 
 # A serialised message, which onnxruntime takes, is no larger.
 _LARGEST = 2**31 - 1
@@ -142,8 +142,7 @@ def _check(onnx, model):
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # ValidationError, and others from below
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise BadGraph(f"ONNX's own checker says: {text}") from error
+        raise BadGraph(f"ONNX's own checker says: {first_line(error)}") from error
     finally:
         for tensor in bare:
             tensor.ClearField("shape")
@@ -160,14 +159,20 @@ def _bring_inside(model, path, memory):
             continue
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
-        # A link, or `..`, may lead out of the folder.
-        file = (folder / location).resolve()
+        try:
+            # A link, or `..`, may lead out of the folder.
+            file = (folder / location).resolve()
+            missing = not file.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links around
+            raise BadGraph(
+                f"{location[:80]!r}, where the data of {tensor.name!r} lie, is no path"
+            ) from error
         if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
             raise BadGraph(
                 f"the data of {tensor.name!r} lie outside its folder ({location!r}); move them "
                 "beside the file"
             )
-        if not file.is_file():
+        if missing:
             raise BadGraph(f"the file {location!r} with the data of {tensor.name!r} is missing")
         count, itemsize = _count(tensor), np.dtype(_kind(tensor)[0]).itemsize
         try:

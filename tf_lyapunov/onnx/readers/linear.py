@@ -187,16 +187,30 @@ def without_axis(build, node, signal, place):
 def _stacked(build, node, signal, kernel, left):
     """A product with a stack of matrices."""
     signal = build.plain(node, build.lifted(node, signal, kernel.ndim))
-    if signal.batch not in (0, None):
-        raise NotRead("it multiplies a stack of matrices and samples that are not the first axis")
-    if signal.batch == 0 and kernel.ndim == signal.rank:
-        if kernel.shape[0] != 1:
-            raise NotRead("its constant differs from sample to sample")
-        kernel = kernel[0]
+    batch, rank = signal.batch, signal.rank
     kernel = np.asarray(kernel, signal.dtype)
-    pair = (kernel, signal.tensor) if left else (signal.tensor, kernel)
+    kernel = kernel.reshape((1,) * (rank - kernel.ndim) + kernel.shape)
+    # The axis of the signal that a product keeps.
+    kept = rank - 1 if left else rank - 2
+    if batch is not None and batch < rank - 2:
+        if kernel.shape[batch] != 1:
+            raise NotRead("its constant differs from sample to sample")
+        kernel = kernel.squeeze(batch)
+    elif batch not in (kept, None):
+        raise NotRead("it combines samples along the batch axis")
+    while kernel.ndim > 2 and kernel.shape[0] == 1:
+        kernel = kernel[0]
+    tensor, sample = signal.tensor, signal.sample
+    if batch == kept:  # every sample is a row, or a column, of its own
+        single = (*sample, 1) if left else (*sample[:-1], 1, sample[-1])
+        tensor = build.layer(node, keras.layers.Reshape, tensor, "_single", target_shape=single)
+    pair = (kernel, tensor) if left else (tensor, kernel)
     tensor = build.operation(node, keras.ops.matmul(*pair))
-    return plain(tensor, signal.batch)
+    if batch == kept:
+        shape = tuple(tensor.shape[1:])
+        shape = shape[:-1] if left else (*shape[:-2], shape[-1])
+        tensor = build.layer(node, keras.layers.Reshape, tensor, "_kept", target_shape=shape)
+    return plain(tensor, batch)
 
 
 def _add(build, node, values):

@@ -212,5 +212,6 @@ READERS = {
     "GlobalMaxPool": (22, _global(_GLOBAL_MAX)),
     "GlobalAveragePool": (22, _global(_GLOBAL_MEAN)),
     "LpPool": (22, _norm_pool(LpPooling2D, p="p")),
+    "tf_lyapunov.PowerPool": (0, _norm_pool(LpPooling2D, p="p")),
     "tf_lyapunov.NormPool": (0, _norm_pool(L2NormPooling2D)),
 }
