@@ -1,8 +1,8 @@
 """Looks at report pages as a reader does: `python scripts/report_check.py runs/digits/report.html`.
 
 Opens the page in a headless Chromium (Debian: `apt-get install chromium chromium-driver`) at the
-widths of a desk and of a phone, light and dark, and reports what would trouble a reader: violations
-that axe finds (`pip install axe-core-python`: contrast, alternative texts, headings, tables), a page wider
+widths of a desk and of a phone, light and dark, and reports what would trouble a reader: what axe
+finds (`pip install axe-core-python`: contrast, alternative texts, headings, tables), a page wider
 than the window, requests to the network, errors in the console, and charts that show no values
 under the pointer. With `--shots DIR` also writes a picture of each whole page. Exit code 1 if
 anything was found.
@@ -74,6 +74,7 @@ class Browser:
             options = {
                 "goog:chromeOptions": {"args": [*FLAGS, f"--user-data-dir={folder}"]},
                 "goog:loggingPrefs": {"browser": "ALL"},
+                "timeouts": {"script": 100_000},  # axe looks at every letter
             }
             found = self._send("", {"capabilities": {"alwaysMatch": options}})
             self._address += f"/{found['sessionId']}"
