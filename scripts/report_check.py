@@ -1,8 +1,8 @@
 """Looks at report pages as a reader does: `python scripts/report_check.py runs/digits/report.html`.
 
 Opens the page in a headless Chromium (Debian: `apt-get install chromium chromium-driver`) at the
-widths of a desk and of a phone, light and dark, and reports what would trouble a reader: violations
-that axe finds (`npm install axe-core`: contrast, alternative texts, headings, tables), a page wider
+widths of a desk and of a phone, light and dark, and reports what would trouble a reader: what axe
+finds (`pip install axe-core-python`: contrast, alternative texts, headings, tables), a page wider
 than the window, requests to the network, errors in the console, and charts that show no values
 under the pointer. With `--shots DIR` also writes a picture of each whole page. Exit code 1 if
 anything was found.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -46,8 +47,10 @@ def missing_browser() -> str:
 
 
 def find_axe(path: str | None = None) -> pathlib.Path | None:
-    """The file axe.min.js: as given, by the variable AXE_CORE, or below the checkout."""
-    for candidate in (path, os.environ.get("AXE_CORE"), ROOT / _AXE):
+    """The file axe.min.js: as given, by AXE_CORE, below the checkout, or of axe-core-python."""
+    package = importlib.util.find_spec("axe_core_python")
+    installed = package and pathlib.Path(package.origin).with_name("axe.min.js")
+    for candidate in (path, os.environ.get("AXE_CORE"), ROOT / _AXE, installed):
         if candidate and pathlib.Path(candidate).is_file():
             return pathlib.Path(candidate)
     return None
@@ -71,6 +74,7 @@ class Browser:
             options = {
                 "goog:chromeOptions": {"args": [*FLAGS, f"--user-data-dir={folder}"]},
                 "goog:loggingPrefs": {"browser": "ALL"},
+                "timeouts": {"script": 100_000},  # axe looks at every letter
             }
             found = self._send("", {"capabilities": {"alwaysMatch": options}})
             self._address += f"/{found['sessionId']}"
@@ -221,7 +225,7 @@ def _axe_finds(browser, axe) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("pages", nargs="+", type=pathlib.Path, metavar="PAGE.html")
-    parser.add_argument("--axe", help=f"axe.min.js; default: AXE_CORE, or {_AXE}")
+    parser.add_argument("--axe", help=f"axe.min.js; default: AXE_CORE, {_AXE}, or axe-core-python")
     parser.add_argument("--shots", type=pathlib.Path, metavar="DIR", help="write pictures there")
     options = parser.parse_args()
     if missing_browser():
@@ -229,7 +233,7 @@ def main() -> int:
         return 2
     axe = find_axe(options.axe)
     if axe is None:
-        print("without axe, which is not installed: npm install axe-core", file=sys.stderr)
+        print("without axe, which is not installed: pip install axe-core-python", file=sys.stderr)
     with Browser() as browser:
         troubles = [
             trouble

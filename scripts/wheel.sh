@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
 # Builds sdist and wheel into dist/, checks them, and runs the README's example from the wheel in
-# environments that hold Keras and one backend only:
-#   bash scripts/wheel.sh [jax] [torch] [tensorflow]     (nothing: build and check alone)
+# environments that hold Keras and one backend only, JAX and PyTorch by default:
+#   bash scripts/wheel.sh [--download] [BACKEND ...]
+# What an environment holds beside the wheel is linked to what is installed here; with --download
+# it is fetched anew, which takes about two minutes for each.
 set -euo pipefail
+download=""
+if [ "${1:-}" = --download ]; then
+  download=yes
+  shift
+fi
 backends="$*"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" "${TFL_EXTRAS:-all}"
 rm -rf dist
@@ -11,35 +18,47 @@ rm -rf dist
 wheel="$(realpath dist/*.whl)"
 "$venv/bin/python" scripts/site/wheel.py "$wheel"
 
-readme="$PWD/README.md"
+if [ -z "$backends" ]; then
+  for backend in jax torch; do
+    if "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$backend'))"; then
+      backends="$backends $backend"
+    else
+      echo "Without $backend, which is not installed here."
+    fi
+  done
+fi
+root="$PWD"
+python="$(realpath -s "$venv/bin/python")"
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 unset PYTHONPATH  # what runs is the wheel, outside of the checkout and without its path
 # Of PyTorch the release that CI has a build for processors of; the newest brings gigabytes of CUDA.
 declare -A release=([jax]=jax [torch]=torch==2.13.0 [tensorflow]=tensorflow)
-for backend in $backends; do
-  "$venv/bin/python" -m venv "$folder/$backend"
-  # scikit-learn has the example's data.
-  "$folder/$backend/bin/python" -m pip install --quiet --disable-pip-version-check \
-    "$wheel" scikit-learn "${release[$backend]}"
-  (cd "$folder" && KERAS_BACKEND="$backend" "$folder/$backend/bin/python" - "$readme" "$backend" <<'PYTHON'
-import importlib.util
-import pathlib
-import re
-import subprocess
-import sys
 
-readme, backend = sys.argv[1:]
-for other in {"tensorflow", "jax", "torch"} - {backend}:
-    assert importlib.util.find_spec(other) is None, f"{other} is installed too"
-block = re.search(r"^```python\n(.*?)^```$", pathlib.Path(readme).read_text(), re.M | re.S)[1]
-exec(compile(block, readme, "exec"))
-assert proof.certified_accuracy(0.3) <= attack.robust_accuracy
-command = pathlib.Path(sys.executable).with_name("tf-lyapunov")
-shown = subprocess.run([command, "configs", "list"], check=True, capture_output=True, text=True)
-assert "lyapunov/digits" in shown.stdout
-PYTHON
-  )
-  echo "The README's example runs from the wheel with $backend alone."
-  rm -rf "${folder:?}/$backend"
+example() {  # BACKEND
+  cd "$folder"
+  # scikit-learn has the example's data.
+  if [ -n "$download" ]; then
+    "$python" -m venv "$1"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check \
+      "$wheel" scikit-learn "${release[$1]}"
+  else
+    "$python" "$root/scripts/site/environment.py" "$1" "$wheel" scikit-learn "$1"
+  fi
+  # A thread each: both run at the same time, and wait for other threads in a small network most.
+  OMP_NUM_THREADS=1 KERAS_BACKEND="$1" "$1/bin/python" "$root/scripts/site/example.py" "$root/README.md" "$1"
+}
+
+running=()
+for backend in $backends; do
+  example "$backend" > "$folder/$backend.log" 2>&1 &
+  running+=("$!")
 done
+failed=0
+for process in "${running[@]}"; do
+  wait "$process" || failed=1
+done
+for backend in $backends; do
+  cat "$folder/$backend.log"
+done
+exit "$failed"

@@ -15,8 +15,9 @@ from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.interruption import Undo
-from tf_lyapunov.layers.base import refresh
+from tf_lyapunov.layers.base import LipschitzLayer, refresh
 from tf_lyapunov.optimizers.marks import is_marked
+from tf_lyapunov.program import rounding
 from tf_lyapunov.program.restoring import note_caches, without_nodes
 from tf_lyapunov.progress import reports_progress, steps
 from tf_lyapunov.spectral.reading import is_linear
@@ -33,6 +34,11 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100, progre
     or before the first one, are held at gain 1 (which `project` and `LyapunovMonitor` enforce,
     since their gain depends on the moving variance). A layer that several stages share gets the
     least of their budgets.
+
+    Layers of this library that are bounded by construction have no kernel to project: their
+    `max_gain` is lowered to the budget, and never raised. `OrthogonalDense` is left as it is under
+    a budget of 1 or more: its gain is 1 up to rounding. In a model of nothing but layers that are
+    bounded as a whole, such as `ConvexPotentialDense`, one number is the budget of each of them.
 
     Args:
         model: built Keras model (functional, sequential, subclassed or nested), compiled or not.
@@ -51,8 +57,8 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100, progre
     Raises:
         TypeError: if `design` is True or False.
         ValueError: if the number of budgets differs from the number of stages, a layer is not
-            there, or its activation leaves the sector that the design assumed. The model is as
-            before then, as it is after Ctrl-C.
+            there, its activation leaves the sector that the design assumed, or its kernel is
+            orthogonal and the budget below 1. The model is as before then, as it is after Ctrl-C.
 
     Example:
 
@@ -70,7 +76,12 @@ def constrain(model, design, layers=None, *, guarantee="step", every=100, progre
     given = {}
     with Undo() as undo, without_nodes(model):
         note_caches(model, undo)
-        budgets = _budgets_by_stage(read_stages(model), design, layers)
+        found = read_stages(model)
+        budgets = _budgets_by_stage(found, design, layers)
+        if not found and isinstance(design, numbers.Real):
+            for layer in model._flatten_layers():
+                if isinstance(layer, LipschitzLayer):
+                    _lower_gain(layer, float(design), undo)
         for position, (stage, budget) in enumerate(budgets):
             if budget is None:
                 continue
@@ -248,7 +259,12 @@ def _constrain_stage(stage, budget, ball, given, undo, *, guarantee, every):
         return
     # A stage whose other steps have gain 0 is within any budget: its kernels keep to it themselves.
     share = (budget / (fixed_gain or 1.0)) ** (1 / len(stage.maps))
+    if isinstance(stage.layer, LipschitzLayer):
+        _lower_gain(stage.layer, share, undo)
+        return
     for kernel, linear_map in stage.maps:
+        if is_marked(kernel) and share >= 1.0:
+            continue
         _, least, known = given.get(id(kernel), (kernel, share, linear_map))
         if known != linear_map:  # called at several sizes: bounded at every one
             linear_map = dataclasses.replace(linear_map, input_shape=None)
@@ -258,10 +274,33 @@ def _constrain_stage(stage, budget, ball, given, undo, *, guarantee, every):
         _attach(stage.layer, kernel, constraint, undo)
 
 
+def _lower_gain(layer, budget, undo):
+    """Has a layer that is bounded by construction keep to a budget, if it does not yet."""
+    if not layer.guaranteed:
+        raise UnsupportedLayerError(
+            "A budget needs a layer whose gain is bounded while it is trained. Received: layer "
+            f"{layer.name!r} of type {type(layer).__name__} with norm={layer.norm!r}. Use "
+            "norm='bound' and a step of at most 1."
+        )
+    # Where weights of 16 bits cost more than `max_gain`, by how much depends on it a little.
+    for _ in range(8):
+        inflation = layer.rounding_inflation
+        if rounding.product_up(layer.max_gain, inflation) <= budget:
+            return
+        gain = budget if inflation == 1.0 else budget / inflation * (1 - 2.0**-40)
+        for name, value in layer.settings_of_gain(gain).items():
+            undo.set(layer, name, value)
+    raise ValueError(
+        f"No `max_gain` of layer {layer.name!r} of type {type(layer).__name__} keeps its weights, "
+        f"rounded to {layer.compute_dtype}, within a budget. Received: budget={budget}. Use a "
+        "larger one, or another dtype policy."
+    )
+
+
 def _set_conic(stage, ball, given, undo):
     kernel, linear_map = stage.maps[0]
     square = linear_map.kind == "dense" and kernel.shape[0] == kernel.shape[1]
-    if not (square and stage.is_bare):
+    if not (square and stage.is_bare) or isinstance(stage.layer, LipschitzLayer):
         raise ValueError(
             f"A conic design needs square dense layers with nothing but an activation after them. "
             f"Received: layer {stage.name!r} with kernel {tuple(kernel.shape)}. "
@@ -299,8 +338,9 @@ def _attach(layer, variable, constraint, undo):
     if is_marked(variable):
         raise ValueError(
             "A kernel that the optimizer keeps orthogonal takes no constraint, which would move it "
-            f"off again. Received: layer {layer.name!r} of type {type(layer).__name__}. Leave it "
-            "out of `layers`: its gain is 1 up to rounding, and measured."
+            f"off again. Received: layer {layer.name!r} of type {type(layer).__name__} under a "
+            "budget below 1. Its gain is 1 up to rounding: leave it out of `layers`, or put "
+            "`keras.layers.Rescaling` behind it."
         )
     for attribute, names in _GUARDED.items():
         guarded = any(getattr(layer, name, None) is variable for name in names)

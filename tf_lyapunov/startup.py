@@ -5,6 +5,7 @@ imports it before any code of the command line runs.
 """
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
@@ -23,13 +24,22 @@ def is_command_line():
 def quiet():
     """Within it, the command line's stderr is held back, and shown only if the block fails.
 
-    Whoever sets TF_CPP_MIN_LOG_LEVEL (to 0, for example) sees what TensorFlow says; other programs
-    are left alone.
+    So it is while TensorFlow is imported later: Keras with another backend imports it, where it is
+    installed, when it first writes the configuration of a layer. Whoever sets TF_CPP_MIN_LOG_LEVEL
+    (to 0, for example) sees what TensorFlow says; other programs are left alone.
     """
     if not is_command_line() or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # "2" reports missing GPUs as errors
+    with _held_back():
+        yield
+    if "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _QuietTensorFlow)
+
+
+@contextlib.contextmanager
+def _held_back():
     with contextlib.ExitStack() as stack:
         try:
             stderr = os.dup(2)
@@ -49,6 +59,25 @@ def quiet():
             if sys.stderr is not None:
                 sys.stderr.flush()
             os.dup2(stderr, 2)
+
+
+class _QuietTensorFlow:
+    """Finds TensorFlow as Python does, and holds back what it writes while it is imported."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "tensorflow":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def quietly(module):
+                with _held_back():
+                    execute(module)
+
+            spec.loader.exec_module = quietly
+        return spec
 
 
 # What Keras imports beside its backend, and a command that only calls a network has no use for.

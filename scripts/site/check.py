@@ -4,13 +4,15 @@
 
 Checked are: every link and picture inside the site (of all pages, read as files); in the browser,
 of one page per section, in light and dark and on a phone: nothing is asked of another host, no
-script fails, no page scrolls sideways, formulas are laid out as formulas, the reader can switch to
-the dark, the search finds a name, and it does so from plain files without a server, too.
+script fails, no page scrolls sideways, formulas are laid out as formulas, axe finds the contrast of
+all text sufficient and no picture without words, the reader can switch to the dark, the search
+finds a name, and it does so from plain files without a server, too.
 """
 
 import argparse
 import functools
 import http.server
+import importlib.util
 import json
 import os
 import pathlib
@@ -100,6 +102,7 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
         self.driver = webdriver.Chrome(options=options, service=service)
+        self.driver.set_script_timeout(120)  # axe looks at every letter of long pages
 
     def __enter__(self):
         return self
@@ -135,6 +138,10 @@ class Browser:
 
     def run(self, script, *arguments):
         return self.driver.execute_script(script, *arguments)
+
+    def wait_for(self, script):
+        """What a script hands to its last argument."""
+        return self.driver.execute_async_script(script)
 
     def write(self, selector, text):
         """With a mouse and keys, as a reader does."""
@@ -205,6 +212,22 @@ _DARK = """
 const rgb = getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).map(Number);
 return (rgb[0] + rgb[1] + rgb[2]) / 3;
 """
+_AXE = """
+const done = arguments[0];
+const rules = ['color-contrast', 'image-alt', 'svg-img-alt', 'role-img-alt'];
+const shown = n => [n.target, n.any[0]?.message ?? n.failureSummary].join(': ');
+axe.run(document, {runOnly: rules, resultTypes: ['violations']}).then(
+  r => done(r.violations.flatMap(v => v.nodes.map(shown))), e => done(['' + e]));
+"""
+
+
+@functools.cache
+def _axe():
+    """The script of axe-core, which the extra `test` brings."""
+    package = importlib.util.find_spec("axe_core_python")
+    if package is None:
+        raise FileNotFoundError("axe is not installed: pip install axe-core-python")
+    return pathlib.Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
 def _page(browser, address, name, shots):
@@ -230,6 +253,11 @@ def _page(browser, address, name, shots):
             "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
         )
         faults += [f"{name} does not show the picture {source}." for source in lost]
+        few = "return document.querySelectorAll('*').length < 4000"
+        if width == DESK and browser.run(few):  # longer pages hold nothing else, and take minutes
+            browser.run(_axe())
+            found = browser.wait_for(_AXE)
+            faults += [f"{name}, {scheme}: {text}" for text in found]
         if shots:
             place = f"{name.replace('/', '-').removesuffix('.html')}-{width}-{scheme}.png"
             browser.shot(shots / place)

@@ -129,5 +129,5 @@ def test_what_would_move_the_kernel_off_the_manifold_is_refused():
     with pytest.raises(ValueError, match="quantize"):
         layer.quantize("int8")
     with pytest.raises(ValueError, match="takes no constraint"):
-        tfl.constrain(model, 1.0)
+        tfl.constrain(model, 0.9)
     assert layer.kernel.constraint is None

@@ -54,7 +54,7 @@ def test_readers_at_a_desk_and_with_a_phone_find_nothing_in_their_way(browser, t
     assert report_check.check(browser, page, axe, tmp_path / "shots", [view]) == []
     assert len(list((tmp_path / "shots").iterdir())) == 1
     if axe is None:
-        pytest.skip("all but axe was checked: axe-core is not installed (npm install axe-core)")
+        pytest.skip("all but axe was checked: axe-core-python is not installed")
 
 
 def test_wide_pages_requests_silent_charts_and_pale_text_are_seen(browser, tmp_path):

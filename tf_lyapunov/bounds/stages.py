@@ -10,6 +10,8 @@ import keras
 
 from tf_lyapunov.bounds.tails import keeps_order
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.layers.centering import BatchCentering
+from tf_lyapunov.layers.position import PositionBias
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.network import Network, read_network
@@ -110,6 +112,8 @@ def stages(model, input_shapes=None):
 
 # Kinds whose gain is read anew, is promised, or does not depend on weights.
 _KEPT = ("linear", "batch normalization", "lipschitz", "activation", "declared")
+# Whose weights are added: they move no difference, whatever they become.
+_SHIFTING = (BatchCentering, PositionBias)
 
 
 def _check_fixed(network, nodes):
@@ -117,7 +121,7 @@ def _check_fixed(network, nodes):
     calls = {call.name: call for call in network.graph.calls}
     for node in nodes:
         call = calls.get(node.call)
-        if call is None or node.kind in _KEPT:
+        if call is None or node.kind in _KEPT or isinstance(node.layer, _SHIFTING):
             continue
         held = [v for v in keras.tree.flatten((call.args, call.kwargs))
                 if isinstance(v, keras.Variable)]  # fmt: skip

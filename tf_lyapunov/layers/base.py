@@ -245,6 +245,15 @@ class LipschitzLayer(EffectiveLayer):
         self.max_gain = positive("max_gain", max_gain, GAIN_RANGE)
 
     @property
+    def guaranteed(self):
+        """Whether `max_gain` holds in training too, whatever the weights become."""
+        return True
+
+    def settings_of_gain(self, gain):
+        """Attributes, and their values, that make `gain` the bound of the layer."""
+        return {"max_gain": positive("max_gain", gain, GAIN_RANGE)}
+
+    @property
     def rounding_inflation(self):
         """Proven factor by which rounding of the effective weights may exceed `max_gain`."""
         return 1.0

@@ -387,6 +387,13 @@ class NormalizedDense(ScaledDense):
         super().__init__(units, *args, max_gain=gain, **kwargs)
         self.row_norm, self.shrink_only = row_norm, bool(shrink_only)
 
+    def settings_of_gain(self, gain):
+        row_norm = gain / (math.sqrt(self.units) * (1 + 2.0**-49))
+        return {
+            **super().settings_of_gain(gain),
+            "row_norm": positive("row_norm", row_norm, GAIN_RANGE),
+        }
+
     def _scale(self, kernel):
         bound, estimate = frobenius_norms(kernel, axis=0)
         return norm_scale(bound, bound, estimate, self.row_norm, self.shrink_only)
