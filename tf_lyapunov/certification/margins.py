@@ -100,7 +100,8 @@ def certify(
             `SimpleRNN`, `GRU` and `LSTM`, of the exact function of the weights), `"box"` (boxes of
             every signal, without a search, for networks trained through them), `"auto"` (per input
             the best of `"linear"` and the tightest of lipsdp, eclipse and closed form within
-            `time_budget`; the certificate says which).
+            `time_budget`; the first three inputs tell whether the latter may take more than 10%
+            from the former; the certificate says which).
         perturbed: which input of several may change: its name or position, or a list of them, the
             others held fixed at the values given, as the model's dtype holds them. The norm is
             that of these inputs together; `None` perturbs all, in the norm of their concatenation.
@@ -223,8 +224,12 @@ def certify(
         allowance = onregions.Exact(len(logits))
     cast = np.concatenate([p[5][0] for p in parts]) if widening.reads_inputs else None
     widening.open(digest, cast, labels, allowance)
-    seconds = widening.gain_seconds
-    bound = network_gain(network, constants, method, time_budget=seconds, sources=sources)
+    size = sum(math.prod(t.shape[1:]) for t in network.graph.inputs if t.producer in sources)
+    composed, _ = certified_radii(logits, labels, constants[network.logits], errors, head)
+    widening.learn(cast, logits, labels, composed, size, allowance)
+    bound = network_gain(
+        network, constants, method, time_budget=widening.gain_seconds, sources=sources
+    )
     gain = bound.gain_upper_bound
     radius, margins = certified_radii(logits, labels, gain, errors, head, bound.pairs)
     radius = without_flushing(
@@ -236,7 +241,6 @@ def certify(
             logits[rows], labels[rows], gain, errors[rows] + lost, head, bound.pairs
         )[0],
     )
-    size = sum(math.prod(t.shape[1:]) for t in network.graph.inputs if t.producer in sources)
     overall = widening.converted(radius, size)
     with stage("bounds around every input"):
         radius, found = widening.radii(cast, logits, labels, errors, radius, size, allowance)

@@ -128,8 +128,7 @@ def _relax(around, k, gains):
     if len(step.units):
         weights = np.zeros(math.prod(step.shape))
         weights[step.units] = 1.0
-        source = around.flow.links[k - 1].inputs[0]
-        step.radius = float(gains.radius(source, weights))
+        step.radius = gains.weigh(k, weights)
     gains.add(k)
 
 
@@ -166,10 +165,9 @@ def reweigh(around, memory):
         own = everything[step.columns]
         full = np.zeros(len(everything))
         full[step.columns] = own
-        source = around.flow.links[k - 1].inputs[0]
         plain = step.radius if step.plain is None else step.plain
         most = rounding.product_up(rounding.sqrt_up(float(own.max())), plain)
-        step.weigh(own, min(float(around.gains.radius(source, full)), float(most)))
+        step.weigh(own, min(around.gains.weigh(k, full), float(most)))
 
 
 def _tighten(around, k, effort, memory, proof):

@@ -31,7 +31,7 @@ class Finding:
         return self.radius > self.start or start >= self.start
 
 
-def every(search, task, starts, name, *, jobs=1, kept=None):
+def every(search, task, starts, name, *, jobs=1, kept=None, known=None):
     """`Finding`s of all inputs, as far as time allows, by number, in this order.
 
     Args:
@@ -42,11 +42,12 @@ def every(search, task, starts, name, *, jobs=1, kept=None):
         jobs: see `jobs.each`.
         kept: `certification.state.Kept` or the like, whose `findings` of an earlier call are taken
             over where they serve, and whose `add` is told of new ones; or None.
+        known: dict of other `Finding`s that are taken over where they serve, or None.
 
     Yields:
         `(number, Finding)`, those taken over first.
     """
-    known = {} if kept is None else dict(kept.findings)
+    known = dict(known or {}) | ({} if kept is None else kept.findings)
     known = {i: f for i, f in known.items() if f.serves(starts[i])}
     with stage(name, len(starts)) as entered:
         for number in sorted(known):

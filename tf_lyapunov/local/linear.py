@@ -20,7 +20,7 @@ LARGEST_RECORDS = 2**29
 
 
 def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", bounds=None,
-                 deadline=np.inf, jobs=1, kept=None, keep=True):  # fmt: skip
+                 deadline=np.inf, jobs=1, kept=None, keep=True, known=None, told=None):  # fmt: skip
     """Radii at which every margin stays above its allowance, by bounds around each input.
 
     Args:
@@ -35,6 +35,8 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
         deadline: `time.monotonic()` at which the search stops.
         jobs, kept: see `findings.every`.
         keep: whether multipliers are recorded.
+        known: see `findings.every`.
+        told: function of the number and `Finding` of every input, or None.
 
     Returns:
         `(radius, sentences, records)`: radii at least those given, and a dict from numbers of
@@ -62,8 +64,10 @@ def linear_radii(network, x, labels, classes, radius, allowance, *, norm="l2", b
         return Task(i, point, int(labels[i]), float(radius[i]), seconds, traced)
 
     begun, records, held = 0, {} if keep else None, 0
-    for i, finding in every(search, task, radius, "inputs", jobs=jobs, kept=kept):
+    for i, finding in every(search, task, radius, "inputs", jobs=jobs, kept=kept, known=known):
         begun += 1
+        if told is not None:
+            told(i, finding)
         if not finding.radius > radius[i]:
             continue
         found[i] = finding.radius

@@ -90,6 +90,8 @@ class LocalGains:
         self.around = around
         self.middles, self.roots, self.signals = {}, {}, {}
         self.linearised, self.estimates = {}, {} if estimates is None else estimates
+        # What (t) was made of: for the last radius, for spreads, and for steps' balls; see `forms`.
+        self.term, self.spread, self.weighed = None, {}, {}
 
     def add(self, k):
         """Takes in the elementwise step that makes position k, whose relaxation is known."""
@@ -107,6 +109,7 @@ class LocalGains:
         self.roots[k] = np.sqrt(spread)
         source = around.flow.links[k - 1].inputs[0]
         self.signals[k] = self.radius(source, spread)
+        self.spread[k] = None if self.term is None else (spread.ravel(), self.term)
 
     def _add_several(self, k, step):
         """Takes in outputs of several inputs each: their linear part and what it leaves, `spread`:
@@ -124,7 +127,7 @@ class LocalGains:
             weights: float64 (n,) ≥ 0 over the flat sample.
         """
         weights = np.asarray(weights).ravel()
-        used = np.flatnonzero(weights)
+        used, self.term = np.flatnonzero(weights), None
         if not len(used):
             return 0.0
         roots = np.sqrt(weights[used])
@@ -137,6 +140,14 @@ class LocalGains:
         if not self._is_worth(source, len(used)):
             return whole * (1 + _TINY)
         return min(whole, self._through(source, used, roots)) * (1 + _TINY)
+
+    def weigh(self, k, weights):
+        """`radius` for the weights of the ball of step k, whose terms are kept."""
+        found = float(self.radius(self.around.flow.links[k - 1].inputs[0], weights))
+        self.weighed.pop(k, None)
+        if self.term is not None:
+            self.weighed[k] = np.asarray(weights, np.float64).ravel(), self.term
+        return found
 
     def _is_worth(self, source, rows):
         """Whether a linearised map of so many rows may be formed."""
@@ -178,10 +189,14 @@ class LocalGains:
             self.linearised[source] = held, parts, lost
         largest = float(roots.max())
         rows = roots[:, None].astype(self.around.dtype)
-        total = lost * largest
+        total, terms = lost * largest, []
         for k, matrix, size, signal in parts:
-            total += self._norm((source, k), rows * matrix[at], size * largest) * signal
-        return total * (1 + 1e-9)
+            norm = self._norm((source, k), rows * matrix[at], size * largest)
+            terms.append((k, norm, size * largest, signal))
+            total += norm * signal
+        total *= 1 + 1e-9
+        self.term = total, lost * largest, tuple(terms)
+        return total
 
     def _linearise(self, source, used):
         """`(parts, noise)`: for weights w of these units, t(w) is at most the sum of ‖w^½ A‖·t over

@@ -12,6 +12,7 @@ from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import CROWN, Effort, Memory, reweigh, surround, weigh
 from tf_lyapunov.local.branching import split_lower
 from tf_lyapunov.local.flow import trace
+from tf_lyapunov.local.forms import Forms, JointAround
 from tf_lyapunov.local.regions import Region, check_norm
 from tf_lyapunov.local.searching import SearchFlow
 
@@ -30,8 +31,12 @@ _GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
 # Share of the largest margin that splits found in single precision leave for the proof.
 _SPARE = 1e-4
 _RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
+# Lanczos steps of proofs by `forms`.
+_LANCZOS = 8
 # Share of the linearisation's radius at which the search of a large flow begins.
-_FIRST_LARGE = 0.4
+_FIRST_LARGE = 0.3
+# Share of the centre's margin that bounds may miss for the next radius to be by their slopes.
+_NEAR = 0.3
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
 _SMALL = FULL, Effort(box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
@@ -46,7 +51,8 @@ class Answer:
 
     Attributes:
         radius: float, 0 where nothing is proved.
-        multipliers: of the rows, by position, at that radius; None without a proof.
+        multipliers: of the rows, by position, at that radius; None without a proof. Where the
+            proof takes balls and input as one problem (`forms`), those of the plain one.
         memory: `Memory` of that search.
         evaluations: radii that were tried.
         trace: `Trace` at the input.
@@ -89,7 +95,8 @@ class Prover:
         """The region of one input."""
         return Region.ball(x, radius, self.norm, self.bounds)
 
-    def evaluate(self, traced, radius, rows, effort, memory, held=None, deadline=np.inf):
+    def evaluate(self, traced, radius, rows, effort, memory, held=None, deadline=np.inf,
+                 joint=None):  # fmt: skip
         """Searches multipliers at one radius: `(bounds, multipliers)`, nothing proved.
 
         Args:
@@ -100,6 +107,7 @@ class Prover:
             memory: `Memory`, renewed.
             held: multipliers of the rows at a similar radius, or None.
             deadline: see `Around`.
+            joint: dict of multipliers for `forms`, renewed, which then count as well; or None.
         """
         region = self.search.region(self.region(traced[0].values[0][0], radius))
         around = surround(
@@ -124,13 +132,20 @@ class Prover:
             adopt(multipliers, held, units)
         if multipliers and effort.margin_steps:
             found = ascend(around, c, target, multipliers, effort.margin_steps)
+        if joint is not None and multipliers and Forms.apply_to(around):
+            before, own = dict(joint), {k: m.copy() for k, m in multipliers.items()}
+            adopt(own, before, np.arange(len(rows)))
+            better = ascend(JointAround(around), c, target, own, effort.margin_steps)
+            found = np.fmax(found, better)
+            joint.update(own)
         return found.astype(np.float64), multipliers
 
-    def prove(self, traced, radius, rows, memory, held, balls=True):
+    def prove(self, traced, radius, rows, memory, held, balls=True, joint=None):
         """Proved lower bounds of `rows` over the region, float64 (rows,).
 
         Args:
             memory, held: multipliers of boxes and rows; any are valid.
+            joint: those for `forms`, or None.
         """
         region = self.region(traced.values[0][0], radius)
         effort = dataclasses.replace(FULL, balls=balls)
@@ -140,7 +155,12 @@ class Prover:
         multipliers = {}
         around.backward(c, self.flow.output, multipliers)
         adopt(multipliers, held, np.arange(len(rows)))
-        return around.lower(c, self.flow.output, multipliers)
+        found = around.lower(c, self.flow.output, multipliers)
+        if joint and Forms.apply_to(around):
+            adopt(multipliers, joint, np.arange(len(rows)))
+            other = JointAround(around, _LANCZOS, True).lower(c, self.flow.output, multipliers)
+            found = np.maximum(found, other)
+        return found
 
     def radius(self, x, rows, need, start=0.0, deadline=np.inf, split_deadline=np.inf,
                traced=None):  # fmt: skip
@@ -175,7 +195,7 @@ class Prover:
         height = float(center.min())
         low, high = 0.0, np.inf
         radius = max((_FIRST_LARGE if large else 0.6) * guess, start * 1.02)
-        memory, held, best = Memory(), None, None
+        memory, held, best, joint = Memory(), None, None, {} if large else None
         count, tolerance = 0, _TOLERANCE_LARGE if large else _TOLERANCE
         failed = 0  # before the first success
         while count - max(failed - 1, 0) < _EVALUATIONS and failed < _FAILURES:
@@ -185,7 +205,9 @@ class Prover:
             try:
                 # What single precision does not hold is no bound.
                 with np.errstate(over="ignore", invalid="ignore"):
-                    found, held = self.evaluate(pair, radius, rows, effort, memory, held, deadline)
+                    found, held = self.evaluate(
+                        pair, radius, rows, effort, memory, held, deadline, joint
+                    )
             except OutOfTime:
                 break
             value = float(np.min(found)) - need(radius) - (_ROOM * height if large else 0.0)
@@ -193,7 +215,7 @@ class Prover:
             if not np.isfinite(value):
                 value = -10 * height
             if value > 0:
-                best = radius, held, memory.copy()
+                best = radius, held, memory.copy(), dict(joint or {})
                 low = radius
             else:
                 high = radius
@@ -208,8 +230,12 @@ class Prover:
             if high < np.inf and not low < root < high:
                 root = (low + high) / 2
             if low == 0 and failed > 1:
-                # Slopes at the input say nothing here, as behind a softmax that is saturated there.
-                root = min(root, math.sqrt(max(start, _SHARE * high) * high))
+                # Slopes at the input say nothing here, as behind a softmax that is saturated there;
+                # or roots are approached from above, where a little less is enough.
+                if value < -_NEAR * height:
+                    root = min(root, math.sqrt(max(start, _SHARE * high) * high))
+                else:
+                    root *= 1 - 2 * tolerance
             radius = max(min(root, 2 * radius), start * 1.001)
             if radius > most:
                 break
@@ -290,7 +316,7 @@ class Prover:
     def _proved(self, traced, rows, need, best, start, count):
         if best is None:
             return Answer(0.0, evaluations=count)
-        radius, held, memory = best
+        radius, held, memory, joint = best
         height = float(np.min(rows @ traced.values[-1].reshape(-1)))
         missed = 0.0
         for retreat in _RETREATS:
@@ -298,7 +324,8 @@ class Prover:
             smaller = radius * (1 - max(retreat, missed))
             if smaller <= start:
                 break
-            value = float(np.min(self.prove(traced, smaller, rows, memory, held))) - need(smaller)
+            found = self.prove(traced, smaller, rows, memory, held, joint=joint)
+            value = float(np.min(found)) - need(smaller)
             if value > 0:
                 return Answer(smaller, held, memory, count, traced, smaller)
             if height > 0 and np.isfinite(value):
