@@ -95,9 +95,7 @@ def run(backend, script, *arguments):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     flags = "--xla_force_host_platform_device_count=2"
-    printed = fresh_processes.output(
-        SCRIPT + script, *arguments, backend=backend, XLA_FLAGS=flags
-    )
+    printed = fresh_processes.output(SCRIPT + script, *arguments, backend=backend, XLA_FLAGS=flags)
     assert f"on the manifold on {backend}" in printed
 
 
