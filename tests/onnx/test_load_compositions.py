@@ -277,6 +277,7 @@ POWERS = [("Abs", "x", "a"), ("Pow", "a p", "b"), ("AveragePool", "b", "c", None
     ({"pads": [1, 0, 0, 1], "count_include_pad": 1}, {}, True),
     ({}, {"p": 2.0, "root": 0.5}, True),
     ({"pads": [1, 0, 0, 1]}, {}, False),  # means of fewer cells at the edges
+    ({"auto_pad": "SAME_UPPER"}, {}, False),
     ({"ceil_mode": 1}, {}, False),
     ({}, {"count": 5.0}, False),
     ({}, {"root": 0.25}, False),

@@ -241,6 +241,8 @@ def _power_pooled(finder, node):
     if pool.get("ceil_mode", 0) or (any(pool.get("pads") or []) and not
                                     pool.get("count_include_pad", 0)):  # fmt: skip
         return None
+    if pool.get("auto_pad", "NOTSET") not in ("NOTSET", "", "VALID"):
+        return None
     powers, perm = _turned(finder, pool.inputs[0])
     power = finder.giver(powers, "Pow", "Mul")
     square = power and finder.squared(power)
