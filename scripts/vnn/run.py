@@ -222,8 +222,8 @@ def table(records):
         f"Machine: {os.cpu_count()} CPUs, {platform.machine()}; Python "
         f"{platform.python_version()}.",
         "",
-        "| benchmark | network | limit s | instances | unsat | sat | unknown | timeout | error | decided | "
-        "sat replayed | proofs verified | refused | median s | largest s | "
+        "| benchmark | network | limit s | instances | unsat | sat | unknown | timeout | error | "
+        "decided | sat replayed | proofs verified | refused | median s | largest s | "
         "writing a proof: median s | largest | checking it: median s | largest | largest kB |",
         "|" + "---|" * 20,
     ]
@@ -257,8 +257,8 @@ def table(records):
 def _each(records):
     """A table of all instances."""
     lines = [
-        "| instance | limit s | answer | s | branches | proof | parts | writing s | checking s | kB | "
-        "load |",
+        "| instance | limit s | answer | s | branches | proof | parts | writing s | checking s | "
+        "kB | load |",
         "|" + "---|" * 11,
     ]
     for r in records:
@@ -267,7 +267,8 @@ def _each(records):
             "" if r[k] is None else f"{r[k]:.1f}" for k in ("proof_seconds", "check_seconds")
         ]
         row = [r["key"], f"{r['timeout']:g}", r["answer"], f"{r['seconds']:.1f}", r["branches"],
-               proof, r["parts"] or "", *seconds, f"{r['proof_bytes'] / 1000:.1f}", f"{r['load']:.1f}"]  # fmt: skip
+               proof, r["parts"] or "", *seconds, f"{r['proof_bytes'] / 1000:.1f}",
+               f"{r['load']:.1f}"]  # fmt: skip
         lines.append("| " + " | ".join(map(str, row)) + " |")
     return lines
 

@@ -99,7 +99,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.down = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU())
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1, groups=2), nn.ReLU(),
             nn.Conv2d(4, 1, 3, padding=1), nn.Sigmoid(),
         )  # fmt: skip
 
@@ -210,12 +210,12 @@ class Least(nn.Module):
         self.a = nn.Linear(4, 9)
 
     def forward(self, x):
-        a, b, c = torch.tensor_split(self.a(x), 3, dim=1)
+        a, b, c = torch.split(self.a(x), [3, 3, 3], dim=1)
         return torch.minimum(torch.minimum(a, b), c)
 
 
 class Picked(nn.Module):
-    """Entries picked by lists, of one axis and of two at once."""
+    """Entries picked by lists."""
 
     def __init__(self):
         super().__init__()
@@ -225,7 +225,7 @@ class Picked(nn.Module):
 
     def forward(self, x):
         x = self.a(x)[:, [2, 0, 1]]
-        return torch.tanh(x[:, :, self.rows, self.columns])
+        return torch.tanh(x[:, :, self.rows])[..., self.columns]
 
 
 def _chain(*layers):

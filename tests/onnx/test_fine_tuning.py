@@ -19,7 +19,7 @@ def path(tmp_path):
         helper.make_node("Conv", ["x", "k", "b"], ["c"], name="first", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["r"], name="bend"),
         helper.make_node("Flatten", ["r"], ["f"], name="flat"),
-        helper.make_node("Gemm", ["f", "w", "d"], ["y"], name="last", transB=1),
+        helper.make_node("Gemm", ["f", "w", "d"], ["y"], name="/head/head.0/Gemm", transB=1),
     ]
     held = {"k": rng.normal(size=(3, 1, 3, 3)), "b": np.zeros(3), "w": rng.normal(size=(2, 48)),
             "d": np.zeros(2)}  # fmt: skip
@@ -30,7 +30,10 @@ def path(tmp_path):
 def test_a_network_that_was_read_is_constrained_trained_and_certified(path, tmp_path):
     read = tfl.load_onnx(path)
     net = read.to_keras()
-    assert [layer.name for layer in net.layers if layer.weights] == ["first", "last"]
+    assert [layer.name for layer in net.layers if layer.weights] == [
+        "first",
+        "head_head_0_Gemm",  # PyTorch knows no dots in names
+    ]
     rng = np.random.default_rng(1)
     y = np.arange(64) % 2
     x = (rng.normal(size=(64, 1, 4, 4)) / 4 + y[:, None, None, None]).astype("float32")

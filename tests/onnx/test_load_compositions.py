@@ -110,6 +110,12 @@ FOUND = {
         [("LessOrEqual", "x zero", "a"), ("Mul", "x slope", "b"), ("Where", "a b x", "y")],
         numbers(zero=0, slope=0.25), "LeakyReLU",
     ),
+    "soft shrink by two choices": (
+        [("Greater", "x t", "a"), ("Sub", "x t", "b"), ("Where", "a b zero", "c"),
+         ("Less", "x minus", "d"), ("Add", "x t", "e"), ("Where", "d e zero", "f"),
+         ("Add", "c f", "y")],
+        numbers(t=0.75, minus=-0.75, zero=0), "SoftShrink",
+    ),
     "choice by a constant": (
         [("Where", "mask x z", "y")], {"mask": np.arange(4) > 1}, "Add",
     ),
@@ -138,6 +144,17 @@ NEAR = {
     "positions of the largest": (
         [("TopK", "x two", "t i", {"axis": 1}), ("Cast", "i", "j", {"to": 1}), ("Add", "j t", "y")],
         {"two": np.array([2])},
+    ),
+    "shrink that jumps": (
+        [("Greater", "x t", "a"), ("Where", "a x zero", "c"),
+         ("Less", "x minus", "d"), ("Where", "d x zero", "f"), ("Add", "c f", "y")],
+        numbers(t=0.75, minus=-0.75, zero=0),
+    ),
+    "shrink of unlike halves": (
+        [("Greater", "x t", "a"), ("Sub", "x t", "b"), ("Where", "a b zero", "c"),
+         ("Less", "x minus", "d"), ("Add", "x t", "e"), ("Where", "d e zero", "f"),
+         ("Add", "c f", "y")],
+        numbers(t=0.75, minus=-0.5, zero=0),
     ),
     "choice that jumps": (
         [("Greater", "x zero", "a"), ("Where", "a x one", "y")], numbers(zero=0, one=1),
@@ -249,6 +266,39 @@ def test_a_norm_pool_of_a_larger_scale_keeps_its_larger_gain(grown, tmp_path):
     assert ("L2NormPooling2D" in kinds) is not grown
     bound = tfl.lipschitz_upper_bound(program).gain_upper_bound
     assert bound >= (float(held) * np.sqrt(6) if grown else 1.0)
+
+
+POWERS = [("Abs", "x", "a"), ("Pow", "a p", "b"), ("AveragePool", "b", "c", None),
+          ("Mul", "c count", "d"), ("Pow", "d root", "y")]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings, changes, reads", [
+    ({}, {}, True),
+    ({"pads": [1, 0, 0, 1], "count_include_pad": 1}, {}, True),
+    ({}, {"p": 2.0, "root": 0.5}, True),
+    ({"pads": [1, 0, 0, 1]}, {}, False),  # means of fewer cells at the edges
+    ({"auto_pad": "SAME_UPPER"}, {}, False),
+    ({"ceil_mode": 1}, {}, False),
+    ({}, {"count": 5.0}, False),
+    ({}, {"root": 0.25}, False),
+    ({}, {"p": 0.5, "root": 2.0}, False),
+])  # fmt: skip
+def test_norms_of_windows_by_powers_are_one_layer(settings, changes, reads, tmp_path):
+    held = numbers(**{"p": 3.5, "count": 6, "root": 1 / 3.5} | changes)
+    given = {"kernel_shape": [3, 2], "strides": [2, 1], **settings}
+    nodes = [
+        helper.make_node(kind, ends.split(), [end], **(given if rest else {}))
+        for kind, ends, end, *rest in POWERS
+    ]
+    path = saved(tmp_path, model(nodes, {"x": ("n", 2, 6, 5)}, ["y"], held))
+    if not reads:
+        with pytest.raises(UnsupportedLayerError, match="power"):
+            load_onnx(path)
+        return
+    net = load_onnx(path).to_keras()
+    assert "LpPooling2D" in {type(o).__name__ for o in net.operations}
+    x = np.random.default_rng(1).normal(size=(3, 2, 6, 5)).astype("float32")
+    assert np.abs(keras.ops.convert_to_numpy(net(x)) - run(path, x)).max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", NEAR)

@@ -297,3 +297,20 @@ def CASES_BATCH_ONE(path):
 def test_an_operator_is_read_as_onnxruntime_runs_it(name, tmp_path):
     options = {"batch_axis": 1} if name == "Gemm of columns" else {}
     agrees(saved(tmp_path, proto_of(name)), **options)
+
+
+@pytest.mark.parametrize("index", [
+    [[0, 1], [2, 0], [-1, -1]], [[[0, 1]], [[2, 0]]], [1, 2], [[2], [0]],
+])  # fmt: skip
+def test_positions_along_several_axes_are_picked(index, tmp_path):
+    """As PyTorch's exporter writes x[:, :, rows, columns]."""
+    index = np.array(index, np.int64)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["a"], perm=[2, 3, 0, 1]),
+        helper.make_node("GatherND", ["a", "i"], ["y"]),
+    ]
+    path = saved(tmp_path, model(nodes, {"x": (N, 2, 3, 4)}, ["y"], {"i": index}))
+    x = normal(3, 2, 3, 4)
+    program = load_onnx(path)
+    found = keras.ops.convert_to_numpy(program.to_keras()(x))
+    assert np.array_equal(np.moveaxis(found, 0, program.outputs[0].batch), run(path, x))

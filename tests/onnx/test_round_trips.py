@@ -75,6 +75,19 @@ def test_a_composition_that_is_written_is_read_as_the_layer_it_was(name, tmp_pat
     assert abs(bound - gain) <= 1e-9 * gain
 
 
+@pytest.mark.parametrize("name, factor", [
+    ("fourier: cayley", 8), ("fourier: cayley, sorted", 1.001), ("sandwich: 2d", 32),
+    ("norms: 3.5-norm", 1 + 1e-6),
+])  # fmt: skip
+def test_maps_of_frequencies_and_powers_are_read_with_the_gain_of_their_stages(
+    name, factor, tmp_path
+):
+    model = exported.made(name)
+    read, _ = there_and_back(model, tmp_path, np.random.default_rng(0))
+    gain, bound = gains(model, read)
+    assert gain * (1 - 1e-6) <= bound <= gain * factor
+
+
 @pytest.mark.parametrize("dtype, room", [("float32", 2.0**-23), ("float64", 1e-9)])
 def test_settings_are_rounded_to_the_files_format_and_nothing_else_is(dtype, room, tmp_path):
     layers = [keras.layers.Rescaling(1 / 127.5, -0.3), keras.layers.Dense(3, activation="tanh")]

@@ -64,10 +64,12 @@ class Builder:
 
     def name(self, node, suffix=""):
         """A legal name of a layer that no other has, after the node's."""
-        text = re.sub(r"[^A-Za-z0-9_.-]+", "_", node.name).strip("_.-")
-        text = (text or node.kind) + suffix
+        # Keras on PyTorch cannot build layers with a dot in their names.
+        text = re.sub(r"[^A-Za-z0-9_-]+", "_", node.name).strip("_-")
+        kind = node.kind.rpartition(".")[2]
+        text = (text or kind) + suffix
         if not re.match(r"[A-Za-z0-9]", text):
-            text = f"{node.kind}_{text}"
+            text = f"{kind}_{text}"
         candidate, count = text, 1
         while candidate in self.names:
             count += 1

@@ -231,7 +231,8 @@ def _norm_pooled(finder, node):
 def _power_pooled(finder, node):
     """(Σ |x|^p)^(1/p) over windows, by a mean of powers times how many there are."""
     root = 0.5 if node.kind == "Sqrt" else finder.number(node.inputs[1])
-    total = finder.giver(node.inputs[0], "Mul")
+    scaled, back = _turned(finder, node.inputs[0])
+    total = finder.giver(scaled, "Mul")
     parts = total and finder.operands(total)
     pool = parts and finder.giver(_positive(finder, parts[0]), "AveragePool")
     sizes = pool and pool.get("kernel_shape")
@@ -240,7 +241,10 @@ def _power_pooled(finder, node):
     if pool.get("ceil_mode", 0) or (any(pool.get("pads") or []) and not
                                     pool.get("count_include_pad", 0)):  # fmt: skip
         return None
-    power = finder.giver(pool.inputs[0], "Pow", "Mul")
+    if pool.get("auto_pad", "NOTSET") not in ("NOTSET", "", "VALID"):
+        return None
+    powers, perm = _turned(finder, pool.inputs[0])
+    power = finder.giver(powers, "Pow", "Mul")
     square = power and finder.squared(power)
     x, exponent = (square, 2.0) if square else (None, None)
     if power and not square and power.kind == "Pow":
@@ -251,7 +255,15 @@ def _power_pooled(finder, node):
     if size is None and exponent % 2:
         return None
     kept = {n: v for n, v in pool.attributes.items() if n not in ("count_include_pad", "ceil_mode")}
-    return "PowerPool", x if size is None else size.inputs[0], {**kept, "p": exponent}
+    kept |= {"p": exponent, "before": perm, "behind": back}
+    return "PowerPool", x if size is None else size.inputs[0], kept
+
+
+def _turned(finder, name):
+    """`(value, axes)` of what a value is a transpose of; the value itself and None for none."""
+    node = finder.giver(name, "Transpose")
+    perm = node and node.get("perm")
+    return (node.inputs[0], list(perm)) if perm else (name, None)
 
 
 def _positive(finder, name):
@@ -392,6 +404,29 @@ def _rectified(finder, node):
     return ("Rectified", x, {"alpha": slope}) if fits else None
 
 
+def _soft_shrink(finder, node):
+    """x - t where x > t, plus x + t where x < -t."""
+    for first, second in (node.inputs, node.inputs[::-1]) if _two(finder, node) else ():
+        above, below = _beyond(finder, first, "Greater"), _beyond(finder, second, "Less")
+        if above and below and above[0] == below[0] and above[1] == -below[1] >= 0:
+            return "SoftShrink", above[0], {"lambd": above[1], "bias": above[1]}
+    return None
+
+
+def _beyond(finder, name, kind):
+    """`(x, t)` of the value that is x - t where x is beyond t, and 0 elsewhere."""
+    node = finder.giver(name, "Where")
+    test = node and finder.giver(node.inputs[0], kind)
+    shifted = test and finder.giver(node.inputs[1], "Sub", "Add")
+    parts = shifted and finder.operands(shifted)
+    if not parts or parts[0] != test.inputs[0] or finder.number(node.inputs[2]) != 0:
+        return None
+    if shifted.kind == "Sub" and not parts[2]:
+        return None
+    moved = parts[1] if shifted.kind == "Sub" else -parts[1]
+    return (parts[0], moved) if moved == finder.number(test.inputs[1]) else None
+
+
 def _bent(finder, node):
     """clip(x, 0, m) + s·min(x, 0)."""
     above = _two(finder, node) and finder.giver(node.inputs[0], "Clip")
@@ -415,7 +450,7 @@ _PATTERNS = {
     "Neg": (_log_sigmoid,),
     "Log": (_log_sigmoid,),
     "Sub": (_tanh_shrink,),
-    "Add": (_sparse_plus, _bent),
+    "Add": (_sparse_plus, _bent, _soft_shrink),
     "Where": (_rectified,),
     "Pow": (_power_pooled,),
     "Sqrt": (_power_pooled,),

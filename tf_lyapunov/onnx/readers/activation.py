@@ -244,6 +244,7 @@ READERS = {
     "Abs": (13, _bare(keras.ops.absolute, nonnegative=True)),
     "Pow": (15, _power),
     "tf_lyapunov.LogSigmoid": (0, _plain("log_sigmoid")),
+    "tf_lyapunov.SoftShrink": (0, _shrink),
     "tf_lyapunov.TanhShrink": (0, _plain("tanh_shrink")),
     "tf_lyapunov.SparsePlus": (0, _plain("sparse_plus")),
     "tf_lyapunov.Bent": (0, _bent),

@@ -114,6 +114,31 @@ def _gather(build, node, values):
     return build.reshaped(node, signal, shape, batch, "_shape")
 
 
+def _gather_nd(build, node, values):
+    """Entries at positions along the first axes together."""
+    signal, index = values
+    if not isinstance(signal, Signal):
+        raise NotRead("it selects entries of a constant by its input")
+    if not isinstance(index, np.ndarray):
+        raise NotRead("what it selects is computed from inputs")
+    count = index.shape[-1] if index.ndim else 0
+    if node.get("batch_dims", 0) or (signal.batch is not None and signal.batch < count):
+        raise NotRead(_MIXES)
+    if not 1 <= count <= len(signal.sample):
+        raise BadGraph(f"its positions have {count} axes")
+    signal = build.plain(node, signal)
+    sizes, rest = signal.sample[:count], signal.sample[count:]
+    if np.any((index < np.negative(sizes)) | (index >= np.array(sizes))):
+        raise BadGraph(f"it selects positions outside of {sizes}")
+    index = np.where(index < 0, index + np.array(sizes), index)
+    cells = np.ravel_multi_index(tuple(index.reshape(-1, count).T), sizes)
+    batch = None if signal.batch is None else signal.batch - count + 1
+    signal = build.reshaped(node, signal, (size_of(sizes), *rest), batch, "_cells")
+    signal = taken(build, node, signal, 1, cells)
+    batch = None if batch is None else batch + index.ndim - 2
+    return build.reshaped(node, signal, (*index.shape[:-1], *rest), batch, "_shape")
+
+
 def _split(build, node, values):
     signal, axis = values[0], node.get("axis", 0)
     place, count = signal.sample_axis(axis), len(node.outputs)
@@ -327,6 +352,7 @@ def _cast_like(build, node, values):
 READERS = {
     "Slice": (13, _slice),
     "Gather": (13, _gather),
+    "GatherND": (13, _gather_nd),
     "Split": (18, _split),
     "Pad": (25, _pad),
     "Expand": (13, _expand),

@@ -9,6 +9,7 @@ import numpy as np
 
 from tf_lyapunov.layers.pooling import L2NormPooling2D, LpPooling2D
 from tf_lyapunov.onnx.foreign import BadGraph, NotRead
+from tf_lyapunov.onnx.readers.linear import transposed
 from tf_lyapunov.onnx.readers.placing import taken
 from tf_lyapunov.onnx.readers.windows import fitted, padded, positions, window
 
@@ -206,12 +207,26 @@ def _norm_pool(kind, **settings):
     return read
 
 
+def _power_pool(build, node, values):
+    """A norm of windows by powers, which `compositions` found; in other orders of axes within."""
+    (signal,) = values
+    signal = _turned(signal, node.get("before"))
+    return _turned(_power_norm(build, node, [signal]), node.get("behind"))
+
+
+def _turned(signal, axes):
+    if axes is not None and sorted(axes) != list(range(signal.rank)):
+        raise BadGraph(f"it permutes {signal.rank} axes by {axes}")
+    return signal if axes is None else transposed(signal, axes)
+
+
+_power_norm = _norm_pool(LpPooling2D, p="p")
 READERS = {
     "MaxPool": (22, _max_pool),
     "AveragePool": (22, _average_pool),
     "GlobalMaxPool": (22, _global(_GLOBAL_MAX)),
     "GlobalAveragePool": (22, _global(_GLOBAL_MEAN)),
     "LpPool": (22, _norm_pool(LpPooling2D, p="p")),
-    "tf_lyapunov.PowerPool": (0, _norm_pool(LpPooling2D, p="p")),
+    "tf_lyapunov.PowerPool": (0, _power_pool),
     "tf_lyapunov.NormPool": (0, _norm_pool(L2NormPooling2D)),
 }
