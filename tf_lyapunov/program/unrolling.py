@@ -85,9 +85,7 @@ def _multi_head(layer, query, value, key=None):
     value = _mapped(layer._value_dense, value)
     query = keras.ops.multiply(query, float(layer._inverse_sqrt_key_dim))
     scores = keras.ops.einsum(layer._dot_product_equation, key, query)
-    axes = layer._softmax.axis
-    axes = axes[0] if isinstance(axes, (tuple, list)) and len(axes) == 1 else axes
-    weights = keras.ops.softmax(scores, axis=axes)
+    weights = layer._softmax(scores)  # over several axes at once, too
     found = keras.ops.einsum(layer._combine_equation, weights, value)
     if gate is not None:
         found = keras.ops.multiply(found, gate)
