@@ -56,7 +56,14 @@ def _recurrent(kind, **settings):
     return keras.Model(x, L.Dense(2)(L.Flatten()(y)))
 
 
+def _gated():
+    x = keras.Input((2, 2, 2))
+    y = L.MultiHeadAttention(1, 2, use_gate=True, attention_axes=(1, 2))(x, x)
+    return keras.Model(x, L.Dense(2)(L.Flatten()(y)))
+
+
 MODELS = {
+    "gated attention over two axes": _gated,
     "gates": _gates,
     "squeeze and excite": _squeeze,
     "transformer block": _block,

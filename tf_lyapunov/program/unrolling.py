@@ -85,9 +85,7 @@ def _multi_head(layer, query, value, key=None):
     value = _mapped(layer._value_dense, value)
     query = keras.ops.multiply(query, float(layer._inverse_sqrt_key_dim))
     scores = keras.ops.einsum(layer._dot_product_equation, key, query)
-    axes = layer._softmax.axis
-    axes = axes[0] if isinstance(axes, (tuple, list)) and len(axes) == 1 else axes
-    weights = keras.ops.softmax(scores, axis=axes)
+    weights = layer._softmax(scores)  # over several axes at once, too
     found = keras.ops.einsum(layer._combine_equation, weights, value)
     if gate is not None:
         found = keras.ops.multiply(found, gate)
@@ -97,7 +95,9 @@ def _multi_head(layer, query, value, key=None):
 def _mapped(dense, x):
     """A projection, whose own call leaves the length open."""
     found = keras.ops.einsum(dense.equation, x, dense.kernel)
-    return found if dense.bias is None else keras.ops.add(found, dense.bias)
+    found = found if dense.bias is None else keras.ops.add(found, dense.bias)
+    # That of a gate is a sigmoid.
+    return found if dense.activation is keras.activations.linear else dense.activation(found)
 
 
 def _attention(layer, query, value=None, key=None):
@@ -138,12 +138,25 @@ def _recurrent(layer, sequence):
     outputs = []
     order = range(count)[::-1] if layer.go_backwards else range(count)
     for t in order:
-        found, states = cell.call(sequence[:, t], states, training=False)
+        x = sequence[:, t]
+        if type(layer) is _layers.SimpleRNN:
+            found = _simple(cell, x, states[0])
+            states = [found]
+        else:
+            found, states = cell.call(x, states, training=False)
         outputs.append(found)
     if not layer.return_sequences:
         return outputs[-1]
     parts = [keras.ops.reshape(found, (-1, 1, cell.units)) for found in outputs]
     return parts[0] if count == 1 else keras.ops.concatenate(parts, axis=1)
+
+
+def _simple(cell, x, state):
+    """activation(xW + b + hU), whose own call draws masks of dropout at inference, too."""
+    found = keras.ops.matmul(x, cell.kernel)
+    if cell.bias is not None:
+        found = found + cell.bias
+    return cell.activation(found + keras.ops.matmul(state, cell.recurrent_kernel))
 
 
 _CELLS = {

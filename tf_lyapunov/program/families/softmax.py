@@ -35,6 +35,8 @@ class Softmax(Operation):
             count = np.prod([signal.value.shape[a] for a in self.axes])
             moved = signal.error.max(axis=self.axes, keepdims=True)
             size = 1 + np.abs(signal.value - top)
+            if len(self.axes) > 1:  # by exp(x - log Σ exp x), whose terms are rounded first
+                size = size + np.abs(signal.value) + np.abs(top)
             if self.logarithm:
                 own = (precision.sum(count) + 4 * precision.function) * (size + np.abs(value))
                 return 2 * moved + own
