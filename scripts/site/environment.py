@@ -52,7 +52,7 @@ def link(distributions, packages):
 
 
 def main(folder, wheel, *requirements):
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).resolve()
     venv.create(folder, symlinks=True)
     base = {"base": str(folder), "platbase": str(folder)}
     packages = pathlib.Path(sysconfig.get_path("purelib", "venv", base))
