@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tf_lyapunov.certification import certify
 from tf_lyapunov.local import maps, radii
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, Memory, reweigh, surround, weigh
@@ -13,6 +14,7 @@ from tf_lyapunov.local.forms import Forms, JointAround
 from tf_lyapunov.local.radii import Prover, margin_rows
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program.network import read_network
+from tf_lyapunov.verification import archive, verify
 
 RADIUS = 0.6
 
@@ -168,3 +170,15 @@ def test_larger_radii_follow_and_keep_their_labels(monkeypatch):
     d = rng.normal(size=(4000, 8, 8, 1))
     d *= joint.radius / np.linalg.norm(d.reshape(4000, -1), axis=1).reshape(-1, 1, 1, 1)
     assert np.all(signals(flow, x[None] + d)[-1].argmax(axis=1) == label)
+
+
+def test_files_hold_what_follows_without_forms_and_say_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(radii, "_ENTRIES", 0)
+    model, rng = network(), np.random.default_rng(2)
+    x = rng.normal(size=(1, 8, 8, 1)).astype("float32")
+    found = certify(model, x, method="linear")
+    found.save(tmp_path / "proof.npz")
+    assert verify(tmp_path / "proof.npz", model).holds
+    header, arrays = archive.read(tmp_path / "proof.npz")
+    assert 0 < arrays["radius"][0] < found.radius[0]
+    assert "radii are smaller than those of the certificate" in str(header["notes"])

@@ -27,9 +27,10 @@ def tried(around, c, target, *, split=None, trials=TRIALS):
         `(multipliers, bound)`: dict by position, and float64 (rows,) without rounding.
     """
     multipliers = {}
-    bound, _, memory = around.backward(c, target, multipliers, record=True, split=split)
+    wanted = any(trials)
+    bound, _, memory = around.backward(c, target, multipliers, record=wanted, split=split)
     best = bound
-    scales = _scales(around, memory, multipliers, split)
+    scales = _scales(around, memory, multipliers, split) if wanted else {}
     if not scales:
         return multipliers, best
     for trial in trials:
@@ -68,7 +69,8 @@ def _ascend(around, c, target, multipliers, steps, rate, split, stop, patience):
     kept = {}
     moments = {}
     for i in range(steps + 1):
-        bound, _, memory = around.backward(c, target, multipliers, record=True, split=split)
+        is_last = i == steps
+        bound, _, memory = around.backward(c, target, multipliers, record=not is_last, split=split)
         if i == 0:
             first_bound = before = bound
         better = bound > best
@@ -78,7 +80,7 @@ def _ascend(around, c, target, multipliers, steps, rate, split, stop, patience):
                 kept[k] = m.copy()
             else:
                 kept[k].take(m, better)
-        if i == steps or (stop is not None and np.all(best > stop)):
+        if is_last or (stop is not None and np.all(best > stop)):
             break
         if patience is not None and i % patience == patience - 1:
             # Gains below a thousandth of what the bounds have gained so far are not worth a step.
