@@ -487,16 +487,14 @@ entry(
     0.5,
 )
 
+
 # Layers that merge: one signal, the same through a dense layer, or an array.
-MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
-
-
 def _with_another(k, layer, x):
     side = L.Dense(x.shape[-1], k.pick([None, "relu", "tanh"]))(x)
     return layer([x, side])
 
 
-for _name in MERGES:
+for _name in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"):
     entry(_name, ANY, {}, {}, 1.0, _with_another)
 entry("Concatenate", ANY, {}, {"axis": [1, -1]}, 1.0, _with_another)
 entry("Dot", VECTOR, {"axes": [-1, 1]}, {"normalize": [True]}, 0.4, _with_another)

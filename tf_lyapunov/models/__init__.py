@@ -1,7 +1,7 @@
 """Networks by name, as plain functional Keras models that end in logits.
 
 `plain` holds the papers' networks and small ones for examples, `residual` the papers' ResNets,
-`lipschitz` those whose Lipschitz constant is bounded by construction.
+`lipschitz` and `mixers` those whose Lipschitz constant is bounded by construction.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from tf_lyapunov.models.lipschitz import (
     convex_potential,
     kw_large,
     lip_conv_net,
-    lipnext,
-    lipnext_block,
     liresnet,
-    potential_mixer,
     two_conv_two_dense,
 )
+from tf_lyapunov.models.mixers import lipnext, lipnext_block, potential_mixer
 from tf_lyapunov.models.plain import ACTIVATIONS, alexnet_cifar, cnn, mlp, residual_mlp
 from tf_lyapunov.models.residual import preact_resnet, preact_resnet18, resnet50
 
