@@ -19,11 +19,14 @@ class StageGain:
         name: of the layer.
         gain_upper_bound: of sequences through it.
         state_gain: ‖Δy‖ ≤ state_gain·‖Δx₀‖ for equal inputs; None without memory.
+        residual_gain: ‖Δy‖ ≤ residual_gain·‖r‖ between exact neurons and those that leave r of
+            their equation; None where they are computed, not solved for.
     """
 
     name: str
     gain_upper_bound: float
     state_gain: float | None = None
+    residual_gain: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -150,6 +153,8 @@ class DynamicsCertificate(Shown):
         lines += ["", "stage: gain; change of the outputs per change of the initial state"]
         for s in self.stages:
             state = "" if s.state_gain is None else f"; {at_most(s.state_gain, 4)}"
+            if s.residual_gain is not None:
+                state += f"; {at_most(s.residual_gain, 4)} per rest of the equation"
             lines.append(f"  {s.name}: {at_most(s.gain_upper_bound, 4)}{state}")
         return "\n".join([*lines, "", *self.assumptions])
 

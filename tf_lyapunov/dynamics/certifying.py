@@ -12,13 +12,13 @@ from tf_lyapunov.dynamics.certificate import DynamicsCertificate, StageGain, sta
 from tf_lyapunov.dynamics.simulating import margins
 from tf_lyapunov.dynamics.stages import stages_of
 from tf_lyapunov.dynamics.systems import System
-from tf_lyapunov.errors import UnfaithfulReading
+from tf_lyapunov.errors import UnfaithfulReading, UnsupportedLayerError
 from tf_lyapunov.theory.rounding import round_down, sqrt_up
 from tf_lyapunov.theory.sectors import Indices
 from tf_lyapunov.theory.supply_rates import Contracting, L2Gain, Supply, supply_matrices
 from tf_lyapunov.theory.threads import one_thread
 from tf_lyapunov.verification.arithmetic import norm_up, product_up, row_norms_up, up
-from tf_lyapunov.verification.dissipation import proves
+from tf_lyapunov.verification.dissipation import is_explicit, is_well_posed, proves, residual_gain
 from tf_lyapunov.verification.memoryfiles import MemoryClaim
 
 # Float32 evaluation of a model and float64 of its weights, relative to the size of the logits.
@@ -132,13 +132,14 @@ def _gain(stage, seconds, options):
     p, m = stage.outputs, stage.inputs
     rate = -np.eye(p), np.zeros((m, p)), np.zeros((m, m))
     found = search.proved_theta(stage, rate, seconds=seconds, **options)
-    if found is None:
+    if _posed(stage, found) is None:
         storage = np.full((stage.states,) * 2, np.inf)
         return StageGain(stage.name, math.inf, math.inf), [storage], [], []
     theta, storage, multipliers = found
     theta = max(theta, 0.0)
     gain = sqrt_up(Fraction(theta))
-    of = StageGain(stage.name, gain, state_gain(storage, norm_up))
+    left = None if is_explicit(stage) else residual_gain(stage, storage, multipliers)
+    of = StageGain(stage.name, gain, state_gain(storage, norm_up), left)
     return of, [storage], [multipliers], [theta]
 
 
@@ -153,7 +154,7 @@ def _judged(claim, single, gain, seconds, options):
         known = L2Gain(gain) if 0 < gain < math.inf else None
         return None, None, _verdict(proved), known, {}
     if isinstance(asked, Contracting):
-        found = search.proved_rate(single, asked.rate, **options)
+        found = _posed(single, search.proved_rate(single, asked.rate, **options))
         rate = None if found is None else found[0]
         proved = rate is not None and rate <= asked.rate
         nearest = None if rate is None else Contracting(rate)
@@ -163,6 +164,7 @@ def _judged(claim, single, gain, seconds, options):
     q, s, r = supply_matrices(asked, single.outputs, single.inputs)
     base = np.zeros_like(r) if isinstance(asked, Indices) else r
     found = search.proved_theta(single, (q, s, base), seconds=seconds, **options)
+    found = _posed(single, found)
     if found is None:
         return None, None, _verdict(claim is None and math.isfinite(gain)), None, {}
     theta, storage, multipliers = found
@@ -184,6 +186,11 @@ def _judged(claim, single, gain, seconds, options):
     rate = nearest.Q, nearest.S, nearest.R
     proof = _written(single, storage, multipliers, rate)
     return None, None, _verdict(proved or claim is None), nearest, proof
+
+
+def _posed(single, found):
+    """What was found, or None where the neurons' equation is not proved to have a solution."""
+    return found if found is not None and is_well_posed(single, found[2]) else None
 
 
 def _written(single, storage, multipliers, supply):
@@ -208,6 +215,12 @@ def _radii(model, stages, storages, gains, x, y):
     if not np.all(np.isfinite(x)):
         raise ValueError("`x` must be finite. Received: NaN or infinity in a sequence.")
     layers = [s.layer for s in stages if isinstance(s, System)]
+    if any(isinstance(s, System) and not is_explicit(s) for s in stages):
+        raise UnsupportedLayerError(
+            "Radii need neurons that are computed, not solved for: the logits in float64 have no "
+            "bound on the rest of an equation. Received: a layer with implicit=True. Certify the "
+            "model without inputs, or use blocks."
+        )
     if not isinstance(model, keras.Model) or any(v is None or v.stateful for v in layers):
         raise ValueError(
             "Radii need a model that starts every sequence from zero states. Received: a layer, or "
@@ -284,6 +297,11 @@ def _assumptions(stages, x):
     layers = [s.layer for s in stages if isinstance(s, System) and s.layer is not None]
     if any(getattr(layer, "stateful", False) for layer in layers):
         found.append("Stateful layers: a sequence is what comes between two resets.")
+    if any(isinstance(s, System) and not is_explicit(s) for s in stages):
+        found.append(
+            "Neurons that solve an equation are exact; what the splitting leaves of it, r, adds "
+            "residual_gain·‖r‖ to the outputs of each of the two sequences."
+        )
     if x is not None:
         found.append("Radii are in l2 over a whole sequence.")
     return tuple(found)

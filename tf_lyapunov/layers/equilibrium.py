@@ -24,7 +24,14 @@ u, (2) follows from
 for some X. So X, 𝐁₂, 𝐃₁₂, C₂, D₂₁ and ‖D₂₂‖ < 1 are free, and (3) is read as a definition of the
 rest. D₁₁ is strictly lower block triangular, so that w is computed block by block: within a block
 the entries of H are dominated by the diagonal, Σ_j|H_ij|√(H_jj/H_ii) at i, and D₁₁ takes those
-below the blocks. Another supply rate is the same in other coordinates (`feedthrough_form`):
+below the blocks. In
+general (2Λ - 𝐃₁₁ - 𝐃₁₁ᵀ = H₂₂ alone is asked for) w solves an equation: with Λ = ½diag H₂₂,
+
+    𝐃₁₁ = Λ - ½(H₂₂ + √Λ(Y - Yᵀ)√Λ),                                                        (4)
+
+and w = φ(D₁₁w + b) has one solution, for I - D₁₁ is strongly monotone in the metric Λ, and φ is
+the resolvent of a monotone map there. Another supply rate is the same in other coordinates
+(`feedthrough_form`):
 
     s(Δu, Δy) = |root·Δu|² - |half⁻¹(Δy - center·Δu)|²,
 
@@ -54,6 +61,8 @@ from tf_lyapunov.spectral.precision import full_precision
 MARGIN = {"float32": 2e-5, "float64": 1e-9}
 # A diagonal of zeros; the smallest square; skew parts of E in units of its symmetric part.
 FLOOR, TINY, LARGEST_SKEW = 1e-6, 1e-30, 4.0
+# Share of the diagonal of H₂₂ added to it in (4): how monotone I - D₁₁ is at least.
+MONOTONE = 0.25
 # Squares of weights, times the sizes of sums, stay within float32.
 LARGEST = 1e15
 
@@ -68,7 +77,7 @@ def block_bounds(neurons, blocks):
     return np.concatenate([[0], np.cumsum(sizes)]).tolist()
 
 
-def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None, caution=1.0):
+def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None, caution=1.0, inner=None):
     """Weights of (1) from free matrices, in the coordinates of the unit gain.
 
     Args:
@@ -80,14 +89,16 @@ def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None, cautio
         bounds: of `block_bounds`.
         rate: a for contraction alone, or None for the gain.
         caution: factor of `MARGIN`.
+        inner: Y of (4), (neurons, neurons), or None for a D₁₁ that is lower block triangular.
 
     Returns:
-        `[A, B₁, B₂, C₁, D₁₁, D₁₂, C₂, E, P, Λ]`, tensors, Λ as a vector; NaN for weights that are
-        not finite, or above `LARGEST`.
+        `[A, B₁, B₂, C₁, D₁₁, D₁₂, C₂, E, P, Λ, (2I - D₁₁)⁻¹]`, tensors, Λ as a vector, the last one
+        with (4) alone; NaN for weights that are not finite, or above `LARGEST`.
     """
     # Factorisations of NaN raise errors on some backends and not on others.
-    (x, skew, *signals, feedthrough), mark = _finite(x, skew, *signals, feedthrough)
-    b2, d12, c2, d21 = signals
+    given = [x, skew, feedthrough, *signals] + ([] if inner is None else [inner])
+    (x, skew, feedthrough, b2, d12, c2, d21, *rest), mark = _finite(*given)
+    inner = rest[0] if rest else None
     n, q = b2.shape[0], d12.shape[0]
     dtype = keras.backend.standardize_dtype(x.dtype)
     margin = caution * MARGIN[dtype] * math.sqrt(2 * n + q)
@@ -126,13 +137,26 @@ def equilibrium_weights(x, skew, signals, feedthrough, bounds, rate=None, cautio
         e = (h[:n, :n] + margin * eye + p / squared) / 2 + _limited_skew(skew)
         driven = ops.concatenate([h[n + q :, : n + q], b2], axis=1)
         explicit = ops.matmul(accretive_inverse(e), driven)
-        multipliers = _dominating(within, bounds) / 2
-        below = ops.convert_to_tensor(_below(bounds), dtype=dtype)
-        rows = ops.concatenate([-h[n : n + q, :n], -within * below, d12], axis=1)
+        resolvent = []
+        if inner is None:
+            multipliers = _dominating(within, bounds) / 2
+            below = ops.convert_to_tensor(_below(bounds), dtype=dtype)
+            between = -within * below
+        else:
+            within = within + ops.diag(MONOTONE * ops.diagonal(within))
+            multipliers = ops.diagonal(within) / 2
+            t = ops.sqrt(multipliers)
+            scaled = within / t / ops.expand_dims(t, 1) / 2 + _limited_skew(inner) / 2
+            turns = ops.expand_dims(t, 1) * (ops.eye(q, dtype=dtype) - scaled) * t
+            between = turns
+            inverse = accretive_inverse(ops.eye(q, dtype=dtype) + scaled)
+            resolvent = [inverse * t / ops.expand_dims(t, 1)]
+        rows = ops.concatenate([-h[n : n + q, :n], between, d12], axis=1)
         rows = rows / ops.expand_dims(multipliers, 1)
     a, b1, b2 = explicit[:, :n], explicit[:, n : n + q], explicit[:, n + q :]
     c1, d11, d12 = rows[:, :n], rows[:, n : n + q], rows[:, n + q :]
-    return [v * mark for v in (a, b1, b2, c1, d11, d12, c2, e, p, multipliers)]
+    found = a, b1, b2, c1, d11, d12, c2, e, p, multipliers, *resolvent
+    return [v * mark for v in found]
 
 
 def _finite(*tensors):

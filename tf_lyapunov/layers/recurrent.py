@@ -27,7 +27,8 @@ class RecurrentEquilibrium(keras.layers.RNN):
 
     Args:
         units, states, supply, activation: of `RecurrentEquilibriumCell`, as are `neurons`,
-            `blocks`, `feedthrough`, `train_supply`, `memory` and `use_bias`.
+            `blocks`, `feedthrough`, `train_supply`, `implicit`, `iterations`, `memory` and
+            `use_bias`.
         return_sequences, return_state, go_backwards, stateful, unroll: as in `keras.layers.LSTM`.
         **kwargs: the rest of the cell's arguments, and those of `keras.layers.Layer`.
 
@@ -57,6 +58,8 @@ class RecurrentEquilibrium(keras.layers.RNN):
         blocks=4,
         feedthrough=None,
         train_supply=False,
+        implicit=False,
+        iterations=40,
         memory=0.98,
         use_bias=True,
         return_sequences=False,
@@ -75,6 +78,8 @@ class RecurrentEquilibrium(keras.layers.RNN):
             blocks=blocks,
             feedthrough=feedthrough,
             train_supply=train_supply,
+            implicit=implicit,
+            iterations=iterations,
             memory=memory,
             use_bias=use_bias,
             dtype=kwargs.get("dtype"),
@@ -134,7 +139,7 @@ class RecurrentEquilibrium(keras.layers.RNN):
             config.pop(name, None)
         own = self.cell.get_config()
         names = ("units", "states", "supply", "activation", "neurons", "blocks", "feedthrough")
-        names += ("train_supply", "memory", "use_bias")
+        names += ("train_supply", "implicit", "iterations", "memory", "use_bias")
         return {**config, **{name: own[name] for name in names}}
 
     @classmethod

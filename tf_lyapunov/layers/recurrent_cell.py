@@ -56,6 +56,8 @@ class RecurrentEquilibriumCell(EffectiveLayer):
         feedthrough: whether D₂₂ is trained; else it is 0. By default where the supply rate is of
             indices or general. ν ≥ 0 needs it.
         train_supply: γ, or (δ, ν), are trained beside the weights, from the given ones.
+        implicit: D₁₁ is a general matrix, so that w solves an equation; in the place of `blocks`.
+        iterations: steps of the splitting that solves it, each a product; see `Step.solved`.
         memory: the linear part starts with eigenvalues from half of this up to this.
         use_bias: whether b_x, b_v, b_y are trained.
         **kwargs: of `keras.layers.Layer`.
@@ -86,6 +88,8 @@ class RecurrentEquilibriumCell(EffectiveLayer):
         blocks=4,
         feedthrough=None,
         train_supply=False,
+        implicit=False,
+        iterations=40,
         memory=0.98,
         use_bias=True,
         **kwargs,
@@ -94,7 +98,9 @@ class RecurrentEquilibriumCell(EffectiveLayer):
         self.units = count("units", units)
         self.states = count("states", states)
         self.neurons = self.states if neurons is None else count("neurons", neurons)
-        self.blocks = min(count("blocks", blocks), self.neurons)
+        self.implicit = bool(implicit)
+        self.iterations = count("iterations", iterations)
+        self.blocks = 1 if self.implicit else min(count("blocks", blocks), self.neurons)
         self._supply = supply_from_config(supply)
         self.activation = monotone_activation(activation)
         usual = not isinstance(self._supply, L2Gain | Contracting)
@@ -176,6 +182,9 @@ class RecurrentEquilibriumCell(EffectiveLayer):
             small = keras.initializers.RandomNormal(stddev=0.05)
             self.feedthrough_kernel = raw("feedthrough_kernel", shape, small)
             sources.append(self.feedthrough_kernel)
+        if self.implicit:
+            self.inner_skew = raw("inner_skew", (q, q), keras.initializers.RandomNormal(stddev=0.1))
+            sources.append(self.inner_skew)
         if self.train_supply:
             size = 1 if isinstance(self._supply, L2Gain) else 2
             self.supply_logarithms = raw("supply_logarithms", (size,), "zeros")
@@ -196,6 +205,8 @@ class RecurrentEquilibriumCell(EffectiveLayer):
             "metric": (n, n),
             "multipliers": (q,),
         }
+        if self.implicit:
+            shapes["resolvent"] = (q, q)
         self._track_effective(shapes, sources, self._weights)
         self.built = True
 
@@ -297,6 +308,7 @@ class RecurrentEquilibriumCell(EffectiveLayer):
             ops.cast(v, wide) for v in (factor, skew, b2, d12, c2, d21, *rest)
         )
         raw = rest.pop(0) if self.feedthrough else None
+        inner = rest.pop(0) if self.implicit else None
         logarithms = rest.pop(0) if self.train_supply else None
         m = self._inputs
         with precision.full_precision():
@@ -316,8 +328,10 @@ class RecurrentEquilibriumCell(EffectiveLayer):
                 else:
                     z = MOST_FEEDTHROUGH * ops.transpose(cayley(raw)[self.units :])
             signals = b2, d12, c2, d21
-            found = equilibrium_weights(factor, skew, signals, z, self._bounds, rate, caution)
-            a, b1, b2, c1, d11, d12, c2, e, p, multipliers = found
+            found = equilibrium_weights(
+                factor, skew, signals, z, self._bounds, rate, caution, inner
+            )
+            a, b1, b2, c1, d11, d12, c2, e, p, multipliers, *resolvent = found
             if self._forms is None:
                 d22 = z if raw is None else raw
             else:
@@ -336,6 +350,7 @@ class RecurrentEquilibriumCell(EffectiveLayer):
             e,
             p,
             multipliers,
+            *map(ops.transpose, resolvent),
         )
         return tuple(ops.cast(v, kind) for v in values)
 
@@ -366,6 +381,8 @@ class RecurrentEquilibriumCell(EffectiveLayer):
             "blocks": self.blocks,
             "feedthrough": self.feedthrough,
             "train_supply": self.train_supply,
+            "implicit": self.implicit,
+            "iterations": self.iterations,
             "memory": self.memory,
             "use_bias": self.use_bias,
         }
@@ -389,6 +406,7 @@ class Step:
         ends = zip(cell._bounds, cell._bounds[1:], strict=False)
         # What a block adds to the blocks after it, and to the state.
         self._parts = [(end - start, neuron[start:end, end:]) for start, end in ends]
+        self._resolvent = weights[-1] if cell.implicit else None
 
     def driven(self, inputs):
         """What the inputs (…, inputs) add to v and x⁺, (…, neurons + states)."""
@@ -399,11 +417,32 @@ class Step:
         """`(signals, x⁺)`: signals are x and w side by side."""
         rest = driven + ops.matmul(state, self._recurrent)
         signals = [state]
+        if self._resolvent is not None:
+            q = self._cell.neurons
+            w = self.solved(rest[:, :q])
+            return ops.concatenate([state, w], axis=-1), rest[:, q:] + ops.matmul(
+                w, self._parts[0][1]
+            )
         for size, part in self._parts:
             w = self._cell.activation(rest[:, :size])
             rest = rest[:, size:] + ops.matmul(w, part)
             signals.append(w)
         return ops.concatenate(signals, axis=-1), rest
+
+    def solved(self, known):
+        """w ≈ φ(D₁₁w + known), by the splitting of Peaceman and Rachford.
+
+            w = φ(z),   u = 2w - z,   z⁺ = 2(2I - D₁₁)⁻¹(u + known) - u
+
+        z ↦ 2φ(z) - z is nonexpansive and the other map contracts, both in the metric Λ, so that z
+        converges geometrically from anywhere; gradients go through the iterations. What is left,
+        r = z - D₁₁w - known, is as an input to the neurons: w = φ(D₁₁w + known + r) exactly.
+        """
+        z = known
+        for _ in range(self._cell.iterations):
+            u = 2 * self._cell.activation(z) - z
+            z = 2 * ops.matmul(u + known, self._resolvent) - u
+        return self._cell.activation(z)
 
     def outputs(self, signals, inputs):
         """y of signals and inputs, of one step or of all."""

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from tf_lyapunov.verification.arithmetic import UNIT, is_semidefinite, times
+from tf_lyapunov.verification.arithmetic import UNIT, is_semidefinite, sqrt_up, times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,3 +169,71 @@ def smallest_theta(system, storage, multipliers, supply):
     part = np.linalg.solve(root, matrix[:side, side:])
     found = float(np.linalg.eigvalsh(part.T @ part - matrix[side:, side:])[-1])
     return found if math.isfinite(found) else math.inf
+
+
+def is_explicit(system):
+    """Whether D₁₁ is strictly lower triangular, so that w is computed, not solved for."""
+    n, q = system.states, system.units
+    return not np.any(np.triu(system.neurons[:, n : n + q]))
+
+
+def is_well_posed(system, multipliers):
+    """Whether w = φ(D₁₁w + b) is proved to have one solution for every b.
+
+    It has where D₁₁ is strictly lower triangular, and for slopes in [0, 1] where
+    2Λ - ΛD₁₁ - D₁₁ᵀΛ ≻ 0, Λ > 0: then I - D₁₁ is strongly monotone in the metric Λ, and φ is the
+    resolvent of a maximal monotone map in it.
+    """
+    return is_explicit(system) or monotone(system, multipliers) is not None
+
+
+def monotone(system, multipliers):
+    """m > 0 with 2Λ - ΛD₁₁ - D₁₁ᵀΛ ⪰ mΛ proved, for slopes in [0, 1]; or None.
+
+    Example:
+
+    >>> loop = Recurrence(np.zeros((0, 2)), np.array([[-1.0, 1.0]]), np.zeros((0, 2)), Slopes(0, 1))
+    >>> monotone(loop, np.ones(1)) > 3
+    True
+    """
+    n, q = system.states, system.units
+    alpha, beta = system.sector.alpha, system.sector.beta
+    if not (alpha >= 0 and beta <= 1 and np.all(multipliers > 0)):
+        return None
+    cross, error = times(np.diag(multipliers), system.neurons[:, n : n + q])
+    lam = np.diag(multipliers)
+    for share in (3.2, 1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-5):
+        value = (2 - share) * lam - cross - cross.T
+        bound = error + error.T + 8 * UNIT * (np.abs(cross) + np.abs(cross.T) + 2 * lam)
+        if is_semidefinite((value + value.T) / 2, bound):
+            return share
+    return None
+
+
+def residual_gain(system, storage, multipliers):
+    """γ_r with ‖Δy‖ ≤ γ_r‖r‖ for equal inputs and states, w = φ(v + r) in one of the two.
+
+    If, with Q = -I, the blocks (Δx, Δw) of (1) exceed mWᵀΛW, then, for 2ΔwᵀΛ(Δv + r - Δw) ≥ 0 with
+    slopes in [0, 1], V⁺ - V ≤ -‖Δy‖² + 2ΔwᵀΛr - mΔwᵀΛΔw ≤ -‖Δy‖² + rᵀΛr/m: γ_r² = max Λ/m.
+
+    Returns:
+        γ_r rounded up, infinite where no m > 0 is proved.
+    """
+    n, q = system.states, system.units
+    p, m = system.outputs, system.inputs
+    alpha, beta = system.sector.alpha, system.sector.beta
+    if not q:
+        return 0.0
+    if not (alpha >= 0 and beta <= 1 and is_storage(storage, multipliers)):
+        return math.inf
+    wide = Recurrence(system.step, system.neurons, system.output, Slopes(0.0, 1.0))
+    rate = -np.eye(p), np.zeros((m, p)), np.zeros((m, m))
+    value, error = (part[: n + q, : n + q] for part in form(wide, storage, multipliers, rate))
+    lam = np.zeros_like(value)
+    lam[n:, n:] = np.diag(multipliers)
+    for power in range(0, 60, 2):
+        share = 2.0**-power  # of two: the product is exact
+        rest = value - share * lam
+        if is_semidefinite(rest, error + 2 * UNIT * np.abs(rest)):
+            return sqrt_up(float(np.max(multipliers)) / share)
+    return math.inf

@@ -13,7 +13,7 @@ import numpy as np
 from tf_lyapunov.digits import at_most
 from tf_lyapunov.verification import archive, claimed, sequences
 from tf_lyapunov.verification.arithmetic import sqrt_up
-from tf_lyapunov.verification.dissipation import proves
+from tf_lyapunov.verification.dissipation import is_well_posed, proves
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
 
 _KINDS = {
@@ -134,6 +134,10 @@ def objections(chain, claim):
         pair = claim.storages[k], claim.multipliers[k]
         if not proves(step, *pair, rate, claim.squared[k]):
             found.append(f"The inequality of layer {memory.name!r} is not proved by its storage.")
+        if not is_well_posed(step, claim.multipliers[k]):
+            found.append(
+                f"The equation of the neurons of layer {memory.name!r} may have no solution."
+            )
         gains.append(sqrt_up(claim.squared[k]))
     gain = sequences.gain_of(chain, gains)
     if not gain <= claim.gain:
@@ -186,9 +190,10 @@ class MemoryVerification(Outcome):
 
     def explain(self):
         """Plain text: whether the file's claim follows from the weights, and if not, why."""
+        count = len(self.claim.storages)
         lines = [
-            f"{'VERIFIED' if self.holds else 'NOT VERIFIED'}: a system with "
-            f"{len(self.claim.storages)} recurrent layers."
+            f"{'VERIFIED' if self.holds else 'NOT VERIFIED'}: a system with {count} recurrent "
+            f"layer{'' if count == 1 else 's'}."
         ]
         lines += [f"  - {reason}" for reason in self.reasons]
         if self.holds:
