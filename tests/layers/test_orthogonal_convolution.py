@@ -296,7 +296,7 @@ print("orthogonal on", sys.argv[1])
 
 
 @pytest.mark.parametrize(
-    "backend", ["torch", *(pytest.param(b, marks=pytest.mark.slow) for b in ("jax", "tensorflow"))]
+    "backend", [pytest.param(b, marks=pytest.mark.slow) for b in ("torch", "jax", "tensorflow")]
 )
 def test_the_same_holds_on_every_backend_and_compiled(backend):
     if importlib.util.find_spec(backend) is None:

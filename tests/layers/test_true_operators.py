@@ -213,7 +213,6 @@ ORTHOGONAL = [
     (lambda: ours.CayleyDense(6, activation=ours.Householder()), (6,)),
     (lambda: ours.BjorckDense(6, iterations=40, activation=ours.FullSort()), (6,)),
     (lambda: ours.CayleyConv2D(8, 3, 2, activation=ours.GroupSort()), IMAGE),
-    (lambda: ours.OrthogonalConv2D(8, 3, 2, "circular", activation=ours.MaxMin()), IMAGE),
     (lambda: ours.SkewOrthogonalConv2D(8, 3, 2, activation=ours.MaxMin()), IMAGE),
     (lambda: ours.InvertibleDownSampling(2), IMAGE),
     (lambda: ours.ShiftMixing(0.25), (3, 2, 5)),
