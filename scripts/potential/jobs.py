@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from potential.training import Job
-from tf_lyapunov.models.lipschitz import FAMILIES
+from tf_lyapunov.models.lipschitz import FAMILIES, KEPT_FAMILIES
 
 SIZES = ("S", "M", "L", "XL")
 # Clean and certified accuracy at 36, 72, 108 over 255 (percent); seconds per epoch on their GPU.
@@ -106,7 +106,9 @@ def family_jobs(quick: bool) -> list[Job]:
     options = {"epochs": 4, "train": 12000, "test": 2000, "attacked": 0}
     if quick:
         options = {"epochs": 1, "train": 2000, "test": 500, "attacked": 200}
-    return [two_conv(f, f"epochs_{f}", "equal_epochs", **options) for f in FAMILIES]
+    return [
+        two_conv(f, f"epochs_{f}", "equal_epochs", **options) for f in (*FAMILIES, *KEPT_FAMILIES)
+    ]
 
 
 def equal_time_jobs(quick: bool, records: dict) -> list[Job]:

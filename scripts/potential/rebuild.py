@@ -10,11 +10,18 @@ made of JPEG files. Any backend: `KERAS_BACKEND=jax` on a machine with a GPU and
 whose data sets are then read from a cache that `--prepare` writes elsewhere. Runs are checkpointed
 every epoch, finished ones are kept: the same command continues after an interruption. Results go
 to `scripts/results/potential` (`potential_quick`). Exit code 1 if an attack broke a certificate.
+
+    python scripts/potential/rebuild.py --data-dir DIR --cifar DIR --only cpu_hour
+
+is the equal-time table, days of two cores: every family at 10 minutes of CPU, the best three at 60
+(see `cpu_hour.py`). It goes to the folder `cpu_hour` there, with `--device-minutes`, on one
+accelerator, to `device_minutes`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -40,6 +47,8 @@ from tf_lyapunov.writing import write_text
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR = ("table_2", "table_3", "table_4", "table_5", "figure_3", "figures_4_5", "relaxed")
 PARTS = ("mnist", "families", "equal_time", "depth", "cifar_small", "epoch_time", *CIFAR)
+# Asked for by its name alone.
+APART = ("cpu_hour",)
 
 
 def main(argv=None) -> int:
@@ -47,13 +56,13 @@ def main(argv=None) -> int:
     quick, out = options.quick, options.out
     out = out or ROOT / "results" / ("potential_quick" if quick else "potential")
     directories = {"mnist": options.data_dir, "cifar10": options.cifar or options.data_dir}
-    directories["cifar100"] = options.data_dir
+    directories["cifar100"] = directories["fashion_mnist"] = options.data_dir
     if options.prepare:
         for name in options.prepare.split(","):
             print(f"{name}: {prepare(name, directories[name], options.data_dir)}")
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    records, loaded = {}, {}
+    records, loaded, broken = {}, {}, 0
 
     def do(jobs):
         for job in jobs:
@@ -80,6 +89,15 @@ def main(argv=None) -> int:
 
             for row in measure_speed(out / "epoch_time.json", machine(), quick)["rows"]:
                 print(f"{row['network']}: {row['wall_ratio']:.2f} of the ResNet's wall time")
+        elif part == "cpu_hour":
+            from potential import cpu_hour
+
+            facts = {"date": datetime.date.today().isoformat(), "machine": machine()}
+            folder = out / ("device_minutes" if options.device_minutes else "cpu_hour")
+            broken += cpu_hour.measure(
+                directories, _plan(options), folder, facts, options.datasets.split(","),
+                2000 if quick else None,
+            )  # fmt: skip
         elif part == "depth":
             from potential.depth import measure_depth
 
@@ -93,9 +111,44 @@ def main(argv=None) -> int:
     write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
     from potential.tables import write_results
 
-    broken = write_results(out)
+    broken += write_results(out)
     print(f"Written to {out}")
     return 1 if broken else 0
+
+
+def _plan(options):
+    """The `cpu_hour.Plan` that is asked for."""
+    from potential import cpu_hour
+
+    asked = cpu_hour.Plan(
+        minutes=options.minutes,
+        long_minutes=options.long_minutes,
+        trial_minutes=options.trial_minutes,
+        trials=options.trials,
+        seeds=tuple(int(seed) for seed in options.seeds.split(",")),
+        clock="wall" if options.device_minutes else "cpu",
+        entries=tuple(options.families.split(",")) if options.families else cpu_hour.ENTRIES,
+    )
+    if options.quick:
+        short = {"minutes": 0.02, "trial_minutes": 0.02, "long_minutes": 0.04, "trials": 2}
+        asked = dataclasses.replace(asked, **short, validation=400, attacked=50)
+    return asked
+
+
+def _check_plan(parser, options):
+    from potential import cpu_hour
+
+    if min(options.minutes, options.trial_minutes) <= 0 or options.trials < 1:
+        parser.error("--trials, --minutes and --trial-minutes must be positive")
+    if options.long_minutes < 0 or not options.seeds.replace(",", "").isdigit():
+        parser.error("--long-minutes must not be negative, --seeds numbers with commas")
+    families = options.families.split(",") if options.families else []
+    for what, given, known in (
+        ("families", families, cpu_hour.ENTRIES),
+        ("datasets", options.datasets.split(","), tuple(cpu_hour.RADII)),
+    ):
+        if unknown := sorted(set(given) - set(known)):
+            parser.error(f"unknown {what} {', '.join(unknown)}; choose from {', '.join(known)}")
 
 
 def _options(argv):
@@ -107,11 +160,25 @@ def _options(argv):
     parser.add_argument("--quick", action="store_true", help="subsets and single epochs")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas")
     parser.add_argument("--epochs", type=int, default=PUBLISHED_EPOCHS, help="of CIFAR runs")
+    hour = parser.add_argument_group("the equal-time table, cpu_hour")
+    hour.add_argument("--minutes", type=float, default=10.0, help="of every training")
+    hour.add_argument("--long-minutes", type=float, default=60.0, help="of the best three; or 0")
+    hour.add_argument("--trials", type=int, default=4, help="settings of every family")
+    hour.add_argument("--trial-minutes", type=float, default=2.0, help="of each")
+    hour.add_argument("--seeds", default="0,1,2", help="of the trainings, with commas")
+    hour.add_argument("--families", help="some of them, with commas")
+    hour.add_argument("--datasets", default="mnist,fashion_mnist,cifar10", help="with commas")
+    hour.add_argument(
+        "--device-minutes", action="store_true", help="minutes that pass, for one accelerator"
+    )
     options = parser.parse_args(argv)
     options.only = options.only.split(",")
-    unknown = sorted(set(options.only) - set(PARTS))
+    unknown = sorted(set(options.only) - {*PARTS, *APART})
     if unknown:
-        parser.error(f"unknown parts {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+        known = ", ".join((*PARTS, *APART))
+        parser.error(f"unknown parts {', '.join(unknown)}; choose from {known}")
+    if "cpu_hour" in options.only:
+        _check_plan(parser, options)
     if options.prepare and not options.data_dir:
         parser.error("--prepare writes into --data-dir, which is not given")
     return options

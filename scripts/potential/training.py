@@ -19,6 +19,7 @@ from tf_lyapunov.errors import DatasetNotFound
 from tf_lyapunov.evaluation.results import plain
 from tf_lyapunov.experiments.augmentation import AugmentedBatches
 from tf_lyapunov.experiments.objectives import PiecewiseLinear
+from tf_lyapunov.optimizers import Stiefel, is_marked
 from tf_lyapunov.theory.balls import L2
 from tf_lyapunov.writing import write_text
 
@@ -131,8 +132,11 @@ def train(job: Job, data, cache: Path):
     total, peak = len(batches) * job.epochs, job.learning_rate
     rate = PiecewiseLinear([0, 0.4 * total, 0.8 * total, total], [0, peak, peak / 20, 0])
     loss = dict(job.loss)
+    optimizer = keras.optimizers.Adam(rate)
+    if any(is_marked(v) for v in model.trainable_variables):
+        optimizer = Stiefel(optimizer)
     model.compile(
-        optimizer=keras.optimizers.Adam(rate),
+        optimizer=optimizer,
         loss=LOSSES[loss.pop("name")](**loss),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         steps_per_execution=min(16, len(batches)),

@@ -102,6 +102,8 @@ Family = Literal[
     "sandwich",
     "convex_potential",
     "sdp",
+    "block_reflector",
+    "orthogonal",
 ]
 Sorting = Literal["max_min", "group_sort", "householder", "relu"]
 Head = Literal["normalized", "bounded"]

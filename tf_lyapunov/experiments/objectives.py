@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from .. import losses
+from ..optimizers import Stiefel, is_marked
 from .config import ExperimentConfig
 
 LOSSES = {
@@ -99,6 +100,14 @@ def make_optimizer(config: ExperimentConfig, steps_per_epoch: int) -> keras.opti
         "rmsprop": keras.optimizers.RMSprop,
     }
     return kinds[spec.name](learning_rate=rate, **arguments)
+
+
+def kept_orthogonal(
+    optimizer: keras.optimizers.Optimizer, model: keras.Model
+) -> keras.optimizers.Optimizer:
+    """The optimizer inside `optimizers.Stiefel` for a built model with marked kernels."""
+    marked = any(is_marked(variable) for variable in model.trainable_variables)
+    return Stiefel(optimizer) if marked else optimizer
 
 
 def add_weight_decay(model: keras.Model, factor: float) -> None:

@@ -25,7 +25,7 @@ from .augmentation import training_batches
 from .checkpoints import newest_checkpoint, restore, snapshot, write_checkpoint
 from .config import ExperimentConfig, LayersConfig
 from .execution import Execution
-from .objectives import add_weight_decay, make_loss, make_optimizer
+from .objectives import add_weight_decay, kept_orthogonal, make_loss, make_optimizer
 
 OnEpoch = Callable[[int, int, dict], None]
 Say = Callable[[str], None]
@@ -220,7 +220,7 @@ def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
     batches = training_batches(config, data)
     trainer = adversarial_model(config, model)
     trainer.compile(
-        optimizer=make_optimizer(config, len(batches)),
+        optimizer=kept_orthogonal(make_optimizer(config, len(batches)), model),
         loss=make_loss(config, model),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         steps_per_execution=distribution.steps_per_execution(config.training.steps_per_execution),

@@ -23,7 +23,10 @@ FAMILIES = {
     "sandwich": (layers.SandwichConv2D, layers.SandwichDense),
     "convex_potential": (layers.ConvexPotentialConv2D, layers.ConvexPotentialDense),
     "sdp": (layers.SDPLipschitzConv2D, layers.SDPLipschitzDense),
+    "block_reflector": (layers.BlockReflectorConv2D, layers.BlockReflectorDense),
 }
+# Of gain 1 as long as `optimizers.Stiefel` trains them; certificates measure how far they are.
+KEPT_FAMILIES = {"orthogonal": (layers.OrthogonalConv2D, layers.OrthogonalDense)}
 # Their activation stands between two maps inside the layer.
 RESIDUAL = ("convex_potential", "sdp")
 NOT_LINEAR = ("sandwich", *RESIDUAL)
@@ -62,9 +65,10 @@ class _Blocks:
     """Convolutions and dense layers of one family, each followed by its activation."""
 
     def __init__(self, family, activation):
-        self.family = one_of("family", family, FAMILIES)
+        known = FAMILIES | KEPT_FAMILIES
+        self.family = one_of("family", family, known)
         self.activation = one_of("activation", activation, SORTING)
-        self.convolution, self.dense = FAMILIES[family]
+        self.convolution, self.dense = known[family]
         # Residual layers keep their width.
         self.last = layers.SpectralDense if family in RESIDUAL else self.dense
         self.names = _Names()
@@ -132,9 +136,11 @@ def two_conv_two_dense(
         input_shape: (height, width, channels).
         num_classes: number of logits.
         family: one of `FAMILIES`; skew filters have side 5 in place of 4. "bjorck" stands for the
-            dense layers, behind spectral convolutions. The residual layers "convex_potential" and
-            "sdp" keep their width: strides move pixels into channels, zeros are added if `filters`
-            is larger than that, and `filters` and `widths` count hidden units.
+            dense layers, behind spectral convolutions; "orthogonal" for explicit orthogonal
+            kernels, to be trained with `optimizers.Stiefel`. The residual layers
+            "convex_potential" and "sdp" keep their width: strides move pixels into channels, zeros
+            are added if `filters` is larger than that, and `filters` and `widths` count hidden
+            units.
         activation: one of `SORTING`; "sandwich", "convex_potential" and "sdp" have a ReLU inside.
         filters: channels of the convolutions.
         widths: units of the hidden dense layers.
