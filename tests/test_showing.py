@@ -2,7 +2,9 @@
 
 import builtins
 import dataclasses
+import importlib
 import re
+import types
 
 import keras
 import numpy as np
@@ -14,7 +16,8 @@ from tf_lyapunov.showing import Page, Table, share
 
 X = np.random.default_rng(0).standard_normal((40, 4)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 40)
-KINDS = ("design", "gain", "certificate", "bracket", "attack", "suite", "curve")
+KINDS = ("design", "gain", "certificate", "bracket", "attack", "suite", "curve", "ranges",
+         "property", "dynamics")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,15 @@ def model():
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(5, "relu", name="first"), keras.layers.Dense(3)]
     return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def dynamics():
+    certificate = importlib.import_module("tf_lyapunov.dynamics.certificate")
+    fields = {f.name: None for f in dataclasses.fields(certificate.DynamicsCertificate)}
+    stages = (types.SimpleNamespace(name="<b>", gain_upper_bound=1.5, state_gain=None),)
+    own = {"gain_upper_bound": 1.50000001, "stages": stages, "verdict": "PROVED"}
+    own |= {"assumptions": ()}
+    return certificate.DynamicsCertificate(**{**fields, **own})
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +49,11 @@ def results(model):
         "bracket": tfl.bracket(model, X[:12], Y[:12], time_budget=0),
         "attack": tfl.attacks.FGM(tfl.L2(0.5))(model, X, Y),
         "suite": SuiteResult(cells),
+        "ranges": tfl.output_bounds(model, tfl.Region.ball(X[0], 0.1)),
+        "property": tfl.verify_property(
+            model, tfl.Region.ball(X[0], 0.01, "linf"), tfl.Property.classified_as(0), timeout=5
+        ),
+        "dynamics": dynamics(),
         "curve": tfl.localized_robustness(model, X[:3], [0.1, 1.0], directions=4),
     }
 

@@ -11,6 +11,8 @@ import onnx
 from pytorch_networks import NETWORKS, exported, written
 from test_load_tools import MATLAB
 
+from tf_lyapunov.certification import lipschitz_upper_bound
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.onnx.load import load_onnx
 
 QUICK = ("multilayer perceptron", "small ResNet")
@@ -73,6 +75,51 @@ def test_weights_beside_the_file_are_read(tmp_path):
     program = load_onnx(path, batch_axis=0)
     own = keras.ops.convert_to_numpy(program.to_keras()(x.numpy()))
     assert np.abs(own - network(x).detach().numpy()).max() < 1e-5
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "shape, size",
+    [((1, 5, 4), 5), pytest.param((1, 2, 6, 7), 3, marks=SLOW),
+     pytest.param((1, 5, 2, 3, 2), 3, marks=SLOW)],
+)  # fmt: skip
+def test_a_local_response_normalization_of_the_new_exporter_is_read_whole(tmp_path, shape, size):
+    import torch
+
+    layer = torch.nn.LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)
+    parts = [torch.nn.Conv2d(2, 5, 3), layer] if len(shape) == 4 else [torch.nn.Tanh(), layer]
+    network, x = torch.nn.Sequential(*parts).eval(), torch.randn(*shape)
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(network, (x,), str(path), dynamo=True, verbose=False)
+    program = load_onnx(path)
+    own = keras.ops.convert_to_numpy(program.to_keras()(x.numpy()))
+    assert np.abs(own - network(x).detach().numpy()).max() < 1e-5
+    kinds = [type(layer).__name__ for layer in program.to_keras().layers]
+    assert kinds.count("LocalResponseNormalization") == 1
+    assert 0 < lipschitz_upper_bound(program).gain_upper_bound < np.inf
+
+
+def test_the_old_exporters_choice_of_branches_is_refused_by_name(tmp_path):
+    """It writes an `If` into local response normalizations."""
+    import torch
+
+    path = tmp_path / "net.onnx"
+    layer = torch.nn.LocalResponseNorm(3)
+    torch.onnx.export(layer, (torch.randn(1, 4, 3, 3),), str(path), dynamo=False, verbose=False)
+    with pytest.raises(UnsupportedLayerError, match="Mul"):
+        load_onnx(path)
+
+
+def test_an_even_window_of_channels_is_refused_by_name(tmp_path):
+    import torch
+
+    path = tmp_path / "net.onnx"
+    layer = torch.nn.LocalResponseNorm(2)
+    torch.onnx.export(layer, (torch.randn(1, 4, 3, 3),), str(path), dynamo=False, verbose=False)
+    with pytest.raises(UnsupportedLayerError, match=r"Pow|Div|Mul|product"):
+        load_onnx(path)
 
 
 # What the reader is for, each in two networks at least: operators, and settings of them.

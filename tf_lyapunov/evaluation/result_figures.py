@@ -10,10 +10,13 @@ from tf_lyapunov.attacks.base import AttackResult
 from tf_lyapunov.bounds.upper_bound import GainBound
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.control.region import RegionOfAttraction
+from tf_lyapunov.dynamics.certificate import DynamicsCertificate
 from tf_lyapunov.evaluation.bracket import Bracket
 from tf_lyapunov.evaluation.drawing import percent_formatter, require_matplotlib
 from tf_lyapunov.evaluation.localized import LocalizedCurve
 from tf_lyapunov.evaluation.measures import SuiteResult
+from tf_lyapunov.local.outputs import OutputBounds
+from tf_lyapunov.local.verifying import Verification
 from tf_lyapunov.theory.designs import Design
 
 # Radii at which a curve is drawn.
@@ -25,7 +28,8 @@ def draw(result, axes=None):
 
     Args:
         result: `Design`, `GainBound`, `Certificate`, `Bracket`, `AttackResult`, `SuiteResult`,
-            `LocalizedCurve` or `RegionOfAttraction`.
+            `LocalizedCurve`, `RegionOfAttraction`, `DynamicsCertificate`, `OutputBounds` or
+            `Verification`.
         axes: Matplotlib axes; new ones by default.
 
     Returns:
@@ -74,6 +78,40 @@ def _gain(result: GainBound, axes):
     positive = [g for g in gains if 0 < g < np.inf]
     if positive and max(positive) > 20 * min(positive):
         axes.set_xscale("log")
+
+
+@_draw.register
+def _dynamics(result: DynamicsCertificate, axes):
+    gains = [stage.gain_upper_bound for stage in result.stages]
+    _bars(axes, [stage.name for stage in result.stages], gains, "gain over sequences, at most")
+    axes.set_title(f"{result.verdict}, gain at most {result.gain_upper_bound:.4g}")
+
+
+@_draw.register
+def _ranges(result: OutputBounds, axes):
+    places = np.arange(len(result.lower))
+    axes.barh(places, result.upper - result.lower, left=result.lower)
+    axes.set_yticks(places, [f"output {i}" for i in places])
+    axes.invert_yaxis()
+    axes.set_xlabel("proved range")
+
+
+@_draw.register
+def _property(result: Verification, axes):
+    """Between the proved and the smallest found margin lies the truth."""
+    ends = [v for v in (result.bound, result.least) if np.isfinite(v)]
+    if not ends:
+        raise ValueError(
+            f"A figure needs a margin. Received: {result.status} without a bound or an attack."
+        )
+    axes.barh([0], [max(ends) - min(ends)], left=[min(ends)], color="0.8")
+    axes.axvline(0.0, color="0.3", linewidth=1)
+    for value, mark, label in ((result.bound, "<", "proved"), (result.least, "o", "found")):
+        if np.isfinite(value):
+            axes.plot([value], [0], mark, label=f"smallest margin {label}")
+    axes.set(xlabel="margin of the property", yticks=[])
+    axes.set_title(result.status)
+    axes.legend()
 
 
 @_draw.register

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lyapunov.digits import at_least, at_most
 from tf_lyapunov.local import gains, maps
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, Memory, surround_proved
@@ -19,11 +20,12 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.program.validation import validate
+from tf_lyapunov.showing import Page, Shown, Table
 from tf_lyapunov.theory.arguments import finite_float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class OutputBounds:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class OutputBounds(Shown):
     """Proved ranges over a region.
 
     Attributes:
@@ -55,6 +57,18 @@ class OutputBounds:
             UnsupportedLayerError: naming a layer that the verifier does not know.
         """
         save_ranges(self, path)
+
+    def _page(self):
+        widths = self.upper - self.lower
+        widest = at_most(float(widths.max(initial=0.0)), 4)
+        facts = (("functionals", len(self.lower)), ("widest range", widest))
+        rows = tuple(
+            (i, at_least(float(low), 4), at_most(float(high), 4))
+            for i, (low, high) in enumerate(zip(self.lower, self.upper, strict=True))
+        )
+        table = Table(("output", "at least", "at most"), rows)
+        notes = ("Proved for every input of the region, of the exact function of the weights.",)
+        return Page("OutputBounds", facts, (table,), notes)
 
 
 @takes_networks

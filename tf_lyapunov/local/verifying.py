@@ -23,6 +23,7 @@ from tf_lyapunov.program import rounding
 from tf_lyapunov.program.holding import takes_networks
 from tf_lyapunov.program.logits import LogitsModel, check_single_output
 from tf_lyapunov.progress import reports_progress, stage
+from tf_lyapunov.showing import Page, Shown
 from tf_lyapunov.theory.arguments import checked_seconds
 
 BRANCHING = ("inputs", "units")
@@ -35,8 +36,8 @@ _BOXED = Effort(20, (0.0,), 60, (0.0,), False, 0.15, None)
 _FURTHER, _SHARE = dataclasses.replace(_BOXED, box_steps=60), 0.1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Verification:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Verification(Shown):
     """What was found of a property over a region.
 
     The margin of outputs is how far they are from breaking it: the smallest over its unsafe sets
@@ -105,18 +106,27 @@ class Verification:
         """Whether an input of the region breaks it."""
         return self.status == REFUTED
 
-    def __str__(self):
+    def _rows(self, digits):
         rows = [
             ("property", self.text),
             ("status", self.status),
-            ("margin, proved", f"at least {at_least(self.bound, 6)}"),
-            ("margin, found", f"{self.least:.6g}"),
+            ("margin, proved", f"at least {at_least(self.bound, digits)}"),
+            ("margin, found", f"{self.least:.{digits}g}"),
             ("branches", f"{self.branches} bounded, {self.open} open"),
             ("seconds", f"{self.seconds:.2f} of {self.timeout:g}"),
         ]
         if self.counterexample is not None:
-            outputs = np.array2string(self.counterexample.outputs, precision=6, threshold=10)
-            rows.append(("counterexample", f"outputs {outputs}"))
+            outputs = np.array2string(self.counterexample.outputs, precision=digits, threshold=10)
+            rows.append(("counterexample", f"outputs {' '.join(outputs.split())}"))
+        return rows
+
+    def _page(self):
+        rows = [row for row in self._rows(4) if row[0] not in ("status", "property")]
+        notes = (f"Property: {self.text}",)
+        return Page(f"Verification {self.status}", tuple(rows), notes=notes)
+
+    def __str__(self):
+        rows = self._rows(6)
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

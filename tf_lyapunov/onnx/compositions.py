@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from tf_lyapunov.onnx import responses
+
 # Ends of slices that stand for "to the end".
 _END = 2**31 - 1
 # How far rounding to single precision, and a function's own, moves the length of a unit vector.
@@ -277,53 +279,6 @@ def _positive(finder, name):
     return name
 
 
-def _response(finder, node):
-    """x·(k + α·Σ x²)^-β over windows of the last axis."""
-    for x, factor in (node.inputs, node.inputs[::-1]) if _two(finder, node) else ():
-        power = finder.giver(factor, "Pow")
-        exponent = power and finder.number(power.inputs[1])
-        total = exponent and finder.giver(power.inputs[0], "Add")
-        parts = total and finder.operands(total)
-        scaled = parts and finder.giver(parts[0], "Mul")
-        inner = scaled and finder.operands(scaled)
-        if not inner or exponent >= 0:
-            continue
-        energy, flat = inner[0], False
-        held = finder.giver(energy, "Reshape")
-        if held is not None:
-            energy, flat = held.inputs[0], True
-        pool = finder.giver(energy, "AveragePool")
-        width = pool and _last_window(pool)
-        if not width:
-            continue
-        squares = pool.inputs[0]
-        if flat:
-            before = finder.giver(squares, "Reshape")
-            shapes = [n and finder.integers(n.inputs[1]) for n in (before, held)]
-            if not all(shapes) or shapes[0] != (shapes[1][0], 1, *shapes[1][1:]):
-                continue
-            squares = before.inputs[0]
-        square = finder.giver(squares, "Mul", "Pow")
-        if square is None or finder.squared(square) != x:
-            continue
-        settings = {"reach": width // 2, "bias": parts[1], "alpha": inner[1] / width}
-        rank = 2 if flat else len(pool.get("kernel_shape")) + 2
-        return "Response", x, {**settings, "beta": -exponent, "rank": rank}
-    return None
-
-
-def _last_window(pool):
-    """Odd size of a mean over windows of the last axis that counts its zeros, or None."""
-    kernel = pool.get("kernel_shape") or [0]
-    width, rank = kernel[-1], len(kernel)
-    ends = [*[0] * (rank - 1), width // 2]
-    plain = list(kernel[:-1]) == [1] * (rank - 1) and list(pool.get("pads") or []) == 2 * ends
-    plain = plain and all(set(pool.get(n) or [1]) == {1} for n in ("strides", "dilations"))
-    plain = plain and pool.get("count_include_pad", 0) and not pool.get("ceil_mode", 0)
-    plain = plain and pool.get("auto_pad", "NOTSET") in ("NOTSET", "")
-    return width if plain and width % 2 else None
-
-
 # Functions --------------------------------------------------------------------------------------
 
 
@@ -445,8 +400,8 @@ def _bent(finder, node):
 _PATTERNS = {
     "Concat": (_two_sided, _largest_first, _reflected),
     "Reshape": (_groups,),
-    "Mul": (_norm_pooled, _response, _square_plus),
-    "Div": (_softmax,),
+    "Mul": (_norm_pooled, responses.response, _square_plus),
+    "Div": (_softmax, responses.channel_response),
     "Neg": (_log_sigmoid,),
     "Log": (_log_sigmoid,),
     "Sub": (_tanh_shrink,),

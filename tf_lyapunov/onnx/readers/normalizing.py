@@ -163,11 +163,16 @@ def _group_normalization(build, node, values):
 
 
 def _windowed_response(build, node, values):
-    """A response normalization along the last axis, which `compositions` found."""
+    """A response normalization along one axis, which `compositions` found."""
     (signal,) = values
+    axis, sizes = node.get("axis", -1), node.get("sizes")
     if signal.rank != node.get("rank") or signal.batch != 0:
-        raise NotRead("its windows do not lie along the last axis")
-    axis = signal.keras_axis(-1)
+        raise NotRead(
+            "its windows do not lie along " + ("the last axis", "the channels")[axis == 1]
+        )
+    if sizes is not None and tuple(sizes) != (build.batch, *signal.sample[:2]):
+        raise NotRead("its windows do not lie along the channels")
+    axis = signal.keras_axis(axis)
     tensor = build.layer(
         node,
         LocalResponseNormalization,
