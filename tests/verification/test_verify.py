@@ -244,7 +244,8 @@ def test_the_verifier_imports_nothing_that_made_the_proof():
     import tf_lyapunov.verification as package
 
     allowed = {"numpy", "hashlib", "json", "math", "io", "zipfile", "time", "dataclasses",
-               "itertools", "functools", "pathlib", "os", "sys", "inspect", "types", "copy"}  # fmt: skip
+               "itertools", "functools", "pathlib", "os", "sys", "inspect", "types",
+               "copy"}  # fmt: skip
     files = {
         f"tf_lyapunov.{name}" for name in ("errors", "writing", "archives", "modelfile", "digits")
     }
