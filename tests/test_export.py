@@ -114,9 +114,16 @@ def gain(model):
 
 def test_every_layer_of_the_library_has_a_plain_form():
     classes = {v for v in vars(ours).values() if isinstance(v, type)} - {ours.LipschitzLayer}
-    classes -= {ours.RecurrentEquilibrium, ours.RecurrentEquilibriumCell}  # no plain layer has one
+    # No plain layer has a memory of this kind, or multiplies two signals.
+    classes -= {ours.RecurrentEquilibrium, ours.RecurrentEquilibriumCell, ours.L2Attention}
     ours_ = {type(single(make, shape)[0].layers[-1]) for make, shape, _ in CASES}
     assert ours_ | {ours.ConvexCombination} == classes == set(RULES)
+
+
+def test_attention_by_distances_is_refused_by_name():
+    model = keras.Sequential([keras.Input((3, 4)), ours.L2Attention(name="distances")])
+    with pytest.raises(UnsupportedLayerError, match="distances"):
+        export_plain(model)
 
 
 @pytest.mark.parametrize(("make", "shape", "factor"), CASES)

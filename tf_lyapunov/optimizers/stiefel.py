@@ -244,6 +244,14 @@ def check_orthogonal(model, tol=1e-3):
 
     Raises:
         ValueError: that names the kernels above `tol`.
+
+    Example:
+
+    >>> import keras
+    >>> from tf_lyapunov.layers import OrthogonalDense
+    >>> model = keras.Sequential([keras.Input((6,)), OrthogonalDense(4)])
+    >>> check_orthogonal(model) < 1e-5
+    True
     """
     found = {v.path: gram_residual_upper_bound(_array(v)) for v in _marked(model)}
     far = {path: departure for path, departure in found.items() if not departure <= tol}
