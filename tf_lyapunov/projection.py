@@ -15,7 +15,7 @@ from tf_lyapunov.bounds.stages import stages as read_stages
 from tf_lyapunov.constraints import ConicBound, NormalizationBound, SpectralBound
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.interruption import Undo
-from tf_lyapunov.layers.base import LipschitzLayer, refresh
+from tf_lyapunov.layers.base import EffectiveLayer, LipschitzLayer, refresh
 from tf_lyapunov.optimizers.marks import is_marked
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.restoring import note_caches, without_nodes
@@ -263,7 +263,9 @@ def _constrain_stage(stage, budget, ball, given, undo, *, guarantee, every):
         _lower_gain(stage.layer, share, undo)
         return
     for kernel, linear_map in stage.maps:
-        if is_marked(kernel) and share >= 1.0:
+        if _is_kept(stage.layer, kernel):
+            if share < 1.0:
+                _refuse_kept(stage.layer)
             continue
         _, least, known = given.get(id(kernel), (kernel, share, linear_map))
         if known != linear_map:  # called at several sizes: bounded at every one
@@ -333,15 +335,25 @@ _GUARDED = {
 }
 
 
+def _is_kept(layer, kernel):
+    """Whether an optimizer keeps the kernel orthogonal, or factors that it is computed from."""
+    factors = layer.trainable_variables if isinstance(layer, EffectiveLayer) else ()
+    return any(map(is_marked, (kernel, *factors)))
+
+
+def _refuse_kept(layer):
+    raise ValueError(
+        "A kernel that the optimizer keeps orthogonal takes no constraint, which would move it "
+        f"off again. Received: layer {layer.name!r} of type {type(layer).__name__} under a "
+        "budget below 1. Its gain is 1 up to rounding: leave it out of `layers`, or put "
+        "`keras.layers.Rescaling` behind it."
+    )
+
+
 def _attach(layer, variable, constraint, undo):
     """Sets the constraint on the variable and in the attribute that the layer's config saves."""
-    if is_marked(variable):
-        raise ValueError(
-            "A kernel that the optimizer keeps orthogonal takes no constraint, which would move it "
-            f"off again. Received: layer {layer.name!r} of type {type(layer).__name__} under a "
-            "budget below 1. Its gain is 1 up to rounding: leave it out of `layers`, or put "
-            "`keras.layers.Rescaling` behind it."
-        )
+    if _is_kept(layer, variable):
+        _refuse_kept(layer)
     for attribute, names in _GUARDED.items():
         guarded = any(getattr(layer, name, None) is variable for name in names)
         if guarded and hasattr(layer, attribute):

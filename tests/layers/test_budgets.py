@@ -21,7 +21,7 @@ STAGES = {
         name: (functools.partial(getattr(ours, name), 3), VECTOR)
         for name in (
             "AlmostOrthogonalDense", "BjorckDense", "CayleyDense", "FrobeniusDense",
-            "NormalizedDense", "SpectralDense",
+            "NormalizedDense", "SpectralDense", "BlockReflectorDense",
         )
     },
     **{
@@ -45,12 +45,14 @@ WHOLE = {
     "SandwichConv2D": (lambda: ours.SandwichConv2D(3, 3), IMAGE),
     "SandwichDense": (lambda: ours.SandwichDense(3), VECTOR),
     "SkewOrthogonalConv2D": (lambda: ours.SkewOrthogonalConv2D(3, 3), IMAGE),
+    "BlockReflectorConv2D": (lambda: ours.BlockReflectorConv2D(3, 3), IMAGE),
     "SoftmaxPotential": (lambda: ours.SoftmaxPotential(5), VECTOR),
 }
 # Layers of a fixed gain, whatever their weights.
 FIXED = {
     "BatchCentering": (ours.BatchCentering, IMAGE),
     "Householder": (lambda: ours.Householder(), VECTOR),
+    "L2Attention": (ours.L2Attention, SEQUENCE),
     "LipschitzPReLU": (lambda: ours.LipschitzPReLU(), VECTOR),
     "Padding2D": (lambda: ours.Padding2D(1, "reflect"), IMAGE),
     "PositionBias": (ours.PositionBias, IMAGE),
@@ -59,7 +61,9 @@ FIXED = {
 }
 # In tests of their own, below; the cell and the base are no layers of a model; a merge; and layers
 # without weights, whose gain is read like that of those above.
-ELSEWHERE = {"OrthogonalDense", "RecurrentEquilibrium"}
+ELSEWHERE = {
+    "OrthogonalConv2D", "OrthogonalConv2DTranspose", "OrthogonalDense", "RecurrentEquilibrium",
+}  # fmt: skip
 OTHERS = {
     "ChannelPadding", "ConvexCombination", "FullSort", "GlobalL2NormPooling2D", "GroupSort",
     "InvertibleDownSampling", "InvertibleUpSampling", "L2NormPooling2D", "LipschitzLayer",
@@ -113,7 +117,8 @@ def test_layers_of_a_fixed_gain_are_paid_for_by_the_layer_before_them(name):
     dense = keras.layers.Dense(units)
     model = tfl.constrain(chain(shape, dense, make()), 0.5)
     assert gain(model) <= 0.5 * (1 + 2.0**-45)
-    assert dense.kernel_constraint.max_gain <= 0.5 + 2.0**-50
+    # Factors of a layer are rounded down to single precision.
+    assert dense.kernel_constraint.max_gain <= 0.5 * (1 + 2.0**-22)
 
 
 def test_a_layer_bounded_by_construction_pays_for_what_follows_it_too():
@@ -122,17 +127,31 @@ def test_a_layer_bounded_by_construction_pays_for_what_follows_it_too():
     assert model.layers[0].max_gain == 0.25 and gain(model) <= 1.0
 
 
-def test_orthogonal_kernels_are_left_alone_or_refuse_less_than_one():
-    model = chain(VECTOR, ours.OrthogonalDense(4, "relu"), keras.layers.Dense(3))
-    before = np.array(model.layers[0].kernel)
+@pytest.mark.parametrize(
+    "make, shape",
+    [(lambda: ours.OrthogonalDense(4, "relu"), VECTOR),
+     (lambda: ours.OrthogonalConv2D(3, 3), IMAGE),
+     (lambda: ours.OrthogonalConv2D(3, 3, 2, "valid"), IMAGE),
+     (lambda: ours.OrthogonalConv2DTranspose(2, 2, 2, "same"), IMAGE)],
+)  # fmt: skip
+def test_orthogonal_kernels_are_left_alone_or_refuse_less_than_one(make, shape):
+    model = chain(shape, make(), keras.layers.Dense(3))
+    before = model.layers[0].get_weights()
     tfl.constrain(model, 1.0)
-    assert np.array_equal(before, model.layers[0].kernel)
-    assert model.layers[0].kernel.constraint is None
+    assert all(map(np.array_equal, before, model.layers[0].get_weights()))
+    assert all(v.constraint is None for v in model.layers[0].variables)
     assert model.layers[1].kernel_constraint.max_gain == 1.0
     assert 0 < gain(model) <= 1.00001  # measured: the kernel is orthogonal up to rounding
     with pytest.raises(ValueError, match=r"budget below 1.*leave it out of `layers`"):
         tfl.constrain(model, 0.5)
     assert model.layers[1].kernel_constraint.max_gain == 1.0
+
+
+def test_circular_orthogonal_convolutions_are_paid_for_by_the_layer_before_them():
+    layer = ours.OrthogonalConv2D(3, 3, padding="circular")
+    model = tfl.constrain(chain(IMAGE, keras.layers.Dense(2), layer), 0.5)
+    assert all(v.constraint is None for v in layer.variables)
+    assert gain(model) <= 0.5 * (1 + 2.0**-40)
 
 
 def test_recurrent_equilibrium_layers_keep_their_own_supply_rate():

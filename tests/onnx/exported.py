@@ -237,6 +237,10 @@ CASES = {
         "series": lambda: chain(SERIES, ours.LocalResponseNormalization(1)),
         "vector": lambda: chain(VECTOR, ours.LocalResponseNormalization(2)),
     },
+    "l2_attention": {
+        "tokens": lambda: chain(SERIES, ours.L2Attention()),
+        "heads": lambda: chain(SERIES, L.Dense(6), ours.L2Attention(3, 2.0, temperature=0.5)),
+    },
     "residuals": {
         "images": lambda: branches(ours.ConvexCombination()),
         "vectors": lambda: chain(

@@ -82,6 +82,8 @@ def test_the_cases_hold_every_family_twice_and_every_operation():
                   if c.__module__.startswith("tf_lyapunov.program.families")}  # fmt: skip
     without = {c for c in everything if c.write is Operation.write}
     assert {c.__name__ for c in without} == {"Declared"}
+    # Products of two signals are read on a region alone, and not exported.
+    without |= {c for c in everything if c.__module__.endswith(".products")}
     # The first of every family, then the second ones, until all were seen.
     rounds = itertools.zip_longest(*([f"{f}: {n}" for n in c] for f, c in exported.CASES.items()))
     seen = set()

@@ -10,6 +10,7 @@ import keras
 
 from tf_lyapunov.bounds.tails import keeps_order
 from tf_lyapunov.errors import UnsupportedLayerError
+from tf_lyapunov.layers.base import LipschitzLayer
 from tf_lyapunov.layers.centering import BatchCentering
 from tf_lyapunov.layers.position import PositionBias
 from tf_lyapunov.program import rounding
@@ -192,5 +193,7 @@ def _lasting_gain(node):
             f"{node.name!r} of type {type(node.layer).__name__} with norm={node.layer.norm!r}. "
             "Use norm='bound' and a step of at most 1, or certify the model as it is."
         )
+    if not isinstance(node.layer, LipschitzLayer):
+        return node.gain_upper_bound  # it has no weights, or an optimizer keeps it as it is
     promised = rounding.product_up(node.layer.max_gain, node.layer.rounding_inflation)
     return max(node.gain_upper_bound, promised)

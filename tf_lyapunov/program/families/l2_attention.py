@@ -51,6 +51,22 @@ class Means(Operation):
 
         return with_error(signals, self.factor * value, lambda: self.factor * error())
 
+    def write(self, graph, names):
+        """By differences of all pairs of tokens; heads have an axis of their own."""
+        (x,) = names
+        count, channels = graph.sizes(x)
+        width = channels // self.heads
+        y = graph.reshape(x, (count, self.heads, width))
+        y = graph.laid_out(graph.transposed(y, (0, 2, 1, 3)))
+        rows = graph.reshape(y, (self.heads, count, 1, width))
+        apart = graph.node("Sub", rows, graph.reshape(y, (self.heads, 1, count, width)))
+        squares = graph.reduce("Sum", graph.node("Mul", apart, apart), (4,), False)
+        scores = graph.node("Mul", squares, -self.inverse)
+        means = graph.node("MatMul", graph.node("Softmax", scores, axis=3), y)
+        means = graph.node("Mul", means, self.factor)
+        back = graph.laid_out(graph.transposed(means, (0, 2, 1, 3)))
+        return graph.reshape(back, (count, channels))
+
     def _split(self, x):
         n, count, channels = x.shape
         return x.reshape(n, count, self.heads, channels // self.heads).transpose(0, 2, 1, 3)
