@@ -200,7 +200,7 @@ class Extremes(nn.Module):
 
     def forward(self, x):
         a, b, c = torch.split(self.a(x), [2, 2, 2], dim=1)
-        x = torch.cat([torch.maximum(a, b), torch.minimum(b, c), torch.clamp(a + c, -0.5, 1)], 1)
+        x = torch.cat([torch.maximum(a, b), torch.minimum(b, c), torch.clamp(a + c, -0.5, 1.0)], 1)
         return self.b(x.flatten(1))
 
 

@@ -116,6 +116,11 @@ FOUND = {
          ("Add", "c f", "y")],
         numbers(t=0.75, minus=-0.75, zero=0), "SoftShrink",
     ),
+    "soft shrink by signs": (
+        [("Abs", "x", "n"), ("Greater", "n t", "a"), ("Sign", "x", "s"), ("Mul", "s t", "b"),
+         ("Sub", "x b", "c"), ("Mul", "x zero", "d"), ("Where", "a c d", "y")],
+        numbers(t=0.75, zero=0), "SoftShrink",
+    ),
     "choice by a constant": (
         [("Where", "mask x z", "y")], {"mask": np.arange(4) > 1}, "Add",
     ),
@@ -149,6 +154,11 @@ NEAR = {
         [("Greater", "x t", "a"), ("Where", "a x zero", "c"),
          ("Less", "x minus", "d"), ("Where", "d x zero", "f"), ("Add", "c f", "y")],
         numbers(t=0.75, minus=-0.75, zero=0),
+    ),
+    "shrink by signs that jumps": (
+        [("Abs", "x", "n"), ("Greater", "n t", "a"), ("Sign", "x", "s"), ("Mul", "s half", "b"),
+         ("Sub", "x b", "c"), ("Mul", "x zero", "d"), ("Where", "a c d", "y")],
+        numbers(t=0.75, half=0.5, zero=0),
     ),
     "shrink of unlike halves": (
         [("Greater", "x t", "a"), ("Sub", "x t", "b"), ("Where", "a b zero", "c"),

@@ -368,6 +368,23 @@ def _soft_shrink(finder, node):
     return None
 
 
+def _signed_shrink(finder, node):
+    """x - t·sign x where |x| > t, and 0 or 0·x elsewhere."""
+    test = finder.giver(node.inputs[0], "Greater")
+    size = test and finder.giver(test.inputs[0], "Abs")
+    limit = test and finder.number(test.inputs[1])
+    shifted = size and finder.giver(node.inputs[1], "Sub")
+    if not shifted or limit is None or limit < 0:
+        return None
+    x = size.inputs[0]
+    step, nothing = (finder.giver(n, "Mul") for n in (shifted.inputs[1], node.inputs[2]))
+    step, nothing = step and finder.operands(step), nothing and finder.operands(nothing)
+    sign = step and finder.giver(step[0], "Sign")
+    is_zero = finder.number(node.inputs[2]) == 0 or (nothing and nothing[:2] == (x, 0))
+    fits = sign and sign.inputs[0] == x == shifted.inputs[0] and step[1] == limit and is_zero
+    return ("SoftShrink", x, {"lambd": limit, "bias": limit}) if fits else None
+
+
 def _beyond(finder, name, kind):
     """`(x, t)` of the value that is x - t where x is beyond t, and 0 elsewhere."""
     node = finder.giver(name, "Where")
@@ -406,7 +423,7 @@ _PATTERNS = {
     "Log": (_log_sigmoid,),
     "Sub": (_tanh_shrink,),
     "Add": (_sparse_plus, _bent, _soft_shrink),
-    "Where": (_rectified,),
+    "Where": (_rectified, _signed_shrink),
     "Pow": (_power_pooled,),
     "Sqrt": (_power_pooled,),
 }
