@@ -182,3 +182,29 @@ def test_files_hold_what_follows_without_forms_and_say_so(monkeypatch, tmp_path)
     header, arrays = archive.read(tmp_path / "proof.npz")
     assert 0 < arrays["radius"][0] < found.radius[0]
     assert "radii are smaller than those of the certificate" in str(header["notes"])
+
+
+def test_steps_that_pay_nothing_for_their_ball_are_no_forms():
+    """Normalizations are bounded on a ball without a multiplier: none may give anything back."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        keras.Input((8, 8, 1)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(),
+        layers.Dense(12), layers.LayerNormalization(), layers.Dense(3),
+    ])  # fmt: skip
+    flow, rng = flow_of(read_network(model)), np.random.default_rng(2)
+    traced = trace(flow, rng.normal(size=(8, 8, 1)))
+    around = surround(flow, traced, Region.ball(traced.values[0][0], RADIUS), proof=True)
+    curved = {k for k, s in around.steps.items() if type(s).__name__ == "Curved"}
+    assert curved & set(around.gains.weighed) and not curved & set(Forms(around).steps)
+    c = margin_rows(3, 0)
+    joint = JointAround(around, 8, True)
+    values = signals(flow, traced.values[0] + moves(rng, 400).reshape(-1, 8, 8, 1))
+    least = (values[flow.output].reshape(len(values[0]), -1) @ c.T).min(axis=0)
+    for log_lam in (-2.0, 2.0, 6.0):
+        multipliers = {}
+        around.backward(c, flow.output, multipliers)
+        for own in multipliers.values():
+            own.log_lam[:] = log_lam
+        assert np.all(joint.lower(c, flow.output, multipliers) <= least)
+    with pytest.raises(ValueError, match="whole boxes"):
+        joint.backward(c, flow.output, multipliers, split={})

@@ -28,6 +28,8 @@ import numpy as np
 
 from tf_lyapunov.local import maps
 from tf_lyapunov.local.around import UNIT, Around
+from tf_lyapunov.local.maxima import WindowMaximum
+from tf_lyapunov.local.relaxation import Elementwise
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.scaling import Scaled
@@ -52,6 +54,9 @@ class Forms:
         self.around, gains = around, around.gains
         self.own, self.spreads, self.steps = {}, {}, []
         for k, (weights, term) in gains.weighed.items():
+            # Others have a ball too, but do not pay λρ²/2 for it.
+            if not isinstance(around.steps.get(k), (Elementwise, WindowMaximum)):
+                continue
             self.own[k] = weights, term
             self.steps.append(k)
         self.steps.sort()
@@ -289,7 +294,9 @@ class JointAround(Around):
         }
 
     def backward(self, c, target, multipliers, record=False, measure=False, split=None):
-        """As `Around.backward`, with (Q)."""
+        """As `Around.backward`, with (Q); not of splits, whose balls are others."""
+        if split is not None:
+            raise ValueError("Balls and input are one problem of whole boxes alone.")
         self.multipliers = multipliers
         bound, size, memory = super().backward(c, target, multipliers, record, measure, split)
         for k, lam in self.lam().items():
