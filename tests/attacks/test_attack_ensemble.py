@@ -35,7 +35,10 @@ def four_classes():
     return model, x, {k: linear_radius(weights, np.zeros(4), x, labels, DUAL[k]) for k in DUAL}
 
 
-@pytest.mark.parametrize("ball", [L2, Linf])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("ball", [L2, pytest.param(Linf, marks=SLOW)])
 @pytest.mark.parametrize(
     "make",
     [
@@ -54,7 +57,9 @@ def test_linear_models_break_just_above_the_closed_form_radius_and_never_below(b
     assert not np.any(below(model, x).success)
 
 
-@pytest.mark.parametrize("attack", [FAB(), FAB(Linf), FAB(classes=9), LBFGS()], ids=repr)
+@pytest.mark.parametrize(
+    "attack", [FAB(), FAB(Linf), pytest.param(FAB(classes=9), marks=SLOW), LBFGS()], ids=repr
+)
 def test_fab_and_lbfgs_reach_the_minimum_of_linear_models(attack):
     weights, x = points(5, 2, seed=1), points(30, 5)
     model = linear(weights)
@@ -65,7 +70,10 @@ def test_fab_and_lbfgs_reach_the_minimum_of_linear_models(attack):
     assert np.all(result.distance <= exact * (1 + 2e-5) + 1e-5)
 
 
-@pytest.mark.parametrize("attack", [LBFGS, FAB, DDN, DeepFool, CarliniWagner, FMN])
+@pytest.mark.parametrize(
+    "attack",
+    [LBFGS, FAB, FMN, *(pytest.param(a, marks=SLOW) for a in (DDN, DeepFool, CarliniWagner))],
+)
 def test_the_box_binds_and_the_minimum_inside_it_is_found(attack):
     model = linear([[2.0, -2.0], [1.0, -1.0]])
     x = np.array([[0.2, 0.9]], np.float32)

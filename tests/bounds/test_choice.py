@@ -93,9 +93,14 @@ def test_no_attack_within_the_radius_changes_the_decision(build, method, attack,
     assert np.all(margins > 0)
 
 
-# The convolutional one takes a minute: all other tests here have it, method by method.
+# The convolutional one takes a minute, the residual one twenty seconds: all other tests here have
+# them, method by method.
 @pytest.mark.parametrize(
-    "build", [pytest.param(b, marks=[pytest.mark.slow] * (b is convolutional)) for b in BUILDERS]
+    "build",
+    [
+        pytest.param(b, marks=[pytest.mark.slow] * (b in (convolutional, residual)))
+        for b in BUILDERS
+    ],
 )
 def test_every_method_proves_at_least_the_composed_radius(build):
     model = scramble(build())

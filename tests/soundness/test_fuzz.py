@@ -12,7 +12,7 @@ from soundness import fuzz, generator, oracles
 
 FUZZ = Path(fuzz.__file__)
 # About 0.4 s of a core a model, in parts that workers share; the longer search is a slow test.
-MODELS, PART = 600, 30
+MODELS, PART = 300, 30
 
 
 @pytest.mark.parametrize("first", range(0, MODELS, PART))

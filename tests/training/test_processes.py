@@ -14,7 +14,7 @@ from tf_lyapunov.constraints import ParsevalFrame
 from tf_lyapunov.training import AdversarialModel, LaplacianModel
 
 SCRIPT = """
-import keras, numpy as np
+import sys, keras, numpy as np
 from keras import layers
 from tf_lyapunov import L2, Linf
 from tf_lyapunov.attacks import PGD
@@ -38,7 +38,7 @@ monitor = LyapunovMonitor(verbose=0, on_violation="ignore")
 for model in (AdversarialModel(bounded, PGD(L2(0.2), steps=2, random_start=True)),
               AdversarialModel(LaplacianModel(net(), ["a", "b"]), pgd, mix=0.5),
               AdversarialModel(NonexpansiveModel(net(), ["a"], distance=0.5), pgd, mix=0.5),
-              AdversarialModel(net(), pgd, trades_beta=2.0)):
+              AdversarialModel(net(), pgd, trades_beta=2.0))[:: int(sys.argv[1])]:
     seed = np.asarray(keras.ops.convert_to_numpy(model.random.state)).copy()
     model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
     history = model.fit(x, y, batch_size=16, epochs=3, verbose=0, validation_data=(x, y),
@@ -52,11 +52,14 @@ print("trains on", keras.backend.backend())
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_every_method_trains_on_every_backend(backend):
+@pytest.mark.parametrize(
+    "backend, every",
+    [("jax", 2), pytest.param("jax", 1, marks=pytest.mark.slow), ("torch", 1)],
+)
+def test_every_method_trains_on_every_backend(backend, every):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    assert f"trains on {backend}" in fresh_processes.output(SCRIPT, backend=backend)
+    assert f"trains on {backend}" in fresh_processes.output(SCRIPT, str(every), backend=backend)
 
 
 LOADED = """

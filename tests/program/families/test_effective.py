@@ -221,7 +221,7 @@ def data(count=64):
     return x.astype("float32"), y
 
 
-def test_a_trained_model_keeps_to_the_product_of_its_promises(traced_twice):
+def test_a_trained_model_keeps_to_the_product_of_its_promises():
     model, (x, y) = classifier(), data()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.1), loss, jit_compile=False)
