@@ -3,6 +3,8 @@
 import decimal
 import math
 
+import numpy as np
+
 
 def at_most(value, digits=9):
     """An upper bound, as text that is not below it.
@@ -20,6 +22,15 @@ def at_least(value, digits=9):
     ('0.666', '-0.667', '-inf')
     """
     return _beyond(float(value), digits, decimal.ROUND_FLOOR)
+
+
+def exactly(matrix):
+    """A matrix with every number to its last digit: rounded ones would be another claim.
+
+    >>> exactly(np.array([[1 / 3, -1.0]]))
+    '[[ 0.3333333333333333, -1.                ]]'
+    """
+    return np.array2string(np.asarray(matrix), floatmode="unique", threshold=16, separator=", ")
 
 
 def _beyond(value, digits, rounding):

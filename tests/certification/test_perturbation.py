@@ -1,5 +1,6 @@
 """Lower bounds on minimal perturbations of whole models: sound ones hold, published ones fail."""
 
+import functools
 import math
 
 import keras
@@ -237,17 +238,29 @@ def test_bad_input_is_refused():
         minimal_perturbation_lower_bound(model, np.zeros((1, 4)))
 
 
-def test_settings_that_the_backend_rounds_to_float32_prove_no_decision():
-    """f(-1) = 1e5·(1 + 5e-10) - 0.1·1e6 > 0, and below 0 with 0.1 in float32."""
+@pytest.mark.parametrize(
+    "bent",
+    [
+        keras.layers.LeakyReLU(negative_slope=0.1, dtype="float64"),
+        keras.layers.ReLU(negative_slope=0.1, dtype="float64"),
+        keras.layers.Activation(
+            functools.partial(keras.activations.relu, negative_slope=0.1), dtype="float64"
+        ),
+    ],
+    ids=["leaky", "relu", "partial"],
+)
+def test_settings_that_the_backend_rounds_to_float32_prove_no_decision(bent):
+    """f(-1) = 1e5·(1 + 5e-10) - 0.1·1e6 > 0, and below 0 with 0.1 in float32, as on TensorFlow."""
     model = keras.Sequential(
         [
             keras.Input((1,), dtype="float64"),
             keras.layers.Dense(1, use_bias=False, dtype="float64"),
-            keras.layers.LeakyReLU(negative_slope=0.1, dtype="float64"),
+            bent,
             keras.layers.Dense(1, dtype="float64"),
         ]
     )
     model.layers[0].set_weights([np.array([[1e6]])])
     model.layers[2].set_weights([np.array([[1.0]]), np.array([1e5 * (1 + 5e-10)])])
-    found = minimal_perturbation_lower_bound(model, np.array([[-1.0]]))
-    assert found.predictions[0] == 1 or found.bound[0] == 0
+    x = np.array([[-1.0]])
+    assert minimal_perturbation_lower_bound(model, x).bound[0] == 0
+    assert tfl.certify(model, x).radius[0] == 0

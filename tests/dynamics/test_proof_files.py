@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from equilibria import draw
 
-from tf_lyapunov.dynamics import Contracting, L2Gain, certify_dynamics
+from tf_lyapunov.dynamics import Contracting, L2Gain, Supply, certify_dynamics
 from tf_lyapunov.errors import ProofFileError, UnsupportedLayerError
 from tf_lyapunov.layers import RecurrentEquilibrium
 from tf_lyapunov.theory.sectors import Indices
@@ -80,6 +80,26 @@ def test_claims_of_one_layer_are_verified(supply, tmp_path):
         assert found.claim.rate == proof.rate <= 0.8
     else:
         assert found.claim.supply[2][0, 0] == -2 * proof.indices.nu
+
+
+def test_a_supply_rate_is_printed_to_its_last_digit(model, tmp_path):
+    """R = 0.79999996·I as 0.8·I would be read as less than was proved, or as more."""
+    proof = certify_dynamics(model, claim=Indices(0.6, -0.4), optimise=False)
+    proof.save(tmp_path / "proof.npz")
+    found = verify(tmp_path / "proof.npz", model)
+    _, _, r = found.claim.supply
+    printed = found.explain().split("R = ")[1].split("]")[0].strip("[ ").split(",")
+    assert [float(v) for v in printed] == r[0].tolist()
+    own = Supply(np.array([[-1.0]]), np.zeros((1, 1)), np.array([[4.0 + 2.0**-40]]))
+    assert repr(4.0 + 2.0**-40) in repr(own)
+
+
+def test_files_of_neurons_that_solve_an_equation_say_that_they_are_exact(tmp_path):
+    model = single(L2Gain(2.0), implicit=True)
+    certify_dynamics(model, optimise=False).save(tmp_path / "proof.npz")
+    found = verify(tmp_path / "proof.npz", model)
+    name = model.layers[-1].name
+    assert found and found.solved == (name,) and "comes on top" in found.explain()
 
 
 def test_no_claim_that_is_changed_is_believed(model, tmp_path):

@@ -208,3 +208,16 @@ def test_steps_that_pay_nothing_for_their_ball_are_no_forms():
         assert np.all(joint.lower(c, flow.output, multipliers) <= least)
     with pytest.raises(ValueError, match="whole boxes"):
         joint.backward(c, flow.output, multipliers, split={})
+
+
+def test_nothing_is_given_back_for_steps_that_a_pass_does_not_reach(found):
+    flow, traced, around, multipliers = found
+    source = flow.links[min(around.steps) - 1].inputs[0]
+    c = np.random.default_rng(4).normal(size=(2, *traced.shape(source)))
+    exact = around.lower(c, source, {})  # of a linear function on the ball
+    for log_lam in (-4.0, 0.0, 4.0):
+        own = {k: m.of_rows([0, 0]) for k, m in multipliers.items()}
+        for m in own.values():
+            m.log_lam[:] = log_lam
+        lower = JointAround(around, 8, True).lower(c, source, own)
+        assert np.all(lower <= exact + 1e-9 * np.abs(exact))

@@ -10,6 +10,7 @@ from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.local.boxes import Effort
 from tf_lyapunov.local.outputs import gain_on, output_bounds
 from tf_lyapunov.local.regions import Region
+from tf_lyapunov.program.families.products import Product, by_letters
 from tf_lyapunov.program.network import read_network
 
 L = keras.layers
@@ -195,6 +196,10 @@ REFUSED = {
     ),
     "concatenated scores": (lambda x: L.Attention(score_mode="concat")([x, x]), "concat"),
     "three factors": (lambda x: L.Multiply()([x, x, x]), "3 signals"),
+    "sums that repeat a factor": (
+        lambda x: keras.ops.einsum("bij,bjk->bik", x[:, :, :1], x),
+        "an axis of one factor alone",
+    ),
     "layers around cells": (lambda x: L.RNN(L.GRUCell(2))(x), "RNN"),
 }
 
@@ -206,6 +211,15 @@ def test_what_is_not_read_on_a_region_is_refused_by_name(name):
     model = keras.Model(x, L.Dense(2)(L.Flatten()(make(x))))
     with pytest.raises(UnsupportedLayerError, match=words):
         read_network(model, on_region=True)
+
+
+def test_factors_that_hold_an_entry_twice_are_no_products():
+    """y = (a + a)·b has twice the slope by a that a product of (a, a) and (b, b) has on a ball."""
+    place, index = np.zeros((1, 1, 2), np.int64), np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match="twice"):
+        Product(place, np.array([[[1], [2]]]), index)
+    with pytest.raises(ValueError, match="same length"):
+        by_letters([(2, 1), (3, 2)], "xk", "ky", "xy")
 
 
 def test_unknown_and_long_horizons_are_refused_by_name():

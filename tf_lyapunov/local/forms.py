@@ -22,6 +22,7 @@ Rounding. Q is applied by passes forwards and backwards of the linearised flow, 
 γ·Σ(sizes)²‖y‖, as `localgains` has sizes.
 """
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -284,6 +285,11 @@ class JointAround(Around):
         self.forms, self.lanczos, self.is_proof = Forms(around), steps, is_proof
         self.region, self.whole = _Joint(self, around.region), around.region
         self.multipliers = self.solved = None
+        # (Q) pays for these balls: steps that do so too would have to be given back what they paid.
+        self.steps = dict(around.steps)
+        for k in self.forms.steps:
+            self.steps[k] = copy.copy(around.steps[k])
+            self.steps[k].radius = 0.0
 
     def lam(self):
         """λ of every step that is a form here."""
@@ -298,11 +304,7 @@ class JointAround(Around):
         if split is not None:
             raise ValueError("Balls and input are one problem of whole boxes alone.")
         self.multipliers = multipliers
-        bound, size, memory = super().backward(c, target, multipliers, record, measure, split)
-        for k, lam in self.lam().items():
-            radius = self.steps[k].radius
-            bound = bound + (lam * (radius * radius / 2)).astype(bound.dtype)
-        return bound, size, memory
+        return super().backward(c, target, multipliers, record, measure, split)
 
     def derivatives(self, target, memory, multipliers, split=None):
         """As `Around.derivatives`, with those of (Q) by λ."""
@@ -313,8 +315,7 @@ class JointAround(Around):
         for k, lam in self.lam().items():
             constant, form, most = costs[k]
             cost = 0.5 * (constant + form - np.where(active, np.minimum(inside, 0.0), 0.0) * most)
-            radius = self.steps[k].radius
-            found[k][1] = found[k][1] + lam * (radius * radius / 2 - cost)
+            found[k][1] = found[k][1] - lam * cost
         return found
 
 

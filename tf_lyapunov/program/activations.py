@@ -5,6 +5,19 @@ import functools
 import keras
 
 _layers = keras.layers
+# Functions without a constant that float32 would round, and numbers that may be set beside them.
+_EXACT = (
+    "linear",
+    "relu",
+    "relu6",
+    "tanh",
+    "sigmoid",
+    "log_sigmoid",
+    "softplus",
+    "softsign",
+    "silu",
+)
+_NUMBERS = ("negative_slope", "max_value", "threshold")
 
 
 def is_softmax(activation):
@@ -37,3 +50,23 @@ def activation_name(activation):
         kind = type(activation).__name__
         return names.get(kind, kind.lower())
     return getattr(activation, "__name__", type(activation).__name__)
+
+
+def settings_of(holder):
+    """Numbers that are set beside a piecewise linear function, by name, those that are 0 left out.
+
+    Args:
+        holder: a function, an activation layer or operation, or a layer that holds one of them.
+    """
+    while hasattr(holder, "activation"):
+        holder = holder.activation
+    found = {}
+    while isinstance(holder, functools.partial):
+        found, holder = {**holder.keywords, **found}, holder.func
+    found = {**{name: getattr(holder, name, None) for name in _NUMBERS}, **found}
+    return {name: float(found[name]) for name in _NUMBERS if found[name]}
+
+
+def is_exact(name, holder):
+    """Whether a function has no constant that backends round to float32 whatever its dtype."""
+    return name in _EXACT and not settings_of(holder)

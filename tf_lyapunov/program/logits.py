@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.program.activations import innermost
+from tf_lyapunov.program.activations import innermost, is_exact, settings_of
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.graph import is_graph
 from tf_lyapunov.program.inputs import Inputs
@@ -20,8 +20,6 @@ from tf_lyapunov.progress import steps
 from tf_lyapunov.theory.threads import blas_threads, each_in_threads
 
 PRECISIONS = ("auto", "model", "float64")
-# Activations without a constant that float32 would round.
-_EXACT = ("relu", "relu6", "tanh", "sigmoid", "log_sigmoid", "softplus", "softsign", "silu")
 
 
 def with_rounded_settings(network):
@@ -35,14 +33,14 @@ def with_rounded_settings(network):
     nodes = []
     for node in network.nodes:
         name = node.method.split(",")[0]
-        capped = getattr(innermost(node.layer), "max_value", None)
+        capped = settings_of(innermost(node.layer)).get("max_value", 0.0)
         norms = [n for n in (*node.batch_norms, node.layer) if _is_norm(n)]
         is_rounded = node.kind == "scaling" or norms or (
-            node.kind == "activation" and (name not in _EXACT or capped is not None)
+            node.kind == "activation" and not is_exact(name, node.layer)
         )  # fmt: skip
         if is_rounded:
             size = math.prod(n or math.inf for n in node.output_shape[1:]) * node.copies
-            shift = math.sqrt(size) * float(capped or 0.0)
+            shift = math.sqrt(size) * capped
             for norm in norms:
                 bound = BatchNormScale.of(norm).shift_bound
                 shift += float(np.max(bound, initial=0.0)) * math.sqrt(size)

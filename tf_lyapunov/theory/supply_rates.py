@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tf_lyapunov.digits import exactly
 from tf_lyapunov.theory.arguments import finite_float
 from tf_lyapunov.theory.sectors import Indices
 from tf_lyapunov.theory.spectra import symmetric_matrix
@@ -106,6 +107,9 @@ class Supply:
     Q: np.ndarray
     S: np.ndarray
     R: np.ndarray
+
+    def __repr__(self):
+        return f"Supply(Q={exactly(self.Q)}, S={exactly(self.S)}, R={exactly(self.R)})"
 
     def __post_init__(self):
         q, r = symmetric_matrix(self.Q, "Q"), symmetric_matrix(self.R, "R")

@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 
-from tf_lyapunov.digits import at_most
+from tf_lyapunov.digits import at_most, exactly
 from tf_lyapunov.verification import archive, claimed, sequences
 from tf_lyapunov.verification.arithmetic import sqrt_up
-from tf_lyapunov.verification.dissipation import is_well_posed, proves
+from tf_lyapunov.verification.dissipation import is_explicit, is_well_posed, proves
 from tf_lyapunov.verification.outcome import Outcome, reasons_against
 
 _KINDS = {
@@ -179,6 +179,7 @@ class MemoryVerification(Outcome):
         gain_upper_bound: as derived here; infinite if nothing could be.
         notes: what the file says of itself, unchecked.
         seconds: wall time.
+        solved: names of the layers whose neurons solve an equation, which the claim takes as exact.
     """
 
     holds: bool
@@ -187,6 +188,7 @@ class MemoryVerification(Outcome):
     gain_upper_bound: float
     notes: tuple
     seconds: float
+    solved: tuple = ()
 
     def explain(self):
         """Plain text: whether the file's claim follows from the weights, and if not, why."""
@@ -205,13 +207,17 @@ class MemoryVerification(Outcome):
                 lines.append(f"  States approach each other at rate {at_most(self.claim.rate, 6)}.")
             if self.claim.supply is not None:
                 lines.append(f"  V⁺ - V ≤ ΔyᵀQΔy + 2ΔyᵀSᵀΔu + ΔuᵀRΔu with {self._words()}.")
+            if self.solved:
+                lines.append(
+                    "  Of exact neurons where they solve an equation, in layers "
+                    f"{', '.join(map(repr, self.solved))}: what the iterations of the layer leave "
+                    "of it comes on top."
+                )
         return "\n".join(lines + self.closing("random sequences"))
 
     def _words(self):
-        return ", ".join(
-            f"{name} = {np.array2string(v, precision=6, threshold=16, separator=', ')}"
-            for name, v in zip("QSR", self.claim.supply, strict=True)
-        )
+        pairs = zip("QSR", self.claim.supply, strict=True)
+        return ", ".join(f"{name} = {exactly(v)}" for name, v in pairs)
 
     def fields(self):
         """JSON-safe dict of the outcome, without what the file says of itself."""
@@ -222,6 +228,7 @@ class MemoryVerification(Outcome):
             "claimed_gain_upper_bound": self.claim.gain,
             "rate": self.claim.rate,
             "supply": None if supply is None else [v.tolist() for v in supply],
+            "solved": list(self.solved),
         }
 
 
@@ -240,4 +247,5 @@ def checked(layers, claim, notes, model_or_path):
     return MemoryVerification(
         not reasons, tuple(reasons), claim, np.inf if reasons else gain, notes,
         time.monotonic() - begin,
+        tuple(m.name for m in chain.memories if not is_explicit(m.step)),
     )  # fmt: skip

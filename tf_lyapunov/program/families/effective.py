@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.program import rounding
-from tf_lyapunov.program.activations import activation_name
+from tf_lyapunov.program.activations import activation_name, is_exact, settings_of
 from tf_lyapunov.program.families.fused import HELD, activation_gain, fused_gain, read
 from tf_lyapunov.program.families.linear import bias_norm
 from tf_lyapunov.program.families.scaling import scaled
@@ -19,9 +19,6 @@ from tf_lyapunov.program.gain import Affine, Gain, with_cast
 from tf_lyapunov.program.graph import Tensor
 from tf_lyapunov.program.weights import finite_value
 from tf_lyapunov.theory.sectors import Sector
-
-# Functions without a constant: backends round the others' to float32, also in float64.
-_WITHOUT_CONSTANT = ("linear", "relu", "tanh", "sigmoid", "softplus", "softsign")
 
 
 def _two_models(model):
@@ -52,12 +49,15 @@ def activation_model(layer, tensor, dtype):
     if gain is None:
         return Affine()
     affine = gain.affine
-    if activation_name(layer.activation) not in _WITHOUT_CONSTANT:
+    if not is_exact(activation_name(layer.activation), layer):
         extra = 2 * rounding.UNIT_ROUNDOFF["float32"]
+        shift, capped = affine.offset, settings_of(layer).get("max_value", 0.0)
+        if capped:
+            shift += math.inf if tensor.size is None else math.sqrt(tensor.size) * abs(capped)
         affine = dataclasses.replace(
             affine,
             slope=affine.slope + extra * max(affine.gain, 1.0),
-            constant=affine.constant + extra * affine.offset,
+            constant=affine.constant + extra * shift,
         )
     return affine
 
@@ -89,7 +89,7 @@ def biased(layer, path, output):
     if activation is None:
         return path
     name = activation_name(layer.activation)
-    own = type(layer.activation) in HELD or name in _WITHOUT_CONSTANT
+    own = type(layer.activation) in HELD or is_exact(name, layer)
     return path.then(
         activation.affine
         if own

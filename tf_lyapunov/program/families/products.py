@@ -49,11 +49,20 @@ class Product(Operation):
         left: read-only int64 (G, I, K), positions in z of the entries of A_g.
         right: read-only int64 (G, K, J), of those of B_g.
         index: read-only int64 of the output's shape: positions in the flat (G, I, J).
+
+    Raises:
+        ValueError: if an entry stands twice in A_g and B_g of one g: what a ball of z leaves of
+            them is then no ball of theirs.
     """
 
     left: np.ndarray
     right: np.ndarray
     index: np.ndarray
+
+    def __post_init__(self):
+        each = [v.reshape(len(v), -1) for v in (self.left, self.right)]
+        if np.any(np.diff(np.sort(np.concatenate(each, axis=1), axis=1), axis=1) == 0):
+            raise ValueError("No entry may stand twice in the factors of one matrix product.")
 
     def forward(self, signals, precision):
         (signal,) = signals
@@ -110,7 +119,8 @@ def by_letters(shapes, first, second, output):
         first, second, output: str, a letter for every axis.
 
     Raises:
-        ValueError: for letters that stand in one factor alone and not in the output.
+        ValueError: for letters that stand in one factor alone and not in the output, also by an
+            axis of length 1 that is summed over the other's length.
     """
     places, start = [], 0
     sizes = {}
@@ -118,6 +128,8 @@ def by_letters(shapes, first, second, output):
         places.append(np.arange(start, start + math.prod(shape)).reshape(shape))
         start += math.prod(shape)
         for letter, n in zip(letters, shape, strict=True):
+            if letter not in output and sizes.get(letter, n) != n:
+                raise ValueError("Axes that are summed over must have the same length.")
             sizes[letter] = max(sizes.get(letter, 1), n)
     for i, letters in enumerate((first, second)):
         places[i] = np.broadcast_to(places[i], [sizes[c] for c in letters])
