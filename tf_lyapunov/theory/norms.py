@@ -20,12 +20,14 @@ from tf_lyapunov.theory.eigenvalues import (
     largest_eigenvalue,
     largest_of_stack,
 )
-from tf_lyapunov.theory.gram_symbols import ENTRIES, gram_symbols
+from tf_lyapunov.theory.gram_symbols import ENTRIES, largest_of_symbol
 from tf_lyapunov.theory.operators import (
     as_convolution,
+    block_gram,
     block_matrices,
     block_matrix,
     convolution_taps,
+    entries_of_block,
 )
 from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.theory.symbols import Symbol, circulant, sampled
@@ -170,7 +172,8 @@ def forget():
 
 
 def _digest(kernel):
-    return hashlib.blake2b(np.ascontiguousarray(kernel), digest_size=20).digest()
+    # Processors have instructions for this hash.
+    return hashlib.sha256(np.ascontiguousarray(kernel)).digest()
 
 
 def _remembered(key):
@@ -330,12 +333,15 @@ def _exact(blocks, axes, tol, asked):
 
 def _largest_materialised(block, axes, terms, tol):
     """Largest eigenvalue of the Gram matrix of one group's map, from above."""
-    matrix = block_matrix(block, axes)
-    if matrix.nnz > _DENSE * math.prod(matrix.shape):
-        tall = _tall(matrix.toarray()[None])[0]
+    ci, co = block.shape[-2:]
+    rows, columns = math.prod(a.output for a in axes) * co, math.prod(a.size for a in axes) * ci
+    if entries_of_block(block.shape, axes) > _DENSE * rows * columns:
+        tall = _tall(block_matrices(block[None], axes))[0]
         return largest_eigenvalue(Grams(1, lambda i: tall, terms), tol)
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return largest_banded(gram, terms, tol)
+    if columns <= rows:
+        return largest_banded(block_gram(block, axes), terms, tol)
+    matrix = block_matrix(block, axes)
+    return largest_banded(matrix @ matrix.T, terms, tol)
 
 
 def _tall(stack):
@@ -380,7 +386,7 @@ def _single_columns(symbol):
 def _frequency_norm(symbol, tol):
     rows, side = symbol.shape
     if side > SMALL_SIDE:
-        return _root(largest_eigenvalue(gram_symbols(symbol), tol))
+        return _root(largest_of_symbol(symbol, tol))
     count = len(symbol.frequencies)
     part = max(1, ENTRIES // (rows * side))
     parts = (symbol.at(slice(j, j + part))[:, 0] for j in range(0, count, part))
