@@ -43,8 +43,9 @@ EXACT_BANDED_SIDE, EXACT_PRODUCTS = 6000, 2e9
 SVD_SIZE = 2**14
 # Below this many products a call, threads of BLAS cost more than they bring.
 _THREADED = 1e9
-# Powers of two of the largest entry at which squares are far from over- and underflow.
-_NEAR = 64
+# Powers of two of the largest entry at which squares are far from over- and underflow, and entries
+# from which a copy is saved there.
+_NEAR, _LARGE = 64, 2**18
 # Share of entries that are not zero from which a matrix is treated as full.
 _DENSE = 0.1
 # Bounds remembered: a few hundred bytes each.
@@ -198,7 +199,7 @@ def _norm_upper_bound(kernel, linear_map, method, tol):
     # A power of two keeps the scaling exact and the squares away from over- and underflow.
     power = math.frexp(largest)[1]
     side = min(kernel.shape[-2:])
-    if side >= SMALLEST_SIDE and abs(power) < _NEAR:
+    if (side >= SMALLEST_SIDE or kernel.size >= _LARGE) and abs(power) < _NEAR:
         power = 0  # no copy is made
     small = side**2 * max(kernel.shape[-2:]) < _THREADED
     with one_thread() if small else contextlib.nullcontext():
