@@ -183,7 +183,8 @@ def test_the_error_of_a_factorisation_grows_with_the_square_of_the_side():
         ((3, 2), (7, 6), {"padding": "same", "strides": (2, 2)}),
         ((4,), (9,), {"strides": (3,)}),
         ((3,), (9,), {"padding": "causal", "dilation": (3,)}),
-        ((5, 5), (3, 2), {"padding": "same"}),  # taps that join nothing
+        ((7, 5), (3, 2), {"padding": "same"}),  # taps that join nothing
+        ((3,), (4,), {"padding": "same", "dilation": (3,)}),
         ((3,), (7,), {"padding": "same", "strides": (4,)}),  # inputs that are not read
         ((7, 7), (11, 11), {"strides": (2, 2)}),
         ((3, 3, 2), (4, 5, 4), {"padding": "same"}),

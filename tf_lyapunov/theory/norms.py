@@ -339,10 +339,11 @@ def _largest_materialised(block, axes, terms, tol):
     if entries_of_block(block.shape, axes) > _DENSE * rows * columns:
         tall = _tall(block_matrices(block[None], axes))[0]
         return largest_eigenvalue(Grams(1, lambda i: tall, terms), tol)
-    if columns <= rows:
+    if columns <= rows and all(a.dilation == 1 for a in axes):
         return largest_banded(block_gram(block, axes), terms, tol)
     matrix = block_matrix(block, axes)
-    return largest_banded(matrix @ matrix.T, terms, tol)
+    gram = matrix.T @ matrix if columns <= rows else matrix @ matrix.T
+    return largest_banded(gram, terms, tol)
 
 
 def _tall(stack):

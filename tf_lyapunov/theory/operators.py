@@ -361,20 +361,24 @@ def block_gram(block, axes):
 
         (MᵀM)[x, x + (u - t)·dilation] = Σ_{t, u} K_t K_uᵀ,   x = i·s + t·dilation - left.
 
-    Every entry is a sum of the products that the matrices give, in another order.
+    Every entry is a sum of the products that the matrices give, in another order. The memory it
+    takes grows with the dilation.
     """
     import scipy.sparse
 
     ci = block.shape[-2]
-    sizes, reaches = [a.size for a in axes], [(a.taps - 1) * a.dilation for a in axes]
+    sizes = [a.size for a in axes]
+    reaches = [min((a.taps - 1) * a.dilation, a.size - 1) for a in axes]
     flat = block.reshape(-1, block.shape[-1])
     products = (flat @ flat.T).reshape(-1, ci, math.prod(block.shape[:-2]), ci)
     found = np.zeros((*sizes, *(2 * r + 1 for r in reaches), ci, ci))
     indices = list(itertools.product(*(range(a.taps) for a in axes)))
     for (i, t), (j, u) in itertools.product(enumerate(indices), repeat=2):
         places = [_meeting(*both) for both in zip(axes, t, u, strict=True)]
-        offsets = [(b - a) * x.dilation + r for a, b, x, r in zip(t, u, axes, reaches, strict=True)]
-        found[(*places, *offsets)] += products[i, :, j]
+        moved = [(b - a) * x.dilation for a, b, x in zip(t, u, axes, strict=True)]
+        if all(abs(m) <= r for m, r in zip(moved, reaches, strict=True)):
+            offsets = [m + r for m, r in zip(moved, reaches, strict=True)]
+            found[(*places, *offsets)] += products[i, :, j]
     index = np.indices(found.shape[:-2], sparse=True)
     rank, row, column, inside = len(axes), 0, 0, True
     for place, offset, size, reach in zip(index[:rank], index[rank:], sizes, reaches, strict=True):
