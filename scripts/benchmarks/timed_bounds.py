@@ -1,7 +1,9 @@
-"""One measurement of `bounds.py`, in a process of its own:  timed_bounds.py ROOT TASK ARGUMENTS
+"""Measurements of `bounds.py`, in a process of their own.
 
-Prints `[CPU seconds, wall seconds, value]` of the library in ROOT as JSON. What TensorFlow traces
-once for any bound is left out. What it uses is in earlier builds too.
+    timed_bounds.py ROOT TASK ARGUMENTS [+ TASK ARGUMENTS ...]
+
+Prints `[CPU seconds, wall seconds, value]` of the library in ROOT as JSON, a line for each. What
+TensorFlow traces once for any bound is left out. What it uses is in earlier builds too.
 """
 
 import json
@@ -9,7 +11,7 @@ import sys
 import time
 
 
-def main(root, task, *arguments):
+def main(root, *calls):
     import keras
 
     import tf_lyapunov as tfl
@@ -20,10 +22,14 @@ def main(root, task, *arguments):
     tfl.lipschitz_upper_bound(
         keras.Sequential([Input((4, 4, 2)), Conv2D(2, 3, padding="same"), Flatten()])
     )
-    run = globals()[task](*arguments)
-    start = time.process_time(), time.perf_counter()
-    value = run()
-    print(json.dumps([time.process_time() - start[0], time.perf_counter() - start[1], value]))
+    for call in " ".join(calls).split(" + "):
+        task, *arguments = call.split()
+        keras.utils.set_random_seed(0)
+        run = globals()[task](*arguments)
+        start = time.process_time(), time.perf_counter()
+        value = run()
+        spent = time.process_time() - start[0], time.perf_counter() - start[1]
+        print(json.dumps([*spent, value]), flush=True)
 
 
 def lipschitz_upper_bound(name, side):

@@ -15,15 +15,19 @@ from tf_lyapunov.theory.eigenvalues import (
     is_below,
     largest_banded,
     largest_eigenvalue,
+    largest_of_formed,
     largest_of_stack,
 )
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import (
     LinearMap,
+    as_convolution,
+    block_gram,
     block_matrices,
     block_matrix,
     convolution_axes,
     convolution_matrix,
+    entries_of_block,
 )
 
 U = 2.0**-53
@@ -109,6 +113,24 @@ def test_large_matrices_are_factorised_in_their_other_triangle(side, monkeypatch
     assert top * (1 - 1e-14) <= t <= top * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_many_formed_matrices_are_bounded_as_one_by_one(is_complex, order, monkeypatch):
+    monkeypatch.setattr(eigenvalues, "_STACKED", 5 * 30**2)  # calls of five and of the rest
+    stack = drawn(np.random.default_rng(1), 23, 30, 30, is_complex)
+    grams = np.triu(np.conj(stack.swapaxes(1, 2)) @ stack)
+    traces = np.trace(grams, axis1=1, axis2=2).real
+    chosen = np.argsort(traces if order == "rising" else -traces)
+    forming = np.full(23, 1e-13 * traces.max())
+    before = grams.copy()
+    t = largest_of_formed(grams, traces, forming, chosen)
+    assert largest(stack) <= t <= largest(stack) * (1 + 1e-9)
+    assert np.array_equal(grams, before)
+    assert largest_of_formed(grams, traces, forming, chosen, 2 * t) == 2 * t
+    traces[7] = np.nan
+    assert largest_of_formed(grams, traces, forming, chosen) == np.inf
+
+
 @pytest.mark.parametrize("side", [3, 30])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_no_number_has_no_bound(side, bad):
@@ -152,6 +174,28 @@ def test_banded_matrices_agree_with_full_ones(seed, side, width):
 def test_the_error_of_a_factorisation_grows_with_the_square_of_the_side():
     assert cholesky_error(100, 1.0) == pytest.approx(100 * 103 * U, rel=0.06)
     assert cholesky_error(100, 1.0, True) == pytest.approx(400 * 103 * U, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "taps, size, options",
+    [
+        ((3, 3), (7, 6), {"padding": "same"}),
+        ((3, 2), (7, 6), {"padding": "same", "strides": (2, 2)}),
+        ((4,), (9,), {"strides": (3,)}),
+        ((3,), (9,), {"padding": "causal", "dilation": (3,)}),
+        ((7, 5), (3, 2), {"padding": "same"}),  # taps that join nothing
+        ((3,), (4,), {"padding": "same", "dilation": (3,)}),
+        ((3,), (7,), {"padding": "same", "strides": (4,)}),  # inputs that are not read
+        ((7, 7), (11, 11), {"strides": (2, 2)}),
+        ((3, 3, 2), (4, 5, 4), {"padding": "same"}),
+    ],
+)
+def test_gram_matrices_by_products_of_taps_are_those_of_the_matrix(taps, size, options):
+    kernel = np.random.default_rng(0).normal(size=(*taps, 2, 3))
+    blocks, axes = as_convolution(kernel, LinearMap("conv", (*size, 2), **options))
+    matrix, gram = block_matrix(blocks[0], axes), block_gram(blocks[0], axes)
+    np.testing.assert_allclose(gram.toarray(), (matrix.T @ matrix).toarray(), atol=1e-13)
+    assert entries_of_block(blocks[0].shape, axes) == matrix.nnz
 
 
 ROUTES = [

@@ -22,6 +22,7 @@ from tf_lyapunov.program.families.linear import linear_gains
 from tf_lyapunov.program.families.scaling import BatchNormScale
 from tf_lyapunov.program.gain import Affine, Peak
 from tf_lyapunov.program.graph import Graph, Tensor, read_graph
+from tf_lyapunov.program.operation import hashed
 from tf_lyapunov.program.program import read_program
 from tf_lyapunov.program.refusal import raise_all
 from tf_lyapunov.program.vocabulary import gain_of
@@ -180,8 +181,10 @@ class Network:
     def digest(self):
         """SHA-256 of the layers' types, settings and weights, independent of names."""
         state = hashlib.sha256()
+        names = [t.producer for t in self.graph.inputs] + [c.name for c in self.graph.calls]
+        positions = {name: i for i, name in reversed(list(enumerate(names)))}
         for call in self.graph.calls:
-            wiring = [self._position(t.producer) for t in call.inputs]
+            wiring = [positions[t.producer] for t in call.inputs]
             settings = [_settings(call.operation), wiring, _constants(call)]
             state.update(json.dumps(settings, default=str).encode())
         for step in self.program.steps:
@@ -193,12 +196,8 @@ class Network:
                     continue  # dropout's counter moves in training and is unused at inference
                 value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
                 state.update(f"{value.dtype}{value.shape}".encode())
-                state.update(value.tobytes())
+                state.update(hashed(value))
         return "sha256:" + state.hexdigest()
-
-    def _position(self, producer):
-        names = [t.producer for t in self.graph.inputs] + [c.name for c in self.graph.calls]
-        return names.index(producer)
 
 
 def read_network(model, input_shapes=None, *, bounded=True, on_region=False):

@@ -127,7 +127,7 @@ class Operation:
             text = f"{value.dtype}{value.shape}" if is_array else repr(value)
             state.update(f"{name}{text}".encode())
             if is_array:
-                state.update(np.ascontiguousarray(value).tobytes())
+                state.update(hashed(value))
 
 
 def _flat(fields):
@@ -152,8 +152,13 @@ def with_error(signals, value, error):
         return Signal(value, error() * (1 + 1e-9))
 
 
-def frozen(array):
-    """A read-only float64 copy."""
-    array = np.array(array, dtype=np.float64)
+def hashed(array):
+    """The bytes of an array in C order, as a hash reads them: contiguous ones are not copied."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def frozen(array, copy=True):
+    """A read-only float64 copy; `copy=False` for an array that nothing else holds."""
+    array = np.array(array, dtype=np.float64, copy=copy or None)
     array.setflags(write=False)
     return array

@@ -14,6 +14,9 @@ from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
 SMALL_SIDE = 24
 # Above this side Lanczos steps find the largest eigenvalue sooner than a full solver.
 LANCZOS_SIDE = 160
+# Up to this side many formed matrices are factorised by one call, of about so many entries: that
+# much is done in vain where one of them fails.
+STACKED_SIDE, _STACKED = 160, 2**17
 # Residual of an eigenvector at which Lanczos ends, relative: the eigenvalue is off by its square.
 _RITZ = 1e-8
 # Sides from which a factor takes the place of the triangle that is not used, and rows of a strip.
@@ -141,6 +144,61 @@ def is_below(triangle, t, forming=0.0):
     if not lower:
         triangle[places] = diagonal
     return proved
+
+
+def largest_of_formed(stack, traces, forming, order, t=0.0, tol=0.0):
+    """`largest_eigenvalue` of matrices that are formed already, many factorised by one call.
+
+    Args:
+        stack: `(count, n, n)` in C order, whose upper triangles are those of G or its conjugate.
+        traces: `(count,)`, bounds on traces but for their rounding.
+        forming: `(count,)`, bounds on the norm of what the triangles err by.
+        order: indices in the order in which to look at them.
+        t: float, proved of others: the result is at least this.
+        tol: as for `largest_eigenvalue`.
+
+    Example:
+
+    >>> stack = np.stack([np.diag([1.0, 2.0]), np.diag([4.0, 3.0])])
+    >>> t = largest_of_formed(stack, np.array([3.0, 7.0]), np.zeros(2), [0, 1])
+    >>> 4.0 <= t < 4.0 + 1e-10
+    True
+    """
+    if not np.all(traces < np.inf):  # NaN either: nothing is known
+        return np.inf
+    size = max(1, _STACKED // stack.shape[-1] ** 2)
+    for start in range(0, len(order), size):
+        t = _raised(stack, traces, forming, order[start : start + size], t, tol)
+    return t
+
+
+def _raised(stack, traces, forming, chosen, t, tol):
+    if _are_below(stack[chosen], t, forming[chosen]):
+        return t
+    if len(chosen) == 1:
+        (i,) = chosen
+        return max(t, _proved(stack[i].T, float(traces[i]), float(forming[i]), tol))
+    half = len(chosen) // 2
+    t = _raised(stack, traces, forming, chosen[:half], t, tol)
+    return _raised(stack, traces, forming, chosen[half:], t, tol)
+
+
+def _are_below(stack, t, forming):
+    """`is_below` of all matrices of a stack, which is written to: their upper triangles are G's."""
+    side, is_complex = stack.shape[-1], np.iscomplexobj(stack)
+    shifts = t * (1 - 8 * UNIT_ROUNDOFF) - forming
+    shifts -= cholesky_error(side, np.maximum(shifts, 0.0), is_complex)
+    diagonals = np.diagonal(stack, axis1=1, axis2=2).real.copy()
+    if not np.all(shifts > 0) or not np.all(diagonals < shifts[:, None]):
+        return False
+    matrices = np.negative(stack, out=stack)
+    places = np.arange(side)
+    matrices[:, places, places] = shifts[:, None] - diagonals
+    try:
+        factors = np.linalg.cholesky(matrices.swapaxes(1, 2))  # it reads the lower triangles
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.all(np.isfinite(np.diagonal(factors, axis1=1, axis2=2))))
 
 
 def _mirrored(triangle):

@@ -14,7 +14,16 @@ import math
 import numpy as np
 from scipy.linalg import blas
 
-from tf_lyapunov.theory.eigenvalues import Grams, cholesky_error, forming_error, gamma, gram
+from tf_lyapunov.theory.eigenvalues import (
+    STACKED_SIDE,
+    Grams,
+    cholesky_error,
+    forming_error,
+    gamma,
+    gram,
+    largest_eigenvalue,
+    largest_of_formed,
+)
 from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.theory.symbols import Symbol, partners
 
@@ -22,8 +31,35 @@ from tf_lyapunov.theory.symbols import Symbol, partners
 ENTRIES = 2**21
 # Entries of Gram matrices held at once, at most.
 _HELD = 2**25
-# Power steps for the order in which matrices are looked at.
-_STEPS = 2
+# Lanczos steps for the order in which matrices are looked at, of small and of larger ones: an
+# eigenvalue that is computed in vain takes as much as so many steps of all.
+_STEPS, _MORE_STEPS = 3, 4
+
+
+def largest_of_symbol(symbol, tol=0.0):
+    """`eigenvalues.largest_eigenvalue` of a symbol's Gram matrices at all frequencies.
+
+    Args:
+        symbol: `Symbol` of one group of channels.
+        tol: float ≥ 0.
+
+    Example:
+
+    >>> from tf_lyapunov.theory.operators import LinearMap, as_convolution
+    >>> kernel = np.random.default_rng(0).normal(size=(3, 3, 30, 40))
+    >>> blocks, axes = as_convolution(kernel, LinearMap("conv", (20, 20, 30)))
+    >>> t = largest_of_symbol(Symbol(blocks, axes, [21, 21]))
+    >>> top = max(np.linalg.norm(np.fft.fft2(kernel, (21, 21), (0, 1)), 2, (2, 3)).ravel())
+    >>> bool(1.0 <= t / top**2 < 1 + 1e-9)
+    True
+    """
+    grams = gram_symbols(symbol)
+    if grams.side > STACKED_SIDE:
+        return largest_eigenvalue(grams, tol)
+    t = 0.0
+    for stack, traces, forming, order in grams.stacks():
+        t = largest_of_formed(stack, traces, forming, order, t, tol)
+    return t
 
 
 def gram_symbols(symbol):
@@ -69,11 +105,24 @@ class _InParts(Grams):
 
     @property
     def order(self):
+        for chosen in self._parts():
+            yield from chosen.tolist()
+
+    def stacks(self):
+        """Arguments of `eigenvalues.largest_of_formed`, a part of the frequencies at a time."""
+        for chosen in self._parts():
+            stack = np.empty((len(chosen), self.side, self.side), np.complex128)
+            traces, forming = np.empty(len(chosen)), np.empty(len(chosen))
+            for i in range(len(chosen)):
+                triangle, traces[i], forming[i] = self.formed(self.start + i)
+                stack[i] = triangle.T
+            yield stack, traces, forming, chosen - self.start
+
+    def _parts(self):
         for start in range(0, self.count, self.part):
             self.start, stop = start, min(start + self.part, self.count)
             self.held = self.made(start, stop)
-            order = np.argsort(-self.estimates(self.held), kind="stable")
-            yield from (self.start + order).tolist()
+            yield start + np.argsort(-self.estimates(self.held), kind="stable")
 
 
 class FormedGrams(_InParts):
@@ -87,7 +136,13 @@ class FormedGrams(_InParts):
         return self.symbol.at(slice(start, stop))[:, 0]
 
     def estimates(self, stack):
-        return _estimates(stack)
+        single = stack.astype(np.complex64)
+
+        def multiply(v):
+            image = single @ v[..., None]
+            return np.conj(np.conj(image.swapaxes(1, 2)) @ single)[:, 0]
+
+        return _ritz(multiply, len(stack), self.side, _MORE_STEPS)
 
     def factor(self, i):
         return self.held[i - self.start]
@@ -133,17 +188,30 @@ class InterpolatedGrams(_InParts):
         return stack.reshape(-1, self.side, self.side)
 
     def estimates(self, stack):
-        """‖G v‖ after a few power steps; for their order alone."""
-        found = np.empty(len(stack))
-        for i, rows in enumerate(stack):
-            v = np.ones(self.side, np.complex128)
-            v[::2] *= 1.25  # off any symmetry of the all-ones vector
-            for _ in range(_STEPS):
-                v = blas.zhemv(1.0, rows.T, v / np.linalg.norm(v), lower=1)
-                if not np.any(v):
-                    break
-            found[i] = np.linalg.norm(v)
+        if self.side > STACKED_SIDE:
+            return _ritz(lambda v: self._each(stack, v), len(stack), self.side, _MORE_STEPS)
+        single = stack.astype(np.complex64)
+        diagonals = np.diagonal(single, axis1=1, axis2=2)
+
+        def multiply(v):
+            above = (single @ v[..., None])[..., 0]
+            return above + np.conj(np.conj(v[:, None]) @ single)[:, 0] - diagonals * v
+
+        return _ritz(multiply, len(stack), self.side, _STEPS)
+
+    def _each(self, stack, vectors):
+        found = np.empty(vectors.shape, np.complex64)
+        for i, v in enumerate(vectors):
+            found[i] = blas.zhemv(1.0, stack[i].T, v, lower=1)
         return found
+
+    def stacks(self):
+        for chosen in self._parts():
+            ones = np.ones(len(chosen))
+            traces = np.trace(self.held, axis1=1, axis2=2).real + self.side * self.error
+            if not np.isfinite(self.error):
+                traces = math.inf * ones
+            yield self.held, traces, self.error * ones, chosen - self.start
 
     def formed(self, i):
         """As `Grams.formed`.
@@ -189,13 +257,29 @@ def _of_symbol(error, trace):
     return 1.01 * (2 * math.sqrt(trace) * error + error * error)
 
 
-def _estimates(stack):
-    """‖A v‖ after a few power steps for every matrix of a stack; for their order alone."""
-    v = np.ones((len(stack), stack.shape[2], 1)) / math.sqrt(stack.shape[2]) + 0j
-    v[:, ::2] *= 1.25  # off any symmetry of the all-ones vector
-    adjoint = np.conj(stack.swapaxes(-1, -2))
-    tiny = np.finfo(float).tiny
-    for _ in range(_STEPS):
-        v = adjoint @ (stack @ v)
-        v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), tiny)
-    return np.linalg.norm(stack @ v, axis=(1, 2))
+def _ritz(multiply, count, side, steps):
+    """Largest Ritz values of many Hermitian matrices after a few Lanczos steps; no bounds.
+
+    Args:
+        multiply: function of vectors `(count, side)`, complex64, to their images.
+        count, side: of the matrices.
+        steps: how many.
+    """
+    rng, tiny = np.random.default_rng(0), np.finfo(np.float32).tiny
+    start = (rng.normal(size=side) + 1j * rng.normal(size=side)).astype(np.complex64)
+    v = np.tile(start / np.linalg.norm(start), (count, 1))
+    before, below = np.zeros_like(v), np.zeros((count, 1), np.float32)
+    found = np.zeros((count, steps, steps))
+    for k in range(steps):
+        w = multiply(v)
+        across = np.sum(np.conj(v) * w, axis=1, keepdims=True).real
+        found[:, k, k] = across[:, 0]
+        if k == steps - 1:
+            break
+        w = w - across * v - below * before
+        below = np.linalg.norm(w, axis=1, keepdims=True)
+        found[:, k + 1, k] = below[:, 0]
+        before, v = v, w / np.maximum(below, tiny)
+    if not np.all(np.isfinite(found)):
+        return np.zeros(count)
+    return np.linalg.eigvalsh(found)[:, -1]  # of the lower triangles

@@ -20,12 +20,14 @@ from tf_lyapunov.theory.eigenvalues import (
     largest_eigenvalue,
     largest_of_stack,
 )
-from tf_lyapunov.theory.gram_symbols import ENTRIES, gram_symbols
+from tf_lyapunov.theory.gram_symbols import ENTRIES, largest_of_symbol
 from tf_lyapunov.theory.operators import (
     as_convolution,
+    block_gram,
     block_matrices,
     block_matrix,
     convolution_taps,
+    entries_of_block,
 )
 from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
 from tf_lyapunov.theory.symbols import Symbol, circulant, sampled
@@ -41,8 +43,9 @@ EXACT_BANDED_SIDE, EXACT_PRODUCTS = 6000, 2e9
 SVD_SIZE = 2**14
 # Below this many products a call, threads of BLAS cost more than they bring.
 _THREADED = 1e9
-# Powers of two of the largest entry at which squares are far from over- and underflow.
-_NEAR = 64
+# Powers of two of the largest entry at which squares are far from over- and underflow, and entries
+# from which a copy is saved there.
+_NEAR, _LARGE = 64, 2**18
 # Share of entries that are not zero from which a matrix is treated as full.
 _DENSE = 0.1
 # Bounds remembered: a few hundred bytes each.
@@ -170,7 +173,8 @@ def forget():
 
 
 def _digest(kernel):
-    return hashlib.blake2b(np.ascontiguousarray(kernel), digest_size=20).digest()
+    # Processors have instructions for this hash.
+    return hashlib.sha256(np.ascontiguousarray(kernel)).digest()
 
 
 def _remembered(key):
@@ -195,7 +199,7 @@ def _norm_upper_bound(kernel, linear_map, method, tol):
     # A power of two keeps the scaling exact and the squares away from over- and underflow.
     power = math.frexp(largest)[1]
     side = min(kernel.shape[-2:])
-    if side >= SMALLEST_SIDE and abs(power) < _NEAR:
+    if (side >= SMALLEST_SIDE or kernel.size >= _LARGE) and abs(power) < _NEAR:
         power = 0  # no copy is made
     small = side**2 * max(kernel.shape[-2:]) < _THREADED
     with one_thread() if small else contextlib.nullcontext():
@@ -330,11 +334,15 @@ def _exact(blocks, axes, tol, asked):
 
 def _largest_materialised(block, axes, terms, tol):
     """Largest eigenvalue of the Gram matrix of one group's map, from above."""
-    matrix = block_matrix(block, axes)
-    if matrix.nnz > _DENSE * math.prod(matrix.shape):
-        tall = _tall(matrix.toarray()[None])[0]
+    ci, co = block.shape[-2:]
+    rows, columns = math.prod(a.output for a in axes) * co, math.prod(a.size for a in axes) * ci
+    if entries_of_block(block.shape, axes) > _DENSE * rows * columns:
+        tall = _tall(block_matrices(block[None], axes))[0]
         return largest_eigenvalue(Grams(1, lambda i: tall, terms), tol)
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    if columns <= rows and all(a.dilation == 1 for a in axes):
+        return largest_banded(block_gram(block, axes), terms, tol)
+    matrix = block_matrix(block, axes)
+    gram = matrix.T @ matrix if columns <= rows else matrix @ matrix.T
     return largest_banded(gram, terms, tol)
 
 
@@ -380,7 +388,7 @@ def _single_columns(symbol):
 def _frequency_norm(symbol, tol):
     rows, side = symbol.shape
     if side > SMALL_SIDE:
-        return _root(largest_eigenvalue(gram_symbols(symbol), tol))
+        return _root(largest_of_symbol(symbol, tol))
     count = len(symbol.frequencies)
     part = max(1, ENTRIES // (rows * side))
     parts = (symbol.at(slice(j, j + part))[:, 0] for j in range(0, count, part))

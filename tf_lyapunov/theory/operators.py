@@ -354,6 +354,62 @@ def block_matrix(block, axes):
     )
 
 
+def block_gram(block, axes):
+    """Sparse Gram matrix MᵀM of the `block_matrix` M of one group, on inputs.
+
+    Products of taps K_t K_uᵀ are formed once and added where both taps meet an output:
+
+        (MᵀM)[x, x + (u - t)·dilation] = Σ_{t, u} K_t K_uᵀ,   x = i·s + t·dilation - left.
+
+    Every entry is a sum of the products that the matrices give, in another order. The memory it
+    takes grows with the dilation.
+    """
+    import scipy.sparse
+
+    ci = block.shape[-2]
+    sizes = [a.size for a in axes]
+    reaches = [min((a.taps - 1) * a.dilation, a.size - 1) for a in axes]
+    flat = block.reshape(-1, block.shape[-1])
+    products = (flat @ flat.T).reshape(-1, ci, math.prod(block.shape[:-2]), ci)
+    found = np.zeros((*sizes, *(2 * r + 1 for r in reaches), ci, ci))
+    indices = list(itertools.product(*(range(a.taps) for a in axes)))
+    for (i, t), (j, u) in itertools.product(enumerate(indices), repeat=2):
+        places = [_meeting(*both) for both in zip(axes, t, u, strict=True)]
+        moved = [(b - a) * x.dilation for a, b, x in zip(t, u, axes, strict=True)]
+        if all(abs(m) <= r for m, r in zip(moved, reaches, strict=True)):
+            offsets = [m + r for m, r in zip(moved, reaches, strict=True)]
+            found[(*places, *offsets)] += products[i, :, j]
+    index = np.indices(found.shape[:-2], sparse=True)
+    rank, row, column, inside = len(axes), 0, 0, True
+    for place, offset, size, reach in zip(index[:rank], index[rank:], sizes, reaches, strict=True):
+        other = place + offset - reach
+        inside = inside & (other >= 0) & (other < size)
+        row, column = row * size + place, column * size + other
+    shape = found.shape[:-2]
+    inside = np.broadcast_to(inside, shape)
+    row, column = (np.broadcast_to(a, shape)[inside][:, None, None] * ci for a in (row, column))
+    values, channels = found[inside], np.arange(ci)
+    row = np.broadcast_to(row + channels[:, None], values.shape).ravel()
+    column = np.broadcast_to(column + channels, values.shape).ravel()
+    side = math.prod(sizes) * ci
+    return scipy.sparse.csr_matrix((values.ravel(), (row, column)), shape=(side, side))
+
+
+def _meeting(axis, t, u):
+    """Inputs that tap t reads for the outputs for which tap u reads one too."""
+    shifts = [tap * axis.dilation - axis.left for tap in (t, u)]
+    first = max(-(min(shifts) // axis.stride), 0)
+    last = min((axis.size - 1 - max(shifts)) // axis.stride, axis.output - 1)
+    begin = first * axis.stride + shifts[0]
+    return slice(begin, max(begin + (last - first) * axis.stride + 1, begin), axis.stride)
+
+
+def entries_of_block(block_shape, axes):
+    """Number of entries of a `block_matrix` that taps are written to."""
+    pairs = (len(_axis_entries(axis)[0]) for axis in axes)
+    return math.prod(pairs) * math.prod(block_shape[-2:])
+
+
 def block_matrices(blocks, axes):
     """Dense matrices `(groups, outputs, inputs)` of blocks `(groups, *k, in, out)`.
 

@@ -10,6 +10,8 @@ from tf_lyapunov.theory.rounding import UNIT_ROUNDOFF
 
 # Points per degree of a Gram symbol beyond which more frequencies gain less than 5e-5.
 FINE = 50
+# Entries of a symbol that are made at once.
+_CACHED = 2**16
 
 
 class Symbol:
@@ -58,7 +60,11 @@ class Symbol:
         flat = np.moveaxis(self.kernels, 0, 1).reshape(len(self.offsets), -1)
         symbol = np.empty((waves.shape[0] * self.aliases, flat.shape[1]), np.complex128)
         phases = waves.reshape(-1, len(self.offsets))
-        symbol.real, symbol.imag = phases.real @ flat, phases.imag @ flat
+        # What is copied between real and complex numbers stays in the cache.
+        step = max(1, _CACHED // len(phases))
+        for start in range(0, flat.shape[1], step):
+            part, place = flat[:, start : start + step], np.s_[:, start : start + step]
+            symbol.real[place], symbol.imag[place] = phases.real @ part, phases.imag @ part
         if self.aliases > 1:
             symbol /= math.sqrt(self.aliases)
         symbol = symbol.reshape(len(f), self.aliases, self.groups, self.ci, self.co)

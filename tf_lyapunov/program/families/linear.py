@@ -222,7 +222,7 @@ def read(call):
         bias = None
         if i == len(maps) - 1 and held is not None:
             bias = frozen(inference_value(held, dtype))
-        kernel = frozen(inference_value(variable, dtype))
+        kernel = frozen(inference_value(variable, dtype), copy=False)
         found.append(Linear(kernel, bias, linear_map, first))
     return found + fused.read(layer, call.outputs[0])
 
