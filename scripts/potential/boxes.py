@@ -7,11 +7,11 @@
 
 Settings are drawn at random and trained for `--trial-minutes` of CPU time each; the one with the
 largest share of validation images (the last 5,000 of the training set) that boxes prove is trained
-for `--minutes` on all training images. `--trials 0` takes the defaults of `Settings`, near published
-ones, which no image chose. The test set is read when that is done. Both proofs are printed: by
-boxes (IBP) of the whole test set, and by linear bounds of its first images. CPU time is that of the
-process, all its threads, in training epochs alone. Checkpoints of every epoch and finished trials
-are kept: the same command continues after an interruption. Results go to
+for `--minutes` on all training images. `--trials 0` takes the defaults of `Settings`, near
+published ones, which no image chose. The test set is read when that is done. Both proofs are
+printed: by boxes (IBP) of the whole test set, and by linear bounds of its first images. CPU time is
+that of the process, all its threads, in training epochs alone. Checkpoints of every epoch and
+finished trials are kept: the same command continues after an interruption. Results go to
 `scripts/results/potential/boxes` (`boxes_quick`).
 """
 
