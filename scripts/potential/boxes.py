@@ -34,7 +34,7 @@ import keras
 import numpy as np
 
 from benchmarks.machine import machine
-from potential.training import Clock, load
+from potential.training import Clock, fit_to_end, load
 from tf_lyapunov import datasets
 from tf_lyapunov.certification import certify
 from tf_lyapunov.evaluation.wording import percent, percent_down
@@ -88,17 +88,18 @@ def drawn(rng) -> Settings:
 
 
 def network(settings: Settings, shape) -> keras.Model:
-    """ConvSmall, wider."""
+    """ConvSmall, wider; with names by which a checkpoint knows it in every process."""
     wide, relu = settings.width, {"activation": "relu", "padding": "same"}
     return keras.Sequential(
         [
             keras.Input(shape),
-            keras.layers.Conv2D(16 * wide, 4, strides=2, **relu),
-            keras.layers.Conv2D(32 * wide, 4, strides=2, **relu),
-            keras.layers.Flatten(),
-            keras.layers.Dense(100 * wide, "relu"),
-            keras.layers.Dense(10),
-        ]
+            keras.layers.Conv2D(16 * wide, 4, strides=2, name="first", **relu),
+            keras.layers.Conv2D(32 * wide, 4, strides=2, name="second", **relu),
+            keras.layers.Flatten(name="flat"),
+            keras.layers.Dense(100 * wide, "relu", name="hidden"),
+            keras.layers.Dense(10, name="logits"),
+        ],
+        name="network",
     )
 
 
@@ -159,10 +160,10 @@ def trained(settings: Settings, x, y, minutes: float, seed: int, folder: Path) -
     if final.exists():
         robust.plain.load_weights(final)
         return robust.plain
-    backup = keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True)
-    callbacks = [batches.epoch_callback(), Clock(folder / "epochs.jsonl"), backup]
-    robust.fit(batches, epochs=plan["epochs"], shuffle=False, verbose=0, callbacks=callbacks)
-    robust.plain.save_weights(final)
+    fit_to_end(
+        robust, batches, plan["epochs"], [Clock(folder / "epochs.jsonl")], folder / "checkpoints",
+        final, robust.plain,
+    )  # fmt: skip
     return robust.plain
 
 

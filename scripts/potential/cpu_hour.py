@@ -25,7 +25,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from potential.training import Clock, load
+from potential.training import Clock, fit_to_end, load
 from tf_lyapunov import callbacks, datasets, losses, models
 from tf_lyapunov.attacks import PGD
 from tf_lyapunov.certification import certify
@@ -180,10 +180,7 @@ def trained(entry, dataset, settings, x, y, minutes, seed, folder: Path, clock):
     if final.exists():
         model.load_weights(final)
     else:
-        backup = keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True)
-        told = [batches.epoch_callback(), *more, timer, backup]
-        model.fit(batches, epochs=plan["epochs"], shuffle=False, verbose=0, callbacks=told)
-        model.save_weights(final)
+        fit_to_end(model, batches, plan["epochs"], [*more, timer], folder / "checkpoints", final)
     return model, sum(line[clock] for line in timer.lines)
 
 
