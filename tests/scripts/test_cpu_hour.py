@@ -149,6 +149,20 @@ def test_settings_are_chosen_for_the_radius_that_is_asked_for(
     assert len(table.made) == count + plan.trials and table.made[-1][1].aim == 0.3
 
 
+@pytest.mark.parametrize("broken", [0, 2])
+def test_the_table_leaves_those_of_the_paper_alone(hour, monkeypatch, tmp_path, broken):
+    rebuild = importlib.import_module("potential.rebuild")
+    asked = []
+    monkeypatch.setattr(hour, "measure", lambda *arguments: asked.append(arguments) or broken)
+    (tmp_path / "run.json").write_text("{}")
+    options = ["--only", "cpu_hour", "--out", str(tmp_path), "--aim", "1.58", "--losses-together"]
+    assert rebuild.main(options) == bool(broken)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_text() == "{}"
+    plan, folder = asked[0][1:3]
+    assert (plan.aim, plan.losses_apart, folder) == (1.58, False, tmp_path / "cpu_hour")
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
