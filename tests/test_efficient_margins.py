@@ -128,6 +128,19 @@ def test_training_shrinks_the_share_of_samples_below_the_radius(last):
     assert history[-1] < history[0] and certified() > max(before, 0.9)
 
 
+def test_a_ramp_of_levels_changes_the_radius_so_often():
+    loss = EfficientMargin(0.5)
+    ramp, steady = MarginRamp(loss, levels=10), MarginRamp(loss)
+    radii = [ramp.radius_at(epoch, 200) for epoch in range(200)]
+    assert len(set(radii)) == 11 and radii == sorted(radii)
+    assert (radii[0], radii[-1]) == (steady.radius_at(0, 200), steady.radius_at(199, 200))
+    for epoch in range(0, 101, 10):
+        assert radii[epoch] == pytest.approx(steady.radius_at(epoch, 200))
+    for levels in (0, 2.5, True):
+        with pytest.raises(ValueError, match="levels"):
+            MarginRamp(loss, levels=levels)
+
+
 def test_the_ramp_raises_the_radius_and_a_resumed_run_goes_on():
     loss = EfficientMargin(0.5)
     model = classifier()

@@ -1,5 +1,7 @@
 """`configs/potential`: every published experiment is there, and its model has the right size."""
 
+import inspect
+import json
 import math
 import pathlib
 import types
@@ -8,10 +10,12 @@ import typing
 import keras
 import pytest
 
+from tf_lyapunov import models
+from tf_lyapunov.errors import ConfigError
 from tf_lyapunov.experiments import architectures
-from tf_lyapunov.experiments.reading import load_config
+from tf_lyapunov.experiments.reading import load_config, parse_config
 from tf_lyapunov.experiments.training import build_model, make_design, make_loss, make_optimizer
-from tf_lyapunov.models import lipschitz
+from tf_lyapunov.models import lipschitz, mixers
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs" / "potential"
 SHAPES = {"mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100)}
@@ -20,7 +24,7 @@ EXPECTED = {
     *(f"cpl_{size}{data}" for size in ("s", "m", "l", "xl") for data in ("", "_cifar100")),
     *(f"lipconvnet{depth}_{family}" for depth in range(5, 45, 5) for family in FAMILIES),
     *(f"lipconvnet{depth}_skew_plus" for depth in (10, 20)),
-    *("kwlarge", "kwlarge_3", "liresnet"),
+    *("kwlarge", "kwlarge_3", "liresnet", "lipnext", "potential_mixer"),
     *(f"mnist_2c2f_{family}" for family in lipschitz.FAMILIES | lipschitz.KEPT_FAMILIES),
 }
 QUICK = (
@@ -29,6 +33,8 @@ QUICK = (
     "lipconvnet5_almost_orthogonal",
     "mnist_2c2f_cayley",
     "mnist_2c2f_convex_potential",
+    "lipnext",
+    "potential_mixer",
 )
 
 
@@ -106,9 +112,45 @@ def test_its_model_has_the_published_parameters(name):
         assert len(found) == config.model.depth
 
 
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        ({"name": "lipnext", "size": [2, 16]}, None),
+        ({"name": "potential_mixer", "size": [2, 16, 8], "beta": 2}, None),
+        ({"name": "lipnext", "size": [2, 16, 8]}, "size"),
+        ({"name": "potential_mixer", "size": "XL"}, "size"),
+        ({"name": "lipnext", "share": 0.5}, "share"),
+        ({"name": "lipnext", "share": True}, "share"),
+    ],
+)
+def test_mixers_are_of_named_sizes_or_of_their_own(model, said):
+    text = json.dumps({"dataset": {"name": "digits"}, "model": model})
+    if said is None:
+        assert models.build(parse_config(text).model.model_dump(), (8, 8, 1), 3).count_params()
+    else:
+        with pytest.raises(ConfigError, match=said):
+            parse_config(text)
+
+
+def test_every_builder_has_a_section_with_its_defaults():
+    sections = {
+        member.model_fields["name"].annotation.__args__[0]: member
+        for member in typing.get_args(typing.get_args(architectures.Architecture)[0])
+    }
+    assert set(sections) == set(models.BUILDERS)
+    for name in ("lipnext", "potential_mixer"):
+        given = sections[name](name=name).model_dump()
+        for key, parameter in inspect.signature(models.BUILDERS[name]).parameters.items():
+            if key not in ("input_shape", "num_classes"):
+                assert given.pop(key) == parameter.default
+        assert set(given) == {"name"}
+
+
 def test_the_sections_name_what_the_builders_know():
     assert set(typing.get_args(architectures.Family)) == set(lipschitz.FAMILIES) | set(
         lipschitz.KEPT_FAMILIES
     )
+    assert set(typing.get_args(architectures.Size)) == set(mixers.LIPNEXT_SIZES)
+    assert set(typing.get_args(architectures.Size)) == set(mixers.MIXER_SIZES)
     assert set(typing.get_args(architectures.Sorting)) == set(lipschitz.SORTING)
     assert set(typing.get_args(architectures.Head)) == set(lipschitz.HEADS)

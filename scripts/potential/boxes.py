@@ -7,10 +7,12 @@
 
 Settings are drawn at random and trained for `--trial-minutes` of CPU time each; the one with the
 largest share of validation images (the last 5,000 of the training set) that boxes prove is trained
-for `--minutes` on all training images. The test set is read when that is done. Both proofs are
-printed: by boxes (IBP) of the whole test set, and by linear bounds of its first images. Training
-checkpoints every epoch and finished trials are kept: the same command continues after an
-interruption. Results go to `scripts/results/potential/boxes` (`boxes_quick`).
+for `--minutes` on all training images. `--trials 0` takes the defaults of `Settings`, near
+published ones, which no image chose. The test set is read when that is done. Both proofs are
+printed: by boxes (IBP) of the whole test set, and by linear bounds of its first images. CPU time is
+that of the process, all its threads, in training epochs alone. Checkpoints of every epoch and
+finished trials are kept: the same command continues after an interruption. Results go to
+`scripts/results/potential/boxes` (`boxes_quick`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import keras
 import numpy as np
 
 from benchmarks.machine import machine
-from potential.training import Clock, load
+from potential.training import Clock, fit_to_end, load
 from tf_lyapunov import datasets
 from tf_lyapunov.certification import certify
 from tf_lyapunov.evaluation.wording import percent, percent_down
@@ -44,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RADIUS = 0.1
 LIMITS = (-0.5, 0.5)  # of pixels, x/255 - 0.5
 VALIDATION = 5000
-BATCH = 256
+BATCH = 128
 # Steps of the clock's trial, the first of which compile.
 _TIMED = (10, 20)
 
@@ -86,17 +88,18 @@ def drawn(rng) -> Settings:
 
 
 def network(settings: Settings, shape) -> keras.Model:
-    """ConvSmall, wider."""
+    """ConvSmall, wider; with names by which a checkpoint knows it in every process."""
     wide, relu = settings.width, {"activation": "relu", "padding": "same"}
     return keras.Sequential(
         [
             keras.Input(shape),
-            keras.layers.Conv2D(16 * wide, 4, strides=2, **relu),
-            keras.layers.Conv2D(32 * wide, 4, strides=2, **relu),
-            keras.layers.Flatten(),
-            keras.layers.Dense(100 * wide, "relu"),
-            keras.layers.Dense(10),
-        ]
+            keras.layers.Conv2D(16 * wide, 4, strides=2, name="first", **relu),
+            keras.layers.Conv2D(32 * wide, 4, strides=2, name="second", **relu),
+            keras.layers.Flatten(name="flat"),
+            keras.layers.Dense(100 * wide, "relu", name="hidden"),
+            keras.layers.Dense(10, name="logits"),
+        ],
+        name="network",
     )
 
 
@@ -157,10 +160,10 @@ def trained(settings: Settings, x, y, minutes: float, seed: int, folder: Path) -
     if final.exists():
         robust.plain.load_weights(final)
         return robust.plain
-    backup = keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True)
-    callbacks = [batches.epoch_callback(), Clock(folder / "epochs.jsonl"), backup]
-    robust.fit(batches, epochs=plan["epochs"], shuffle=False, verbose=0, callbacks=callbacks)
-    robust.plain.save_weights(final)
+    fit_to_end(
+        robust, batches, plan["epochs"], [Clock(folder / "epochs.jsonl")], folder / "checkpoints",
+        final, robust.plain,
+    )  # fmt: skip
     return robust.plain
 
 
@@ -184,6 +187,8 @@ def proved(model, x, y, method: str, time_budget: float = 3600.0) -> dict:
 
 def search(x, y, options, out: Path) -> Settings:
     """The settings that prove most validation images; every trial is one line of a file."""
+    if not options.trials:
+        return Settings()
     log = out / "search.jsonl"
     lines = [json.loads(s) for s in log.read_text().splitlines()] if log.exists() else []
     rng, best = np.random.default_rng(0), None
@@ -238,15 +243,24 @@ def main(argv=None) -> int:
         "radius": RADIUS,
         "minutes": options.minutes,
         "settings": dataclasses.asdict(settings),
-        "chosen_on": f"the last {options.validation} training images",
-        "search_cpu": sum(
-            json.loads(line)["cpu"] for line in (out / "search.jsonl").read_text().splitlines()
-        ),
+        "trials": options.trials,
+        "chosen_on": _chosen_on(options),
+        "search_cpu": _search_seconds(out / "search.jsonl") if options.trials else 0.0,
         "runs": records,
     }
     write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
     print(f"Written to {out}")
     return 0
+
+
+def _chosen_on(options):
+    if not options.trials:
+        return "nothing: set beforehand, after published recipes"
+    return f"the last {options.validation} training images"
+
+
+def _search_seconds(log):
+    return sum(json.loads(line)["cpu"] for line in log.read_text().splitlines())
 
 
 def _options(argv):
@@ -255,7 +269,7 @@ def _options(argv):
     parser.add_argument("--out", type=Path, help="directory of the results")
     parser.add_argument("--quick", action="store_true", help="subsets, seconds of training")
     parser.add_argument("--minutes", type=float, default=60.0, help="of CPU time, of each seed")
-    parser.add_argument("--trials", type=int, default=8, help="settings that are tried")
+    parser.add_argument("--trials", type=int, default=8, help="settings that are tried; or 0")
     parser.add_argument("--trial-minutes", type=float, default=5.0, help="of CPU time each")
     parser.add_argument("--seeds", default="0", help="of the final runs, with commas")
     parser.add_argument("--linear", type=int, default=50, help="images for linear bounds")
@@ -268,8 +282,8 @@ def _options(argv):
         options.trials = min(options.trials, 2)
         options.linear, options.linear_seconds = 2, 20.0
         options.validation = 500
-    if options.trials < 1 or min(options.minutes, options.trial_minutes) <= 0:
-        parser.error("--trials, --minutes and --trial-minutes must be positive")
+    if options.trials < 0 or min(options.minutes, options.trial_minutes) <= 0:
+        parser.error("--minutes and --trial-minutes must be positive, --trials at least 0")
     return options
 
 

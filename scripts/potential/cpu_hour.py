@@ -2,8 +2,8 @@
 
 Of every family and data set settings are drawn at random, the first of them the same for all, and
 trained for `--trial-minutes` each; those that prove most of the validation images (the last of the
-training set) at the radius in `AIMS` are kept. With them it is trained for `--minutes` on all
-training images, once for every seed, and the three that proved most of validation for
+training set) at the radius in `AIMS`, or `--aim`, are kept. With them it is trained for `--minutes`
+on all training images, once for every seed, and the three that proved most of validation for
 `--long-minutes` too. The test set is read when a training has ended, once. Then the best family is
 searched again with each loss alone, for as long: what the loss does by itself.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from potential.training import Clock, load
+from potential.training import Clock, fit_to_end, load
 from tf_lyapunov import callbacks, datasets, losses, models
 from tf_lyapunov.attacks import PGD
 from tf_lyapunov.certification import certify
@@ -49,6 +49,8 @@ RADII = {
 AIMS = {"mnist": 0.3, "fashion_mnist": 0.3, "cifar10": 36 / 255}
 LOSSES = ("cross_entropy", "efficient_margin")
 BATCH, LONG = 256, 3
+# Jumps of the margin.
+RAMP = 10
 # Steps of the clock's trial, the first of which compile.
 _TIMED = (4, 12)
 
@@ -62,7 +64,9 @@ class Settings:
         width: of the network, relative to `network`'s.
         loss: one of `LOSSES`.
         temperature: of either loss.
-        margin: of `TemperatureCrossEntropy`; of `EfficientMargin` the radius, relative to the aim.
+        margin: of `TemperatureCrossEntropy`, in units of max(1, 1.5·aim); of `EfficientMargin`
+            the radius, relative to the aim.
+        aim: radius that the search looks at; not drawn.
     """
 
     learning_rate: float = 3e-3
@@ -70,9 +74,10 @@ class Settings:
     loss: str = "cross_entropy"
     temperature: float = 0.1
     margin: float = 1.0
+    aim: float = 0.3
 
 
-def drawn(rng, allowed=LOSSES) -> Settings:
+def drawn(rng, allowed=LOSSES, aim=0.3) -> Settings:
     """Settings at random."""
     return Settings(
         learning_rate=float(np.round(10 ** rng.uniform(-3.3, -2.0), 5)),
@@ -80,6 +85,7 @@ def drawn(rng, allowed=LOSSES) -> Settings:
         loss=str(rng.choice(allowed)),
         temperature=float(rng.choice([0.05, 0.1, 0.25])),
         margin=float(rng.choice([0.5, 1.0, 1.5])),
+        aim=aim,
     )
 
 
@@ -93,8 +99,10 @@ class Plan:
         seeds: of the trainings of `minutes`; the long ones take the first.
         clock: "cpu" or "wall".
         entries: families.
+        aim: radius that settings are chosen for; None for that of the data set.
         validation: images.
         attacked: images of the test set.
+        losses_apart: whether the best family is trained with each loss alone.
     """
 
     minutes: float = 10.0
@@ -104,8 +112,10 @@ class Plan:
     seeds: tuple = (0, 1, 2)
     clock: str = "cpu"
     entries: tuple = ENTRIES
+    aim: float | None = None
     validation: int = 5000
     attacked: int = 1000
+    losses_apart: bool = True
 
 
 def network(entry, dataset, settings, shape, classes, seed) -> keras.Model:
@@ -132,11 +142,14 @@ def compiled(entry, dataset, settings, x, y, steps, seed):
     if any(is_marked(v) for v in model.trainable_variables):
         optimizer = Stiefel(optimizer)
     if settings.loss == "cross_entropy":
-        loss = losses.TemperatureCrossEntropy(settings.temperature, settings.margin)
+        loss = losses.TemperatureCrossEntropy(
+            settings.temperature, settings.margin * max(1.0, 1.5 * settings.aim)
+        )
     else:
-        radius = settings.margin * AIMS[dataset]
+        radius = settings.margin * settings.aim
         loss = losses.EfficientMargin(radius, model, temperature=settings.temperature)
-        more = [callbacks.MarginRamp(loss)]
+        # JAX compiles at every jump, which counts.
+        more = [callbacks.MarginRamp(loss, levels=RAMP)]
     metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
     model.compile(optimizer, loss, metrics=metrics)
     return model, more
@@ -180,10 +193,7 @@ def trained(entry, dataset, settings, x, y, minutes, seed, folder: Path, clock):
     if final.exists():
         model.load_weights(final)
     else:
-        backup = keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True)
-        told = [batches.epoch_callback(), *more, timer, backup]
-        model.fit(batches, epochs=plan["epochs"], shuffle=False, verbose=0, callbacks=told)
-        model.save_weights(final)
+        fit_to_end(model, batches, plan["epochs"], [*more, timer], folder / "checkpoints", final)
     return model, sum(line[clock] for line in timer.lines)
 
 
@@ -240,6 +250,7 @@ class Table:
 
     def __init__(self, dataset, data, plan, out: Path, say=print):
         self.dataset, self.data, self.plan, self.say = dataset, data, plan, say
+        self.aim = AIMS[dataset] if plan.aim is None else plan.aim
         self.cache = out / "cache"
         self.trials, self.runs = Lines(out / "search.jsonl"), Lines(out / "runs.jsonl")
 
@@ -248,9 +259,9 @@ class Table:
         x, y = self.data[:2]
         split, rng, best = len(x) - self.plan.validation, np.random.default_rng(0), None
         # Of one loss alone the first settings have it.
-        first = Settings(loss=allowed[0])
+        first = Settings(loss=allowed[0], aim=self.aim)
         for number in range(self.plan.trials):
-            settings = drawn(rng, allowed) if number else first
+            settings = drawn(rng, allowed, self.aim) if number else first
             asked = self._asked(entry, settings, self.plan.trial_minutes, 0)
             record = self.trials.find(asked)
             if record is None:
@@ -258,7 +269,7 @@ class Table:
                     f"trial_{number}_{'_'.join(allowed)}", entry, settings, x[:split], y[:split],
                     self.plan.trial_minutes, 0,
                 )  # fmt: skip
-                found = proved(model, x[split:], y[split:], [AIMS[self.dataset]])
+                found = proved(model, x[split:], y[split:], [self.aim])
                 record = self.trials.add(asked, {"validation": found, "seconds": seconds})
             share = record["validation"]["certified"][0]
             self.say(
@@ -296,7 +307,7 @@ class Table:
         for entry in order[:LONG] if plan.long_minutes else ():
             self.train(entry, chosen[entry][0], plan.long_minutes, plan.seeds[0])
         apart = {}
-        for loss in LOSSES:
+        for loss in LOSSES if plan.losses_apart else ():
             settings, _ = self.search(order[0], (loss,))
             apart[loss] = settings
             for seed in plan.seeds:
@@ -315,7 +326,7 @@ class Table:
                 "seed": seed, "clock": self.plan.clock, "images": len(self.data[0])}  # fmt: skip
 
     def _trained(self, name, entry, settings, x, y, minutes, seed):
-        folder = self.cache / f"{self.dataset}_{entry}_{name}"
+        folder = self.cache / f"{self.dataset}_{self.aim:.4g}_{entry}_{name}"
         return trained(entry, self.dataset, settings, x, y, minutes, seed, folder, self.plan.clock)
 
 
@@ -355,7 +366,7 @@ def text_of(table, rows) -> str:
         "",
         f"Settings: the best of {plan.trials} for each family, {plan.trial_minutes:g} minutes "
         f"each, by the share of {plan.validation} validation images proved at "
-        f"{AIMS[table.dataset]:.3g}; {sum(r['seconds'] for r in trials):.0f} s of search in all, "
+        f"{table.aim:.3g}; {sum(r['seconds'] for r in trials):.0f} s of search in all, "
         f"apart from the table's. PGD of ten steps on {plan.attacked} test images at these radii "
         f"broke {broken} certificates.",
     ]

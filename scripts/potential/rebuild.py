@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -104,6 +105,10 @@ def main(argv=None) -> int:
             measure_depth(out / "depth.json", quick)
         else:
             do(cifar_jobs(part, quick, options.epochs))
+    if set(options.only) <= set(APART):
+        # What they wrote stands apart, and says itself when and where it was measured.
+        print(f"Written to {out}")
+        return 1 if broken else 0
     facts = {"date": datetime.date.today().isoformat(), "machine": machine(), "quick": quick}
     facts["cifar"] = (
         "CIFAR-10 read from JPEG files, not comparable to the last digit" if options.cifar else ""
@@ -128,6 +133,8 @@ def _plan(options):
         seeds=tuple(int(seed) for seed in options.seeds.split(",")),
         clock="wall" if options.device_minutes else "cpu",
         entries=tuple(options.families.split(",")) if options.families else cpu_hour.ENTRIES,
+        aim=options.aim,
+        losses_apart=not options.losses_together,
     )
     if options.quick:
         short = {"minutes": 0.02, "trial_minutes": 0.02, "long_minutes": 0.04, "trials": 2}
@@ -142,6 +149,8 @@ def _check_plan(parser, options):
         parser.error("--trials, --minutes and --trial-minutes must be positive")
     if options.long_minutes < 0 or not options.seeds.replace(",", "").isdigit():
         parser.error("--long-minutes must not be negative, --seeds numbers with commas")
+    if options.aim is not None and not 0 < options.aim < math.inf:
+        parser.error("--aim must be a positive radius")
     families = options.families.split(",") if options.families else []
     for what, given, known in (
         ("families", families, cpu_hour.ENTRIES),
@@ -166,6 +175,10 @@ def _options(argv):
     hour.add_argument("--trials", type=int, default=4, help="settings of every family")
     hour.add_argument("--trial-minutes", type=float, default=2.0, help="of each")
     hour.add_argument("--seeds", default="0,1,2", help="of the trainings, with commas")
+    hour.add_argument("--aim", type=float, help="l2 radius that settings are chosen for")
+    hour.add_argument(
+        "--losses-together", action="store_true", help="leave out the best family with each alone"
+    )
     hour.add_argument("--families", help="some of them, with commas")
     hour.add_argument("--datasets", default="mnist,fashion_mnist,cifar10", help="with commas")
     hour.add_argument(

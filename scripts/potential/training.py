@@ -18,6 +18,12 @@ from tf_lyapunov.certification import certify
 from tf_lyapunov.errors import DatasetNotFound
 from tf_lyapunov.evaluation.results import plain
 from tf_lyapunov.experiments.augmentation import AugmentedBatches
+from tf_lyapunov.experiments.checkpoints import (
+    newest_checkpoint,
+    restore,
+    snapshot,
+    write_checkpoint,
+)
 from tf_lyapunov.experiments.objectives import PiecewiseLinear
 from tf_lyapunov.optimizers import Stiefel, is_marked
 from tf_lyapunov.theory.balls import L2
@@ -108,6 +114,54 @@ class Clock(keras.callbacks.Callback):
         write_text(self.path, "".join(json.dumps(v) + "\n" for v in self.lines))
 
 
+def fit_to_end(model, batches, epochs: int, told, folder: Path, final: Path, plain=None):
+    """Trains for so many epochs, from the newest intact checkpoint on, and keeps the weights.
+
+    A kill at any moment loses no more than the epoch that it strikes: checkpoints are whole files
+    that carry their digest, and go when the weights at the end are written.
+
+    Args:
+        model: compiled.
+        batches: `datasets.Batches`.
+        epochs: in all.
+        told: callbacks.
+        folder: of the checkpoints.
+        final: file of the weights at the end.
+        plain: whose weights these are; by default of `model`.
+    """
+    found, messages = newest_checkpoint(folder)
+    for message in messages:
+        print(message, flush=True)
+    if found is not None:
+        restore(model, found)
+    model.fit(
+        batches,
+        initial_epoch=0 if found is None else found.epoch,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[batches.epoch_callback(), *told, Checkpoints(folder)],
+    )
+    # Keras insists on the end of the name.
+    unfinished = final.with_name("unfinished.weights.h5")
+    (model if plain is None else plain).save_weights(unfinished)
+    unfinished.replace(final)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """A checkpoint of every epoch."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def on_epoch_end(self, epoch, logs=None):
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
+        write_checkpoint(self.folder, snapshot(self.model, epoch + 1, [], {}, {}))
+
+
 def train(job: Job, data, cache: Path):
     """A trained model and its epochs; continues where an interrupted run stopped."""
     x, y = data[0][: job.train], data[1][: job.train]
@@ -141,13 +195,7 @@ def train(job: Job, data, cache: Path):
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         steps_per_execution=min(16, len(batches)),
     )
-    callbacks = [
-        batches.epoch_callback(),
-        clock,
-        keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True),
-    ]
-    model.fit(batches, epochs=job.epochs, shuffle=False, verbose=0, callbacks=callbacks)
-    model.save_weights(final)
+    fit_to_end(model, batches, job.epochs, [clock], folder / "checkpoints", final)
     return model, clock.lines
 
 

@@ -9,7 +9,7 @@ import pytest
 from tf_lyapunov import losses
 from tf_lyapunov.errors import ConfigError
 from tf_lyapunov.experiments.config import Loss
-from tf_lyapunov.experiments.objectives import LOSSES, make_loss, make_optimizer
+from tf_lyapunov.experiments.objectives import LOSSES, make_loss, make_optimizer, make_ramps
 from tf_lyapunov.experiments.reading import parse_config
 
 BASE = "{dataset: {name: digits}, model: {name: mlp}, training: {epochs: 10, %s}}"
@@ -62,6 +62,19 @@ def test_margins_of_pairs_are_read_from_the_model(name):
     first = float(loss(np.arange(5) % 3, model(x)))
     model.layers[-1].kernel.assign(3 * model.layers[-1].kernel)
     assert float(loss(np.arange(5) % 3, model(x))) != pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["efficient_margin", "offset_cross_entropy"])
+def test_a_ramp_raises_the_radius_and_then_the_epochs_decide_the_weights(name):
+    ramped = configured(f"loss: {{name: {name}, radius: 0.2, ramp: true}}")
+    loss = make_loss(ramped)
+    (ramp,) = make_ramps(ramped, loss)
+    assert ramp.loss is loss and ramp.radius_at(9, 10) == pytest.approx(0.6)
+    plain = configured(f"loss: {{name: {name}, radius: 0.2}}")
+    assert make_ramps(plain, loss) == [] == make_ramps(configured("loss: {name: kr}"), loss)
+    assert ramped.training_identity()["training"]["epochs"] == 10
+    # A run from before there were ramps goes on.
+    assert "ramp" not in plain.training_identity()["training"]["loss"]
 
 
 @pytest.mark.parametrize(

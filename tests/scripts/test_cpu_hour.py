@@ -123,6 +123,46 @@ def test_a_training_keeps_orthogonal_kernels_takes_the_time_it_has_and_goes_on(
     assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
 
 
+def test_settings_are_chosen_for_the_radius_that_is_asked_for(
+    hour, table, data, monkeypatch, tmp_path
+):
+    looked_at, proved = [], hour.proved
+
+    def watched(model, x, y, radii, *more):
+        looked_at.append(radii)
+        return proved(model, x, y, radii, *more)
+
+    monkeypatch.setattr(hour, "proved", watched)
+    changes = {"entries": ("cayley",), "long_minutes": 0, "losses_apart": False}
+    plan = dataclasses.replace(table.plan, aim=1.58, **changes)
+    far = hour.Table("mnist", data, plan, tmp_path, say=lambda line: None)
+    rows = far.rows()
+    assert rows["apart"] == {} and len(table.made) == plan.trials + len(plan.seeds)
+    text = hour.text_of(far, rows)
+    assert [1.58] in looked_at and [0.3] not in looked_at and "proved at 1.58; " in text
+    assert all(m[1].aim == 1.58 for m in table.made)
+    _, more = hour.compiled("spectral", "mnist", hour.Settings(loss="efficient_margin", aim=1.58),
+                            *data[:2], 10, 0)  # fmt: skip
+    assert more[0].radius == pytest.approx(1.58)
+    count = len(table.made)
+    table.search("cayley")  # another radius, other trials
+    assert len(table.made) == count + plan.trials and table.made[-1][1].aim == 0.3
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_the_table_leaves_those_of_the_paper_alone(hour, monkeypatch, tmp_path, broken):
+    rebuild = importlib.import_module("potential.rebuild")
+    asked = []
+    monkeypatch.setattr(hour, "measure", lambda *arguments: asked.append(arguments) or broken)
+    (tmp_path / "run.json").write_text("{}")
+    options = ["--only", "cpu_hour", "--out", str(tmp_path), "--aim", "1.58", "--losses-together"]
+    assert rebuild.main(options) == bool(broken)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_text() == "{}"
+    plan, folder = asked[0][1:3]
+    assert (plan.aim, plan.losses_apart, folder) == (1.58, False, tmp_path / "cpu_hour")
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -130,6 +170,7 @@ def test_a_training_keeps_orthogonal_kernels_takes_the_time_it_has_and_goes_on(
         (["--datasets", "svhn"], "unknown datasets svhn"),
         (["--minutes", "0"], "must be positive"),
         (["--seeds", "one"], "--seeds numbers"),
+        (["--aim", "0"], "--aim must be"),
         (["--only", "cpu_minute"], "unknown parts cpu_minute"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 
 from tf_lyapunov.losses.efficient import EfficientMargin, OffsetCrossEntropy
@@ -15,13 +17,14 @@ class MarginRamp(keras.callbacks.Callback):
 
     It depends on the number of the epoch alone, so that a run that is resumed by `initial_epoch`
     goes on as it would have. On JAX, whose compiled functions hold the radius as a constant, a
-    change compiles them anew.
+    change compiles them anew: with `levels` that happens so many times, not in every epoch.
 
     Args:
         loss: `losses.EfficientMargin` or `losses.OffsetCrossEntropy`, the one compiled.
         radius: that the training aims at; None for the loss's own at the beginning.
         start, stop: factors of it at the beginning and the end.
         share: of the epochs, in (0, 1], after which the end is reached.
+        levels: number of equal jumps in which it rises; None: one in every epoch.
 
     Raises:
         TypeError: if `loss` has no radius that could be raised.
@@ -37,7 +40,7 @@ class MarginRamp(keras.callbacks.Callback):
     the radius over half of the epochs, by default.
     """
 
-    def __init__(self, loss, radius=None, start=0.1, stop=3.0, share=0.5):
+    def __init__(self, loss, radius=None, start=0.1, stop=3.0, share=0.5, levels=None):
         super().__init__()
         if not isinstance(loss, (EfficientMargin, OffsetCrossEntropy)):
             raise TypeError(
@@ -51,10 +54,18 @@ class MarginRamp(keras.callbacks.Callback):
         self.share = positive("share", share, "Half of the epochs is usual.")
         if self.share > 1:
             raise ValueError(f"`share` must be in (0, 1]. Received: share={share!r}.")
+        if levels is not None and (isinstance(levels, bool) or levels != int(levels) or levels < 1):
+            raise ValueError(
+                f"`levels` must be None or a positive number of jumps. Received: levels={levels!r}."
+            )
+        self.levels = None if levels is None else int(levels)
 
     def radius_at(self, epoch, epochs):
         """ε in an epoch, numbered from 0, of so many."""
         done = min(1.0, epoch / max(self.share * epochs, 1e-9))
+        if self.levels is not None:
+            # What rounding takes off a product is given back.
+            done = math.floor(done * self.levels + 1e-9) / self.levels
         return self.radius * (self.start + (self.stop - self.start) * done)
 
     def on_train_begin(self, logs=None):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from .fields import Count, Flag, Positive, Rate, Real, Section
+from .fields import Count, Flag, Positive, Rate, Real, Section, number
 
 Activation = Literal[
     "relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus", "linear"
@@ -181,6 +181,33 @@ class LiResNetConfig(Section):
     head: Head = "normalized"
 
 
+Size = Literal["S", "M", "L"]
+# Of channels of images, in each of four directions.
+Share = Annotated[float, BeforeValidator(number), Field(gt=0, le=0.25)]
+
+
+class LipNextConfig(Section):
+    """Arguments of `models.lipnext`; `size` by name, or [blocks, channels]."""
+
+    name: Literal["lipnext"]
+    size: Size | Annotated[list[Count], Field(min_length=2, max_length=2)] = "S"
+    patch: Count = 4
+    share: Share = 0.125
+    activation: Sorting = "max_min"
+    head: Head = "normalized"
+
+
+class PotentialMixerConfig(Section):
+    """Arguments of `models.potential_mixer`; `size` by name, or [blocks, channels, memories]."""
+
+    name: Literal["potential_mixer"]
+    size: Size | Annotated[list[Count], Field(min_length=3, max_length=3)] = "S"
+    patch: Count = 4
+    beta: Positive = 4.0
+    share: Share = 0.125
+    head: Head = "normalized"
+
+
 Architecture = Annotated[
     MlpConfig
     | ResidualMlpConfig
@@ -193,6 +220,8 @@ Architecture = Annotated[
     | KwLargeConfig
     | LipConvNetConfig
     | ConvexPotentialConfig
-    | LiResNetConfig,
+    | LiResNetConfig
+    | LipNextConfig
+    | PotentialMixerConfig,
     Field(discriminator="name"),
 ]

@@ -196,21 +196,23 @@ class CategoricalHingeConfig(Section):
 
 
 class EfficientMarginConfig(Section):
-    """`losses.EfficientMargin` of the model's last layer."""
+    """`losses.EfficientMargin` of the model's last layer; `ramp` with `callbacks.MarginRamp`."""
 
     name: Literal["efficient_margin"]
     radius: Positive = 0.5
     gain: Positive = 1.0
     temperature: Positive = 1.0
+    ramp: Flag = False
 
 
 class OffsetCrossEntropyConfig(Section):
-    """`losses.OffsetCrossEntropy` of the model's last layer."""
+    """`losses.OffsetCrossEntropy` of the model's last layer; `ramp` with `callbacks.MarginRamp`."""
 
     name: Literal["offset_cross_entropy"]
     radius: Positive = 36 / 255
     gain: Positive = 1.0
     temperature: Positive = 0.25
+    ramp: Flag = False
 
 
 class LossAnnealingConfig(Section):
@@ -352,13 +354,16 @@ class ExperimentConfig(Section):
     def training_identity(self) -> dict:
         """What decides the trained weights after each epoch; two runs with it equal are equal.
 
-        The number of epochs belongs to it only if the learning rate depends on it.
+        The number of epochs belongs to it only if the learning rate or a ramp depends on it.
         """
         data = self.to_dict()
         for key in ("name", "title", "radii", "attacks", "samples"):
             del data[key]
         # So that a run that damage has ended can go on without what is damaged.
         del data["dataset"]["on_damage"]
-        if self.training.optimizer.schedule.name == "constant":
+        ramp = data["training"]["loss"].pop("ramp", False)
+        if ramp:
+            data["training"]["loss"]["ramp"] = True
+        elif self.training.optimizer.schedule.name == "constant":
             del data["training"]["epochs"]
         return data

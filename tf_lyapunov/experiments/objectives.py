@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from .. import losses
+from ..callbacks import MarginRamp
 from ..optimizers import Stiefel, is_marked
 from .config import ExperimentConfig
 
@@ -65,9 +66,15 @@ def make_loss(config: ExperimentConfig, model=None) -> keras.losses.Loss:
 def _loss(arguments) -> keras.losses.Loss:
     arguments = dict(arguments)
     cls = LOSSES[arguments.pop("name")]
+    arguments.pop("ramp", None)
     if "loss" in arguments:
         arguments["loss"] = _loss(arguments["loss"])
     return cls(**arguments)
+
+
+def make_ramps(config: ExperimentConfig, loss) -> list[keras.callbacks.Callback]:
+    """What raises the radius of a made loss during training, where that is configured."""
+    return [MarginRamp(loss)] if getattr(config.training.loss, "ramp", False) else []
 
 
 def make_optimizer(config: ExperimentConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:

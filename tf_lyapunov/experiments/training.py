@@ -25,7 +25,13 @@ from .augmentation import training_batches
 from .checkpoints import newest_checkpoint, restore, snapshot, write_checkpoint
 from .config import ExperimentConfig, LayersConfig
 from .execution import Execution
-from .objectives import add_weight_decay, kept_orthogonal, make_loss, make_optimizer
+from .objectives import (
+    add_weight_decay,
+    kept_orthogonal,
+    make_loss,
+    make_optimizer,
+    make_ramps,
+)
 
 OnEpoch = Callable[[int, int, dict], None]
 Say = Callable[[str], None]
@@ -218,10 +224,10 @@ def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
         for monitor in monitors:
             monitor.on_violation = "ignore"
     batches = training_batches(config, data)
-    trainer = adversarial_model(config, model)
+    trainer, loss = adversarial_model(config, model), make_loss(config, model)
     trainer.compile(
         optimizer=kept_orthogonal(make_optimizer(config, len(batches)), model),
-        loss=make_loss(config, model),
+        loss=loss,
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         steps_per_execution=distribution.steps_per_execution(config.training.steps_per_execution),
         jit_compile=distribution.jit_compile(execution.jit),
@@ -246,7 +252,13 @@ def _fit(config, run, data, execution, resume, on_epoch, say) -> Trained:
                 epochs=epochs,
                 validation_data=(data.x_val, data.y_val),
                 validation_batch_size=1024,
-                callbacks=[batches.epoch_callback(), *monitors, recorder, interrupts],
+                callbacks=[
+                    batches.epoch_callback(),
+                    *monitors,
+                    *make_ramps(config, loss),
+                    recorder,
+                    interrupts,
+                ],
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
