@@ -30,7 +30,6 @@ PUBLISHED, ALMOST = 0.5, 1 - 1e-6
 def regions():
     """Dict of the page's regions by name."""
     held = {"keras": keras, "np": np, "tfl": tfl}
-    keras.utils.set_random_seed(0)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     for text in blocks[:BLOCKS]:
         exec(text, held)
