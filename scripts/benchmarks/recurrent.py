@@ -32,7 +32,7 @@ def measure(quick):
         return found
 
     kinds = {"lstm": model(keras.layers.LSTM(STATES))}
-    for blocks in (1, 4):
+    for blocks in (1, 2, 4):
         layer = RecurrentEquilibrium(STATES, STATES, L2Gain(2.0), "tanh", blocks=blocks)
         kinds[f"{blocks} block{'s' * (blocks > 1)}"] = model(layer)
     seconds = {name: [] for name in kinds}

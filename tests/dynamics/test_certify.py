@@ -115,6 +115,13 @@ def test_an_infeasible_claim_is_not_proved_and_the_nearest_one_is_said(layer):
     assert certify_dynamics(layer, claim=L2Gain(found.nearest.gamma * 1.001)).proved
 
 
+@pytest.mark.parametrize("claim", [None, L2Gain(3.0), Contracting(0.9)])
+def test_an_unstable_system_is_not_proved_and_told_so(claim):
+    found = certify_dynamics(System.linear([[1.2]], [[1.0]], [[1.0]], [[0.0]]), claim=claim)
+    assert found.verdict == "NOT_PROVED" and found.gain_upper_bound == np.inf
+    assert "spectral radius 1.2" in found.explain() and found.nearest is None
+
+
 @pytest.mark.parametrize("name", ["indices", "strict", "general", "contracting"])
 def test_every_kind_of_claim_is_proved_of_a_layer_made_for_it_and_no_more(name):
     supply = SUPPLIES[name](2, 2)

@@ -102,6 +102,8 @@ def test_masks_and_16_bits_are_refused_by_name(x):
         layer(x, mask=np.ones((8, 6), bool))
     with pytest.raises(ValueError, match="no masks"):
         keras.Sequential([keras.Input((6, 2)), keras.layers.Masking(), layer])
+    with pytest.raises(ValueError, match=r"must be one tensor \(batch, 3\)"):
+        layer(x, initial_state=np.ones((8, 5), "float32"))
     with pytest.raises(ValueError, match="mixed_float16"):
         RecurrentEquilibrium(2, 3, L2Gain(1.0), dtype="mixed_float16")
 

@@ -82,13 +82,14 @@ class RegionOfAttraction(Shown):
             return np.zeros(x.shape[:-1], bool)
         return np.einsum("...i,ij,...j->...", x, self.matrix, x) * (1 + 1e-12) <= 1
 
-    def attack(self, count=1000, *, steps=300, seed=0):
+    def attack(self, count=1000, *, steps=300, seed=0, inside=False):
         """Simulates the loop in float64 from the ellipsoid's boundary.
 
         Args:
             count: number of starts.
             steps: of every trajectory.
             seed: of their directions.
+            inside: whether starts are spread over the whole ellipsoid instead.
 
         Returns:
             `simulation.LoopAttack`; `left` is False everywhere unless the proof is wrong.
@@ -98,6 +99,9 @@ class RegionOfAttraction(Shown):
         """
         self._proved("attack")
         starts = simulation.boundary(self.matrix, count, seed)
+        if inside:
+            shares = np.random.default_rng([seed, 1]).random((count, 1))
+            starts = starts * shares ** (1 / len(self.box))
         return simulation.attack(
             self.plant, self._control(), self.matrix, self.rate, self.box, starts, steps
         )

@@ -8,6 +8,8 @@ from tf_lyapunov.showing import Page, Shown, number
 
 # What float64 simulation may err by, relative to V.
 _ROOM = 1e-9
+# Trajectories that are simulated together.
+PART = 4096
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -77,22 +79,40 @@ def boundary(shape, count, seed):
 
 def attack(plant, control, shape, rate, box, starts, steps, kept=16):
     """`LoopAttack` from starts on or in the ellipsoid."""
-    x, left, worst = np.array(starts), np.zeros(len(starts), bool), 0.0
-    value = np.einsum("ij,jk,ik->i", x, shape, x)
-    some = np.linspace(0, len(x) - 1, min(kept, len(x))).astype(int)
-    paths = [x[some]]
+    starts = np.array(starts)
+    some = np.linspace(0, len(starts) - 1, min(kept, len(starts))).astype(int)
+    left, worst = np.zeros(len(starts), bool), 0.0
+    for part in _parts(len(starts)):
+        left[part], most = _followed(plant, control, shape, rate, box, starts[part], steps)
+        worst = max(worst, most)
+    x = starts[some]
+    paths = [x]
     for _ in range(steps):
         x = plant.step(x, control(x))
-        after = np.einsum("ij,jk,ik->i", x, shape, x)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(value > 1e-200, after / value, 0.0)
+        paths.append(x)
+    return LoopAttack(starts, left, worst, steps, np.array(paths))
+
+
+def _parts(count):
+    """Slices of starts whose arrays stay in the cache."""
+    return (slice(first, first + PART) for first in range(0, count, PART))
+
+
+def _followed(plant, control, shape, rate, box, x, steps):
+    """`(left, largest ratio)` of trajectories from x."""
+    left, worst = np.zeros(len(x), bool), 0.0
+    value = np.einsum("ij,jk,ik->i", x, shape, x)
+    for _ in range(steps):
+        x = plant.step(x, control(x))
+        after = np.einsum("ij,ij->i", x @ shape, x)
         # Far below the boundary, V is made of rounding.
-        worst = max(worst, float(np.max(np.where(value > 1e-12, ratio, 0.0), initial=0.0)))
+        told = value > 1e-12
+        ratio = np.divide(after, value, out=np.zeros_like(after), where=told)
+        worst = max(worst, float(np.max(ratio, initial=0.0)))
         left |= ~(after <= 1 + _ROOM) | ~np.all(np.abs(x) <= box * (1 + _ROOM), axis=1)
-        left |= (value > 1e-12) & ~(ratio <= rate + _ROOM)
+        left |= ~(ratio <= rate + _ROOM)
         value = after
-        paths.append(x[some])
-    return LoopAttack(np.array(starts), left, worst, steps, np.array(paths))
+    return left, worst
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -125,12 +145,14 @@ def compare(plant, control, shape, volume, box, count, steps, seed):
     """`Comparison` on random starts of the box."""
     rng = np.random.default_rng(seed)
     starts = rng.uniform(-1.0, 1.0, (count, len(box))) * box
-    x, stayed = starts.copy(), np.ones(count, bool)
-    for _ in range(steps):
-        x = plant.step(x, control(x))
-        stayed &= np.all(np.abs(x) <= box, axis=1)
-        x = np.where(stayed[:, None], x, 0.0)
-    stayed &= np.all(np.abs(x) <= 0.05 * box, axis=1)
+    stayed = np.ones(count, bool)
+    for part in _parts(count):
+        x, there = starts[part], stayed[part]
+        for _ in range(steps):
+            x = plant.step(x, control(x))
+            there &= np.all(np.abs(x) <= box, axis=1)
+            x = np.where(there[:, None], x, 0.0)
+        there &= np.all(np.abs(x) <= 0.05 * box, axis=1)
     inside = np.einsum("ij,jk,ik->i", starts, shape, starts) <= 1
     whole = float(np.prod(2 * box)) * float(stayed.mean())
     return Comparison(starts, stayed, inside, volume / whole if whole else np.inf)

@@ -92,7 +92,7 @@ def certify_dynamics(
             found = _radii(model, stages, storages, gains, x, y)
     return DynamicsCertificate(
         total, tuple(gains), tuple(storages), claim, verdict, nearest, indices, rate, *found,
-        _assumptions(stages, x), time.monotonic() - begin,
+        _assumptions(stages, x, total), time.monotonic() - begin,
         _evidence(total, squared, storages, multipliers, proof), model,
     )  # fmt: skip
 
@@ -289,7 +289,7 @@ def _compare(model, x, logits):
         )
 
 
-def _assumptions(stages, x):
+def _assumptions(stages, x, gain):
     found = [
         "Exact arithmetic on the weights as stored; inputs of every length; no masks.",
         "From different initial states V(Δx₀) is added: output_upper_bound.",
@@ -304,7 +304,28 @@ def _assumptions(stages, x):
         )
     if x is not None:
         found.append("Radii are in l2 over a whole sequence.")
+    for stage in stages:
+        radius = _linear_radius(stage)
+        if radius >= 1 and not math.isfinite(gain):
+            found.append(
+                f"{stage.name}: its linear part has the spectral radius {radius:.6g} (an "
+                "estimate), so that no storage sees all of its states. "
+                "Stabilise it first, by feedback or by training under a supply rate."
+            )
     return tuple(found)
+
+
+def _linear_radius(stage):
+    """Largest |λ(A + B₁ᾱ(I - ᾱD₁₁)⁻¹C₁)| at the smallest slopes α of the activation."""
+    if not isinstance(stage, System) or not stage.states:
+        return 0.0
+    n, q = stage.states, stage.units
+    a = stage.step[:, :n]
+    if stage.sector.alpha:
+        inner = np.eye(q) - stage.sector.alpha * stage.neurons[:, n : n + q]
+        follow = np.linalg.solve(inner, stage.sector.alpha * stage.neurons[:, :n])
+        a = a + stage.step[:, n : n + q] @ follow
+    return float(np.max(np.abs(np.linalg.eigvals(a))))
 
 
 __all__ = ["certify_dynamics"]

@@ -93,6 +93,11 @@ def system_of(layer):
             f"Weights must be finite. Received: NaN or infinity in layer {layer.name!r}. The model "
             "has diverged; no bound on it exists."
         )
+    return system_of_values(layer, cell, values)
+
+
+def system_of_values(layer, cell, values):
+    """`System` of effective weights: a dict of float64 arrays, as `cell.effective_values()` is."""
     n, q = cell.states, cell.neurons
     rows = np.vstack([values["recurrent_kernel"], values["neuron_kernel"], values["input_kernel"]])
     output = np.vstack([values["output_kernel"], values["feedthrough_kernel"]]).T

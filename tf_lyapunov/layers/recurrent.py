@@ -102,7 +102,16 @@ class RecurrentEquilibrium(keras.layers.RNN):
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         _refuse_mask(self, mask)
+        self._check_state(initial_state)
         return super().call(sequences, initial_state=initial_state, training=training)
+
+    def _check_state(self, state):
+        given = [] if state is None else keras.tree.flatten(state)
+        if given and (len(given) != 1 or tuple(given[0].shape)[1:] != (self.cell.states,)):
+            raise ValueError(
+                f"An initial state of layer {self.name!r} must be one tensor (batch, "
+                f"{self.cell.states}). Received: shapes {[tuple(v.shape) for v in given]}."
+            )
 
     def compute_mask(self, inputs, mask):
         _refuse_mask(self, mask)
