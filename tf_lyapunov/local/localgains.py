@@ -20,6 +20,7 @@ from tf_lyapunov.local import maps
 from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pairs import difference_gain
+from tf_lyapunov.local.windowrows import rows_behind
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.einsum import Contracted
 from tf_lyapunov.program.families.linear import Linear
@@ -203,10 +204,8 @@ class LocalGains:
         the parts (position, A, size of what A's rounding is relative to, t), and of what values
         may err by, for w ≤ 1."""
         around = self.around
-        shape = around.trace.shape(source)
-        rows = np.zeros((len(used), int(np.prod(shape))), around.dtype)
-        rows[np.arange(len(used)), used] = 1.0
-        held, parts, lost = {source: rows.reshape(len(used), *shape)}, [], 0.0
+        rows = rows_behind(around, source, used)
+        held, parts, lost = {source: rows.units()}, [], 0.0
         # ‖|rows|‖ bounds, in size, what rounding is relative to.
         sizes = {source: 1.0}
         for k in range(source, 0, -1):
@@ -215,25 +214,22 @@ class LocalGains:
             c, size = held.pop(k), sizes.pop(k)
             link = around.flow.links[k - 1]
             lost += size * self._noise_at(k)
-            flat = c.reshape(len(c), -1)
             if k in self.middles:
-                own = np.flatnonzero(self.roots[k])
-                scaled = flat[:, own] * self.roots[k][own].astype(around.dtype)
+                scaled = rows.columns(k, c, self.roots[k])
                 parts.append((k, scaled, size, self.signals[k]))
                 middle = self.middles[k]
                 if isinstance(middle, (WindowMaximum, Curved)):
                     shape = around.trace.shape(link.inputs[0])
-                    found = [middle.mean_back(flat).reshape(-1, *shape)]
+                    found = [middle.mean_back(c.reshape(len(c), -1)).reshape(-1, *shape)]
                     grown = [size * middle.growth]
                 else:
-                    found = [(flat * middle.astype(around.dtype)).reshape(c.shape)]
+                    found = [rows.scaled(k, c, middle)]
                     grown = [size * (float(np.max(np.abs(middle), initial=0.0)) + 1)]
             elif around._linear(link):
-                shapes = around._shapes(link)
-                found = maps.adjoint(link.operation, c, shapes)
-                grown = [size * n for n in absolute_norms(link.operation, shapes)]
+                found = rows.back(k, c)
+                grown = [size * n for n in absolute_norms(link.operation, around._shapes(link))]
             else:
-                parts.append((k, flat, size, self._radius_at(k)))
+                parts.append((k, c.reshape(len(c), -1), size, self._radius_at(k)))
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):
                 # What underflows of the rows.
@@ -242,7 +238,7 @@ class LocalGains:
                 held[i] = held[i] + part if i in held else part
                 sizes[i] = sizes.get(i, 0.0) + g
         if 0 in held:
-            parts.append((0, held[0].reshape(len(used), -1), sizes[0], self._radius_at(0)))
+            parts.append((0, rows.columns(0, held[0]), sizes[0], self._radius_at(0)))
         return parts, lost
 
     def _norm(self, key, matrix, size):

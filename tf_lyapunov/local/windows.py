@@ -243,7 +243,7 @@ def window_around(around, windows, units, balls):
             operation = link.operation
             sizes.append(None if around.sizes[k] is None else gather(around.sizes[k]))
             if k in windows.linears:
-                operation = Windowed(_without_padding(operation, values[k - 1].shape[1:]), before)
+                operation = Windowed(without_padding(operation, values[k - 1].shape[1:]), before)
             elif k in windows.pools:
                 operation = WindowedPool(dataclasses.replace(operation, padding="valid"), before)
             links.append(Link(link.name, operation, (k - 1,)))
@@ -294,7 +294,8 @@ class WindowAround(Around):
         self.underflow = around.underflow  # windows hold parts of the same signals
 
 
-def _without_padding(operation, shape):
+def without_padding(operation, shape):
+    """A convolution of windows that hold all it reads."""
     linear_map = operation.linear_map
     return dataclasses.replace(
         operation,
