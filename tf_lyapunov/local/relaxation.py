@@ -66,6 +66,14 @@ class Multipliers:
             None if self.scale is None else self.scale[rows],
         )
 
+    def joined(self, other):
+        """Those rows and then another's, of the same units; without shifts."""
+        return Multipliers(
+            np.concatenate([self.share, other.share]),
+            np.concatenate([self.log_lam, other.log_lam]),
+            self.columns,
+        )
+
     def adopt(self, other, mine, theirs):
         """Takes over rows `theirs` of another's into rows `mine`, for the units that both have."""
         _, here, there = np.intersect1d(self.columns, other.columns, return_indices=True)
