@@ -20,20 +20,18 @@ from tf_lyapunov.local import maps
 from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pairs import difference_gain
+from tf_lyapunov.local.scalable import Scalable
 from tf_lyapunov.local.windowrows import rows_behind
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.einsum import Contracted
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Weighted
 from tf_lyapunov.program.families.scaling import Scaled
-from tf_lyapunov.theory.eigenvalues import Grams, largest_eigenvalue
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _TINY = 1e-12
 # Sides up to this have their eigenvalues computed in a search too.
 _EXACT = 160
-# What a norm may exceed the computed one by, which spares factorisations that just fail.
-_TOLERANCE = 1e-6
 # Linearised maps are formed up to this smaller side, and with this many entries at once.
 _SIDE, _ENTRIES = 2500, 2**24
 
@@ -189,10 +187,9 @@ class LocalGains:
             parts, lost = self._linearise(source, used)
             self.linearised[source] = held, parts, lost
         largest = float(roots.max())
-        rows = roots[:, None].astype(self.around.dtype)
         total, terms = lost * largest, []
-        for k, matrix, size, signal in parts:
-            norm = self._norm((source, k), rows * matrix[at], size * largest)
+        for k, rows, size, signal in parts:
+            norm = self._norm((source, k), rows, at, roots, size * largest)
             terms.append((k, norm, size * largest, signal))
             total += norm * signal
         total *= 1 + 1e-9
@@ -216,7 +213,7 @@ class LocalGains:
             lost += size * self._noise_at(k)
             if k in self.middles:
                 scaled = rows.columns(k, c, self.roots[k])
-                parts.append((k, scaled, size, self.signals[k]))
+                parts.append((k, Scalable(scaled), size, self.signals[k]))
                 middle = self.middles[k]
                 if isinstance(middle, (WindowMaximum, Curved)):
                     shape = around.trace.shape(link.inputs[0])
@@ -229,7 +226,8 @@ class LocalGains:
                 found = rows.back(k, c)
                 grown = [size * n for n in absolute_norms(link.operation, around._shapes(link))]
             else:
-                parts.append((k, c.reshape(len(c), -1), size, self._radius_at(k)))
+                own = Scalable(c.reshape(len(c), -1))
+                parts.append((k, own, size, self._radius_at(k)))
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):
                 # What underflows of the rows.
@@ -238,49 +236,21 @@ class LocalGains:
                 held[i] = held[i] + part if i in held else part
                 sizes[i] = sizes.get(i, 0.0) + g
         if 0 in held:
-            parts.append((0, rows.columns(0, held[0]), sizes[0], self._radius_at(0)))
+            own = Scalable(rows.columns(0, held[0]))
+            parts.append((0, own, sizes[0], self._radius_at(0)))
         return parts, lost
 
-    def _norm(self, key, matrix, size):
-        """Spectral norm from above: of what was computed, plus what rounding may have moved."""
-        if not matrix.size:
+    def _norm(self, key, rows, at, roots, size):
+        """‖diag(roots)·A[at]‖ from above: of what was computed of A, plus what rounding moved."""
+        sides = len(at), rows.matrix.shape[1]
+        if not all(sides):
             return 0.0
-        if self.around.dtype != np.float64 and min(matrix.shape) > _EXACT:
+        if self.around.dtype != np.float64 and min(sides) > _EXACT:
             # Of a search, which proves nothing.
-            found, self.estimates[key] = _estimate(matrix, self.estimates.get(key))
+            found, self.estimates[key] = rows.estimate(at, roots, self.estimates.get(key))
             return found
-        found = spectral_norm(matrix)
-        lost = rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(matrix))
-        return found + lost + rounding.TINY * matrix.size
-
-
-def _estimate(matrix, vector=None):
-    """`(spectral norm by power iteration, a little enlarged; vector)`, from an earlier vector."""
-    steps = 6
-    if vector is None or len(vector) != matrix.shape[1]:
-        vector, steps = matrix[np.argmax(np.einsum("ij,ij->i", matrix, matrix))], 24
-    size = 0.0
-    for _ in range(steps):
-        norm = float(np.linalg.norm(vector))
-        if norm == 0:
-            break
-        image = matrix @ (vector / norm)
-        size = float(np.linalg.norm(image))
-        vector = image @ matrix
-    return size * 1.008, vector
-
-
-def spectral_norm(matrix):
-    """Upper bound on ‖A‖₂, its largest eigenvalue proved by a Cholesky factor."""
-    largest = float(np.max(np.abs(matrix), initial=0.0))
-    if not 0 < largest < np.inf:
-        return largest
-    # Squares neither over- nor underflow; a power of two is exact, but for what counts for nothing.
-    scale = 2.0 ** math.floor(math.log2(largest))
-    a = np.asarray(matrix, np.float64) / scale
-    a = a if len(a) >= a.shape[1] else a.T
-    found = largest_eigenvalue(Grams(1, lambda i: a, len(a)), _TOLERANCE)
-    return math.sqrt(found) * (1 + 8 * UNIT) * scale
+        lost = rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(at))
+        return rows.norm(at, roots) + lost + rounding.TINY * math.prod(sides)
 
 
 def absolute_norms(operation, shapes):

@@ -40,7 +40,7 @@ _NEAR = 0.3
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
 _SMALL = FULL, Effort(box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
-_LARGE = Effort(box_steps=4, margin_steps=30), Effort(2, (0.0,), 12, (0.0,))
+_LARGE = Effort(box_steps=4, margin_steps=30), Effort(1, (0.0,), 12, (0.0,))
 # Entries of all signals together from which on searches are short.
 _ENTRIES = 4000
 

@@ -1,8 +1,8 @@
 """Rows of linearised maps behind units of one position, on the windows that the units see.
 
-A row of the adjoint from a unit behind convolutions is zero outside the unit's window. Products are
-made on windows alone, and entries brought to their places in the signal where a part of a linearised
-map is wanted as a matrix.
+A row of the adjoint from a unit behind convolutions is zero outside the unit's window. Products
+are made on windows alone, and entries brought to their places in the signal where a part of a
+linearised map is wanted as a matrix.
 """
 
 import numpy as np
