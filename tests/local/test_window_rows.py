@@ -95,6 +95,17 @@ def test_norms_under_weights_of_rows_are_bounded_closely(shape):
     assert Scalable(np.zeros(shape)).norm(np.arange(shape[0]), np.ones(shape[0])) == 0
 
 
+def test_norms_of_sparse_matrices_are_bounded_closely():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(90, 40)) * (rng.random((90, 40)) < 0.04)
+    d, every = rng.random(90), np.arange(90)
+    held = Scalable(matrix)
+    assert held.is_sparse and not Scalable(matrix + 1).is_sparse
+    for at in (every, every[:60]):
+        exact = np.linalg.norm(d[at, None] * matrix[at], 2)
+        assert exact <= held.norm(at, d[at]) <= exact * (1 + 3e-6)
+
+
 def test_blocks_of_rows_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(3, 2, 4, 6))

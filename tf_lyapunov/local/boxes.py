@@ -231,6 +231,8 @@ def _bounds(around, c, source, effort, known, units, proof, sides=(0, 1)):
             rate=effort.rate,
             patience=effort.patience,
         )
+    elif known and multipliers:
+        found, _, _ = around.backward(c, source, multipliers)
     return found, multipliers
 
 

@@ -1,8 +1,10 @@
 """Norms of one matrix under many weights of its rows."""
 
+import functools
 import math
 
 import numpy as np
+import scipy.sparse
 
 from tf_lyapunov.program import rounding
 from tf_lyapunov.theory.eigenvalues import Grams, forming_error, gram, largest_eigenvalue
@@ -11,6 +13,8 @@ UNIT = rounding.UNIT_ROUNDOFF["float64"]
 # What a norm may exceed the computed one by, which spares factorisations that just fail.
 _TOLERANCE = 1e-6
 _FIRST, _LATER = 24, 6
+# Share of nonzero entries up to which products of sparse matrices are faster.
+_SPARSE = 0.05
 
 
 class Scalable:
@@ -26,6 +30,11 @@ class Scalable:
     def __init__(self, matrix):
         self.matrix, self.gram = matrix, None
 
+    @functools.cached_property
+    def is_sparse(self):
+        """Whether Gram matrices are cheaper from the nonzero entries alone."""
+        return np.count_nonzero(self.matrix) <= _SPARSE * self.matrix.size
+
     def norm(self, at, d):
         """Upper bound on the spectral norm, its square proved by a Cholesky factor.
 
@@ -34,7 +43,8 @@ class Scalable:
             d: float64 (len(at),).
         """
         if len(at) > self.matrix.shape[1]:
-            return spectral_norm(d[:, None] * self.matrix[at])
+            rows = self.matrix if len(at) == len(self.matrix) else self.matrix[at]
+            return spectral_norm(d[:, None] * rows, self.is_sparse)
         largest = float(np.max(np.abs(self.matrix), initial=0.0))
         high = float(np.max(d, initial=0.0))
         if not (0 < largest < np.inf and 0 < high < np.inf):
@@ -88,8 +98,13 @@ class _Formed(Grams):
         return self.triangle, trace, forming_error(self.terms, trace)
 
 
-def spectral_norm(matrix):
-    """Upper bound on ‖A‖₂, its largest eigenvalue proved by a Cholesky factor."""
+def spectral_norm(matrix, is_sparse=False):
+    """Upper bound on ‖A‖₂, its largest eigenvalue proved by a Cholesky factor.
+
+    Args:
+        matrix: A, (rows, columns).
+        is_sparse: whether A*A is formed from the nonzero entries of a tall A: the same sums.
+    """
     largest = float(np.max(np.abs(matrix), initial=0.0))
     if not 0 < largest < np.inf:
         return largest
@@ -97,5 +112,10 @@ def spectral_norm(matrix):
     scale = 2.0 ** math.floor(math.log2(largest))
     a = np.asarray(matrix, np.float64) / scale
     a = a if len(a) >= a.shape[1] else a.T
-    found = largest_eigenvalue(Grams(1, lambda i: a, len(a)), _TOLERANCE)
+    if is_sparse:
+        entries = scipy.sparse.csr_array(a)
+        grams = _Formed((entries.T @ entries).toarray(order="F"), len(a))
+    else:
+        grams = Grams(1, lambda i: a, len(a))
+    found = largest_eigenvalue(grams, _TOLERANCE)
     return math.sqrt(found) * (1 + 8 * UNIT) * scale
