@@ -17,23 +17,33 @@ from tf_lyapunov.program.network import read_network
 from tf_lyapunov.theory.operators import LinearMap
 
 
-@pytest.fixture(scope="module")
-def around():
+def chain():
+    return [
+        keras.Input((12, 11, 2)),
+        layers.Conv2D(3, 3, strides=2, padding="same", activation="relu"),
+        layers.DepthwiseConv2D(2, padding="same"),
+        layers.BatchNormalization(),
+        layers.LeakyReLU(),
+        layers.Conv2D(4, 3, padding="same", activation="relu"),
+    ]
+
+
+def pooled():
+    return [
+        keras.Input((14, 16, 1)),
+        layers.Conv2D(3, 3),
+        layers.MaxPooling2D(2),
+        layers.Conv2D(2, 2, padding="same", activation="relu"),
+    ]
+
+
+@pytest.fixture(scope="module", params=[chain, pooled])
+def around(request):
     keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((12, 11, 2)),
-            layers.Conv2D(3, 3, strides=2, padding="same", activation="relu"),
-            layers.DepthwiseConv2D(2, padding="same"),
-            layers.BatchNormalization(),
-            layers.LeakyReLU(),
-            layers.Conv2D(4, 3, padding="same", activation="relu"),
-            layers.Flatten(),
-            layers.Dense(2),
-        ]
-    )
+    inputs, *first = request.param()
+    model = keras.Sequential([inputs, *first, layers.Flatten(), layers.Dense(2)])
     flow = flow_of(read_network(model))
-    x = np.random.default_rng(0).normal(size=(12, 11, 2))
+    x = np.random.default_rng(0).normal(size=inputs.shape[1:])
     return surround(flow, trace(flow, x), Region.ball(x, 0.5), Effort(0))
 
 
@@ -73,6 +83,16 @@ def test_gains_from_windows_are_those_from_whole_rows(around, monkeypatch):
     around.gains.linearised.clear()
     for k, w in weights.items():
         assert found[k] == pytest.approx(around.gains.weigh(k, w), rel=1e-5)
+
+
+def test_windows_are_worth_what_their_parts_take(around, monkeypatch):
+    first = min(sources(around))
+    size, inputs = around.trace.values[first].size, around.trace.values[0].size
+    monkeypatch.setattr("tf_lyapunov.local.localgains._ENTRIES", 20 * inputs)
+    assert around.gains._is_worth(first, 20) and not around.gains._is_worth(first, 21)
+    monkeypatch.setattr("tf_lyapunov.local.localgains._SIDE", 19)
+    assert around.gains._is_worth(first, 19) and not around.gains._is_worth(first, 20)
+    assert size > 20
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (200, 300), (40, 20), (1, 3)])

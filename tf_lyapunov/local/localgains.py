@@ -21,7 +21,7 @@ from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pairs import difference_gain
 from tf_lyapunov.local.scalable import Scalable
-from tf_lyapunov.local.windowrows import rows_behind
+from tf_lyapunov.local.windowrows import on_windows, rows_behind
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.einsum import Contracted
 from tf_lyapunov.program.families.linear import Linear
@@ -149,10 +149,16 @@ class LocalGains:
         return found
 
     def _is_worth(self, source, rows):
-        """Whether a linearised map of so many rows may be formed."""
+        """Whether a linearised map of so many rows may be formed.
+
+        On windows nothing is formed but its parts: by the input, and by the outputs of steps.
+        """
         values = self.around.trace.values
-        side = min(rows, values[0].size)
-        return side <= _SIDE and rows * max(v.size for v in values[: source + 1]) <= _ENTRIES
+        if on_windows(self.around, source) is None:
+            side = min(rows, values[0].size)
+            return side <= _SIDE and rows * max(v.size for v in values[: source + 1]) <= _ENTRIES
+        parts = [np.count_nonzero(root) for k, root in self.roots.items() if k <= source]
+        return all(min(rows, n) <= _SIDE and rows * n <= _ENTRIES for n in (values[0].size, *parts))
 
     def _apart(self, source, used):
         """How far differences of neighbours move, infinite if any of the units used is none."""

@@ -19,10 +19,14 @@ def rows_behind(around, source, used):
         source: position.
         used: int (rows,), units of the flat sample.
     """
+    windows = on_windows(around, source)
+    return Rows(around, source, used) if windows is None else WindowRows(around, windows, used)
+
+
+def on_windows(around, source):
+    """`Windows` behind a position on which rows are worth it, or None."""
     windows = Windows(around.flow, around.trace, source)
-    if windows.applies and not windows.pools:
-        return WindowRows(around, windows, used)
-    return Rows(around, source, used)
+    return windows if windows.applies and not windows.pools else None
 
 
 class Rows:
