@@ -9,10 +9,11 @@ from tf_lyapunov.local import branching
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, Memory, reweigh, surround, weigh
 from tf_lyapunov.local.flow import flow_of, trace
-from tf_lyapunov.local.localgains import LocalGains, spectral_norm
+from tf_lyapunov.local.localgains import LocalGains
 from tf_lyapunov.local.radii import Prover, margin_rows
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.local.relaxation import Elementwise
+from tf_lyapunov.local.scalable import spectral_norm
 from tf_lyapunov.program.network import read_network
 
 

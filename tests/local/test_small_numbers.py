@@ -6,9 +6,9 @@ import pytest
 from keras import layers
 
 import tf_lyapunov as tfl
-from tf_lyapunov.local.localgains import spectral_norm
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.local.relaxation import Elementwise, Multipliers
+from tf_lyapunov.local.scalable import spectral_norm
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families import elementwise
 from tf_lyapunov.verification.around import region as verifier_region

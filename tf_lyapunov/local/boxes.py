@@ -189,13 +189,17 @@ def _tighten(around, k, effort, memory, proof):
         count = len(some)
         if windows.applies:
             inner, c = window_around(around, windows, some, effort.balls)
+            # Both ends of a unit read the same window.
+            lower, below = _bounds(inner, c, source, effort, known, some, proof, (0,))
+            upper, above = _bounds(inner, -c, source, effort, known, some, proof, (1,))
+            found = np.concatenate([lower, upper])
+            multipliers = {k: below[k].joined(above[k]) for k in below}
         else:
-            inner = around
             c = np.zeros((2 * count, size), around.dtype)
             c[np.arange(count), some] = 1.0
             c[count + np.arange(count), some] = -1.0
             c = c.reshape(-1, *shape)
-        found, multipliers = _bounds(inner, c, source, effort, known, some, proof)
+            found, multipliers = _bounds(around, c, source, effort, known, some, proof)
         renewed.append(Found(some, multipliers))
         low[some] = np.maximum(low[some], found[:count])
         high[some] = np.minimum(high[some], -found[count:])
@@ -209,14 +213,14 @@ def _pieces(around, k):
     return 1 if pieces is None else len(pieces.slope)
 
 
-def _bounds(around, c, source, effort, known, units, proof):
+def _bounds(around, c, source, effort, known, units, proof, sides=(0, 1)):
     """Lower bounds of rows, and their multipliers."""
     if proof:
-        multipliers = remembered(around, c, source, known, units)
+        multipliers = remembered(around, c, source, known, units, sides=sides)
         return around.lower(c, source, multipliers), multipliers
     multipliers, found = tried(around, c, source, trials=effort.box_trials)
     if known:
-        multipliers = remembered(around, c, source, known, units, multipliers)
+        multipliers = remembered(around, c, source, known, units, multipliers, sides)
     if multipliers and effort.box_steps:
         found = ascend(
             around,
@@ -227,11 +231,17 @@ def _bounds(around, c, source, effort, known, units, proof):
             rate=effort.rate,
             patience=effort.patience,
         )
+    elif known and multipliers:
+        found, _, _ = around.backward(c, source, multipliers)
     return found, multipliers
 
 
-def remembered(around, c, source, known, units, multipliers=None):
-    """Multipliers of earlier searches, row by row, where there are any."""
+def remembered(around, c, source, known, units, multipliers=None, sides=(0, 1)):
+    """Multipliers of earlier searches, row by row, where there are any.
+
+    Args:
+        sides: of what the rows are: 0 lower bounds of the units, 1 minus upper ones.
+    """
     if multipliers is None:
         multipliers = {k: step.blank(c) for k, step in around.steps.items() if k <= source}
     count = len(units)
@@ -239,8 +249,8 @@ def remembered(around, c, source, known, units, multipliers=None):
         _, mine, theirs = np.intersect1d(units, old.units, return_indices=True)
         if not len(mine):
             continue
-        mine = np.concatenate([mine, count + mine])
-        theirs = np.concatenate([theirs, len(old.units) + theirs])
+        mine = np.concatenate([i * count + mine for i in range(len(sides))])
+        theirs = np.concatenate([side * len(old.units) + theirs for side in sides])
         for k, held in multipliers.items():
             if k in old.multipliers:
                 held.adopt(old.multipliers[k], mine, theirs)

@@ -20,19 +20,18 @@ from tf_lyapunov.local import maps
 from tf_lyapunov.local.curved import Curved
 from tf_lyapunov.local.maxima import WindowMaximum
 from tf_lyapunov.local.pairs import difference_gain
+from tf_lyapunov.local.scalable import Scalable
+from tf_lyapunov.local.windowrows import on_windows, rows_behind
 from tf_lyapunov.program import rounding
 from tf_lyapunov.program.families.einsum import Contracted
 from tf_lyapunov.program.families.linear import Linear
 from tf_lyapunov.program.families.merging import Weighted
 from tf_lyapunov.program.families.scaling import Scaled
-from tf_lyapunov.theory.eigenvalues import Grams, largest_eigenvalue
 
 UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _TINY = 1e-12
 # Sides up to this have their eigenvalues computed in a search too.
 _EXACT = 160
-# What a norm may exceed the computed one by, which spares factorisations that just fail.
-_TOLERANCE = 1e-6
 # Linearised maps are formed up to this smaller side, and with this many entries at once.
 _SIDE, _ENTRIES = 2500, 2**24
 
@@ -150,10 +149,16 @@ class LocalGains:
         return found
 
     def _is_worth(self, source, rows):
-        """Whether a linearised map of so many rows may be formed."""
+        """Whether a linearised map of so many rows may be formed.
+
+        On windows nothing is formed but its parts: by the input, and by the outputs of steps.
+        """
         values = self.around.trace.values
-        side = min(rows, values[0].size)
-        return side <= _SIDE and rows * max(v.size for v in values[: source + 1]) <= _ENTRIES
+        if on_windows(self.around, source) is None:
+            side = min(rows, values[0].size)
+            return side <= _SIDE and rows * max(v.size for v in values[: source + 1]) <= _ENTRIES
+        parts = [np.count_nonzero(root) for k, root in self.roots.items() if k <= source]
+        return all(min(rows, n) <= _SIDE and rows * n <= _ENTRIES for n in (values[0].size, *parts))
 
     def _apart(self, source, used):
         """How far differences of neighbours move, infinite if any of the units used is none."""
@@ -188,10 +193,9 @@ class LocalGains:
             parts, lost = self._linearise(source, used)
             self.linearised[source] = held, parts, lost
         largest = float(roots.max())
-        rows = roots[:, None].astype(self.around.dtype)
         total, terms = lost * largest, []
-        for k, matrix, size, signal in parts:
-            norm = self._norm((source, k), rows * matrix[at], size * largest)
+        for k, rows, size, signal in parts:
+            norm = self._norm((source, k), rows, at, roots, size * largest)
             terms.append((k, norm, size * largest, signal))
             total += norm * signal
         total *= 1 + 1e-9
@@ -203,10 +207,8 @@ class LocalGains:
         the parts (position, A, size of what A's rounding is relative to, t), and of what values
         may err by, for w ≤ 1."""
         around = self.around
-        shape = around.trace.shape(source)
-        rows = np.zeros((len(used), int(np.prod(shape))), around.dtype)
-        rows[np.arange(len(used)), used] = 1.0
-        held, parts, lost = {source: rows.reshape(len(used), *shape)}, [], 0.0
+        rows = rows_behind(around, source, used)
+        held, parts, lost = {source: rows.units()}, [], 0.0
         # ‖|rows|‖ bounds, in size, what rounding is relative to.
         sizes = {source: 1.0}
         for k in range(source, 0, -1):
@@ -215,25 +217,23 @@ class LocalGains:
             c, size = held.pop(k), sizes.pop(k)
             link = around.flow.links[k - 1]
             lost += size * self._noise_at(k)
-            flat = c.reshape(len(c), -1)
             if k in self.middles:
-                own = np.flatnonzero(self.roots[k])
-                scaled = flat[:, own] * self.roots[k][own].astype(around.dtype)
-                parts.append((k, scaled, size, self.signals[k]))
+                scaled = rows.columns(k, c, self.roots[k])
+                parts.append((k, Scalable(scaled), size, self.signals[k]))
                 middle = self.middles[k]
                 if isinstance(middle, (WindowMaximum, Curved)):
                     shape = around.trace.shape(link.inputs[0])
-                    found = [middle.mean_back(flat).reshape(-1, *shape)]
+                    found = [middle.mean_back(c.reshape(len(c), -1)).reshape(-1, *shape)]
                     grown = [size * middle.growth]
                 else:
-                    found = [(flat * middle.astype(around.dtype)).reshape(c.shape)]
+                    found = [rows.scaled(k, c, middle)]
                     grown = [size * (float(np.max(np.abs(middle), initial=0.0)) + 1)]
             elif around._linear(link):
-                shapes = around._shapes(link)
-                found = maps.adjoint(link.operation, c, shapes)
-                grown = [size * n for n in absolute_norms(link.operation, shapes)]
+                found = rows.back(k, c)
+                grown = [size * n for n in absolute_norms(link.operation, around._shapes(link))]
             else:
-                parts.append((k, flat, size, self._radius_at(k)))
+                own = Scalable(c.reshape(len(c), -1))
+                parts.append((k, own, size, self._radius_at(k)))
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):
                 # What underflows of the rows.
@@ -242,49 +242,21 @@ class LocalGains:
                 held[i] = held[i] + part if i in held else part
                 sizes[i] = sizes.get(i, 0.0) + g
         if 0 in held:
-            parts.append((0, held[0].reshape(len(used), -1), sizes[0], self._radius_at(0)))
+            own = Scalable(rows.columns(0, held[0]))
+            parts.append((0, own, sizes[0], self._radius_at(0)))
         return parts, lost
 
-    def _norm(self, key, matrix, size):
-        """Spectral norm from above: of what was computed, plus what rounding may have moved."""
-        if not matrix.size:
+    def _norm(self, key, rows, at, roots, size):
+        """‖diag(roots)·A[at]‖ from above: of what was computed of A, plus what rounding moved."""
+        sides = len(at), rows.matrix.shape[1]
+        if not all(sides):
             return 0.0
-        if self.around.dtype != np.float64 and min(matrix.shape) > _EXACT:
+        if self.around.dtype != np.float64 and min(sides) > _EXACT:
             # Of a search, which proves nothing.
-            found, self.estimates[key] = _estimate(matrix, self.estimates.get(key))
+            found, self.estimates[key] = rows.estimate(at, roots, self.estimates.get(key))
             return found
-        found = spectral_norm(matrix)
-        lost = rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(matrix))
-        return found + lost + rounding.TINY * matrix.size
-
-
-def _estimate(matrix, vector=None):
-    """`(spectral norm by power iteration, a little enlarged; vector)`, from an earlier vector."""
-    steps = 6
-    if vector is None or len(vector) != matrix.shape[1]:
-        vector, steps = matrix[np.argmax(np.einsum("ij,ij->i", matrix, matrix))], 24
-    size = 0.0
-    for _ in range(steps):
-        norm = float(np.linalg.norm(vector))
-        if norm == 0:
-            break
-        image = matrix @ (vector / norm)
-        size = float(np.linalg.norm(image))
-        vector = image @ matrix
-    return size * 1.008, vector
-
-
-def spectral_norm(matrix):
-    """Upper bound on ‖A‖₂, its largest eigenvalue proved by a Cholesky factor."""
-    largest = float(np.max(np.abs(matrix), initial=0.0))
-    if not 0 < largest < np.inf:
-        return largest
-    # Squares neither over- nor underflow; a power of two is exact, but for what counts for nothing.
-    scale = 2.0 ** math.floor(math.log2(largest))
-    a = np.asarray(matrix, np.float64) / scale
-    a = a if len(a) >= a.shape[1] else a.T
-    found = largest_eigenvalue(Grams(1, lambda i: a, len(a)), _TOLERANCE)
-    return math.sqrt(found) * (1 + 8 * UNIT) * scale
+        lost = rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(at))
+        return rows.norm(at, roots) + lost + rounding.TINY * math.prod(sides)
 
 
 def absolute_norms(operation, shapes):

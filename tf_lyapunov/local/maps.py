@@ -22,7 +22,8 @@ from tf_lyapunov.program.operation import EXACT, Signal
 from tf_lyapunov.theory.norms import norm_upper_bound
 from tf_lyapunov.theory.operators import convolution_taps
 
-_FEW = 4
+# Entries of a block of rows that is worked on at once.
+_CLOSE = 2**18
 # Rows, and entries of a matrix, from which its zero columns are worth leaving out.
 _ROWS, _LARGE = 32, 2**15
 
@@ -207,21 +208,31 @@ def convolved_back(c, kernel, linear_map, sizes):
     [1.0, 9.0, -10.0]
     """
     linear_map = dataclasses.replace(linear_map, input_shape=tuple(sizes))
-    turned = linear_map.kind == "conv_transpose"
     out = np.zeros((len(c), *sizes), c.dtype)
-    count = math.prod(kernel.shape[:-2])
-    parts = None
-    if linear_map.kind == "conv" and linear_map.groups == 1 and kernel.shape[-2] <= _FEW:
-        # All taps in one product: with few channels those of single taps are too narrow.
-        parts = c @ kernel.reshape(-1, kernel.shape[-1]).T
-        parts = parts.reshape(*c.shape[:-1], count, kernel.shape[-2])
-    for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
-        read, write = (wide, narrow) if turned else (narrow, wide)
-        if parts is None:
+    taps = convolution_taps(kernel.shape, linear_map)
+    if linear_map.kind != "conv" or linear_map.groups != 1:
+        turned = linear_map.kind == "conv_transpose"
+        for tap, narrow, wide in taps:
+            read, write = (wide, narrow) if turned else (narrow, wide)
             out[write] += _tap_back(c[read], kernel[tap], linear_map)
-        else:
-            out[write] += parts[(*read, int(np.ravel_multi_index(tap, kernel.shape[:-2])))]
+        return out
+    # All taps in one product of two matrices, for as many rows as stay close to the processor.
+    flat, inner, outer = kernel.shape[:-2], *kernel.shape[-2:]
+    count = math.prod(flat)
+    matrix = np.ascontiguousarray(kernel.reshape(-1, outer).T)
+    for rows in _blocks(len(c), math.prod(c.shape[1:-1]) * count * inner):
+        some, found = c[rows], out[rows]
+        parts = some.reshape(-1, outer) @ matrix
+        parts = parts.reshape(*some.shape[:-1], count, inner)
+        for tap, narrow, wide in taps:
+            found[wide] += parts[(*narrow, int(np.ravel_multi_index(tap, flat)))]
     return out
+
+
+def _blocks(rows, size):
+    """Slices of rows of so many entries each."""
+    step = max(_CLOSE // max(size, 1), 1)
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def convolved_forth(x, kernel, linear_map):
@@ -230,17 +241,23 @@ def convolved_forth(x, kernel, linear_map):
     shape = linear_map.output_shape(kernel.shape)
     groups, inner, outer = linear_map.groups, *kernel.shape[-2:]
     count = math.prod(kernel.shape[:-2])
-    patches = np.zeros((len(x), *shape[:-1], groups, count, inner), x.dtype)
     flat = kernel.shape[:-2]
-    for tap, narrow, wide in convolution_taps(kernel.shape, linear_map):
-        part = x[wide]
-        at = (*narrow, slice(None), int(np.ravel_multi_index(tap, flat)))
-        patches[at] = part.reshape(*part.shape[:-1], groups, inner)
-    if groups == 1:
-        return patches.reshape(*patches.shape[:-3], -1) @ kernel.reshape(-1, outer)
-    blocks = kernel.reshape(count, inner, groups, -1)
-    value = np.einsum("...gti,tigo->...go", patches, blocks, optimize=True)
-    return value.reshape(*value.shape[:-2], -1)
+    taps = convolution_taps(kernel.shape, linear_map)
+    out = np.empty((len(x), *shape), np.result_type(x, kernel))
+    for rows in _blocks(len(x), math.prod(shape[:-1]) * groups * count * inner):
+        some = x[rows]
+        patches = np.zeros((len(some), *shape[:-1], groups, count, inner), x.dtype)
+        for tap, narrow, wide in taps:
+            part = some[wide]
+            at = (*narrow, slice(None), int(np.ravel_multi_index(tap, flat)))
+            patches[at] = part.reshape(*part.shape[:-1], groups, inner)
+        if groups == 1:
+            value = patches.reshape(-1, count * inner) @ kernel.reshape(-1, outer)
+        else:
+            blocks = kernel.reshape(count, inner, groups, -1)
+            value = np.einsum("...gti,tigo->...go", patches, blocks, optimize=True)
+        out[rows] = value.reshape(len(some), *shape)
+    return out
 
 
 def _tap_back(c, matrix, linear_map):
@@ -249,8 +266,6 @@ def _tap_back(c, matrix, linear_map):
     if linear_map.kind == "depthwise":
         parts = c.reshape(*c.shape[:-1], *matrix.shape)
         return np.einsum("...im,im->...i", parts, matrix)
-    if linear_map.groups == 1:
-        return c @ matrix.T
     groups = linear_map.groups
     parts = c.reshape(*c.shape[:-1], groups, -1)
     blocks = matrix.reshape(len(matrix), groups, -1)

@@ -78,7 +78,7 @@ def pieces(operation, low, high, columns):
 
     Args:
         operation: `Elementwise` or `Kinked`.
-        low, high: float64 (..., m), finite.
+        low, high: float64 (..., m), finite; float32 in searches, which prove nothing.
         columns: `Columns` of these m units, for parameters per unit.
     """
     if isinstance(operation, Kinked):
@@ -127,8 +127,9 @@ def _between(breaks, lines, low, high):
     shape = low.shape
     # The piece that holds the lower end stands in for those that the interval does not meet.
     first = np.searchsorted(np.array(breaks), low, side="right")
-    slopes = [np.broadcast_to(np.asarray(s, np.float64), shape) for s, _ in lines]
-    shifts = [np.broadcast_to(np.asarray(d, np.float64), shape) for _, d in lines]
+    kind = np.result_type(low.dtype, np.float32)
+    slopes = [np.broadcast_to(np.asarray(s, kind), shape) for s, _ in lines]
+    shifts = [np.broadcast_to(np.asarray(d, kind), shape) for _, d in lines]
     own_slope, own_shift = np.choose(first, slopes), np.choose(first, shifts)
     found = []
     for k in range(len(lines)):

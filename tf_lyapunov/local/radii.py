@@ -17,7 +17,7 @@ from tf_lyapunov.local.regions import Region, check_norm
 from tf_lyapunov.local.searching import SearchFlow
 
 # Relative distance between a proved radius and one that is not, at which the search ends.
-_TOLERANCE, _TOLERANCE_LARGE = 8e-3, 1.5e-2
+_TOLERANCE, _TOLERANCE_LARGE = 8e-3, 2e-2
 # Share of the centre's margin that searches in float32 leave for the proof, in large flows.
 _ROOM = 0.01
 _EVALUATIONS, _FAILURES = 9, 12
@@ -40,7 +40,7 @@ _NEAR = 0.3
 FULL = Effort()
 # The first search around an input, and later ones, which begin where it ended.
 _SMALL = FULL, Effort(box_steps=4, box_trials=(0.0, 0.3), margin_steps=25)
-_LARGE = Effort(box_steps=4, margin_steps=30), Effort(2, (0.0,), 12, (0.0,))
+_LARGE = Effort(box_steps=4, margin_steps=30), Effort(0, (0.0,), 12, (0.0,))
 # Entries of all signals together from which on searches are short.
 _ENTRIES = 4000
 
@@ -216,9 +216,9 @@ class Prover:
                 value = -10 * height
             if value > 0:
                 best = radius, held, memory.copy(), dict(joint or {})
-                low = radius
+                low, above = radius, value
             else:
-                high = radius
+                high, below = radius, value
                 failed += low == 0
             if high <= max(low * (1 + tolerance), start):
                 break
@@ -227,6 +227,9 @@ class Prover:
             root = _root(height, height / guess, curvature) * (1 - tolerance / 2)
             if value > 0 and root <= radius * (1 + tolerance):
                 break
+            if large and 0 < low < high < np.inf:
+                # Bounds are known on both sides of the root.
+                root = low + (high - low) * above / (above - below) * (1 - tolerance)
             if high < np.inf and not low < root < high:
                 root = (low + high) / 2
             if low == 0 and failed > 1:

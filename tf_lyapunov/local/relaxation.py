@@ -29,6 +29,8 @@ from tf_lyapunov.local.pieces import Columns, pieces
 
 _TINY = 1e-30
 _CANDIDATES = 5
+# Entries of a block of rows that is worked on at once.
+_CLOSE = 2**17
 _PLUS, _MINUS = 1.0, -1.0
 # Far beyond what helps, far from what overflows.
 _LOG_LAM = (-40.0, 30.0)
@@ -64,6 +66,14 @@ class Multipliers:
             self.columns,
             None if self.shift is None else self.shift[rows].copy(),
             None if self.scale is None else self.scale[rows],
+        )
+
+    def joined(self, other):
+        """Those rows and then another's, of the same units; without shifts."""
+        return Multipliers(
+            np.concatenate([self.share, other.share]),
+            np.concatenate([self.log_lam, other.log_lam]),
+            self.columns,
         )
 
     def adopt(self, other, mine, theirs):
@@ -126,10 +136,11 @@ class Elementwise:
         self.shift = np.where(linear, whole.intercept[0, 0], 0.0).astype(kind)
         self.has_shift = bool(np.any(self.shift))
         index = self.columns
+        few = slice(None) if len(index) == self.center.shape[1] else index
         self.pieces = dataclasses.replace(
             whole,
             **{
-                f.name: getattr(whole, f.name)[..., index].astype(kind)
+                f.name: getattr(whole, f.name)[..., few].astype(kind, copy=False)
                 for f in dataclasses.fields(whole)
             },
         )
@@ -225,47 +236,16 @@ class Elementwise:
         lam = np.zeros(len(c), c.dtype)
         if np.isfinite(self.radius):
             lam = np.exp(multipliers.log_lam)
-        curve, inverse, far = reciprocals(lam[:, None] * self.weights)
-        half = 0.5 * curve
-        best = None
-        p = self.pieces
-        for k in range(len(p.slope)):
-            if self.kinds[k] == 0:
-                slope = -own
-            else:
-                slope = units - own if self.kinds[k] == 1 else units * p.slope[k] - own
-            with np.errstate(over="ignore"):  # beyond every box is far enough
-                t = slope * inverse
-                if far is not None:
-                    t *= far
-            np.subtract(self.z, t, out=t)
-            np.maximum(t, p.start[k], out=t)
-            np.minimum(t, p.stop[k], out=t)
-            value = t - self.z
-            value *= value
-            value *= half
-            value += slope * t
-            if self.shifted[k]:
-                value += units * p.intercept[k]
-            if self.inexact[k]:
-                value -= np.abs(units) * p.error[k]
-            if best is None:
-                best, point = value, t
-                read = self._line(k, units, t) if record else None
-            elif not record:
-                np.minimum(best, value, out=best)
-            else:
-                # Products with zeros and ones are several times faster than selections.
-                better = (value < best).astype(value.dtype)
-                np.minimum(best, value, out=best)
-                line = self._line(k, units, t)
-                t -= point
-                t *= better
-                point += t
-                read = read + better * (line - read)
-        if best is None or not best.shape[1]:
+        if not units.shape[1]:
             return g.reshape(c.shape), h, None
-        h = h + best.sum(axis=1)
+        point, read = (np.empty_like(units), np.empty_like(units)) if record else (None, None)
+        step = max(_CLOSE // units.shape[1], 1)
+        for start in range(0, len(c), step):
+            rows = slice(start, start + step)
+            least, *found = self._least(units[rows], own[rows], lam[rows], rows, record)
+            h[rows] += least
+            if record:
+                point[rows], read[rows] = found
         if np.isfinite(self.radius):
             h = h - lam * (self.radius * self.radius / 2)
         if not record:
@@ -273,17 +253,59 @@ class Elementwise:
         memory = units, point, read, lam, multipliers.share, multipliers.shift is not None
         return g.reshape(c.shape), h, memory
 
-    def _line(self, k, units, point):
+    def _least(self, units, own, lam, rows, record):
+        """Of a slice of rows, the sums of minima, and their points with φ or its line there."""
+        curve, inverse, far = reciprocals(lam[:, None] * self.weights)
+        half = 0.5 * curve
+        best = None
+        p, z = self.pieces, of(self.z, rows)
+        for k in range(len(p.slope)):
+            if self.kinds[k] == 0:
+                slope = -own
+            else:
+                slope = units - own if self.kinds[k] == 1 else units * of(p.slope[k], rows) - own
+            with np.errstate(over="ignore"):  # beyond every box is far enough
+                t = slope * inverse
+                if far is not None:
+                    t *= far
+            np.subtract(z, t, out=t)
+            np.maximum(t, of(p.start[k], rows), out=t)
+            np.minimum(t, of(p.stop[k], rows), out=t)
+            value = t - z
+            value *= value
+            value *= half
+            value += slope * t
+            if self.shifted[k]:
+                value += units * of(p.intercept[k], rows)
+            if self.inexact[k]:
+                value -= np.abs(units) * of(p.error[k], rows)
+            if best is None:
+                best, point = value, t
+                read = self._line(k, units, t, rows) if record else None
+            elif not record:
+                np.minimum(best, value, out=best)
+            else:
+                # Products with zeros and ones are several times faster than selections.
+                better = (value < best).astype(value.dtype)
+                np.minimum(best, value, out=best)
+                line = self._line(k, units, t, rows)
+                t -= point
+                t *= better
+                point += t
+                read = read + better * (line - read)
+        return best.sum(axis=1), point, read
+
+    def _line(self, k, units, point, rows):
         """Piece k at a point: φ, or the line below or above it that stands for it."""
         p = self.pieces
         if self.kinds[k] == 0:
             found = np.zeros((1, 1), point.dtype)
         else:
-            found = point.copy() if self.kinds[k] == 1 else p.slope[k] * point
+            found = point.copy() if self.kinds[k] == 1 else of(p.slope[k], rows) * point
         if self.shifted[k]:
-            found = found + p.intercept[k]
+            found = found + of(p.intercept[k], rows)
         if self.inexact[k]:
-            found = found - np.sign(units) * p.error[k]
+            found = found - np.sign(units) * of(p.error[k], rows)
         return found
 
     def slack(self, c, g, multipliers):
@@ -334,6 +356,11 @@ def reciprocals(curve):
     endless = 1e300 if curve.dtype == np.float64 else 1e30
     inverse = np.where(flat, endless, 1 / np.where(flat, 1.0, curve))
     return np.where(flat, 0.0, curve), inverse, np.where(flat, endless, 1.0)
+
+
+def of(array, rows):
+    """Rows of an array that has one for each, or one for all."""
+    return array if len(array) == 1 else array[rows]
 
 
 def _kind(slope):

@@ -208,7 +208,7 @@ def _per_channel(array):
 
 
 def window_around(around, windows, units, balls):
-    """`Around` of the windows behind some units of a position, one row per unit and sign.
+    """`Around` of the windows behind some units of a position, one row per unit.
 
     Args:
         around: the full `Around`, whose boxes are read.
@@ -217,14 +217,13 @@ def window_around(around, windows, units, balls):
         balls: whether to use balls.
 
     Returns:
-        `(Around, c)`: the rows are the lower bounds of the units, then minus the upper ones.
+        `(Around, c)`: rows of c are the units; those of -c give minus their upper ends.
     """
     source, flow = windows.source, around.flow
     shape = around.trace.shape(source)
     places = np.unravel_index(units, shape)
     count, channel = len(units), places[-1]
-    places = [np.concatenate([p, p]) for p in places[:-1]]
-    rows = 2 * count
+    places = places[:-1]
     values, boxes, links, sizes, before = [], [], [], [None], None
     for k in range(source + 1):
         whole = around.trace.shape(k)
@@ -243,7 +242,7 @@ def window_around(around, windows, units, balls):
             operation = link.operation
             sizes.append(None if around.sizes[k] is None else gather(around.sizes[k]))
             if k in windows.linears:
-                operation = Windowed(_without_padding(operation, values[k - 1].shape[1:]), before)
+                operation = Windowed(without_padding(operation, values[k - 1].shape[1:]), before)
             elif k in windows.pools:
                 operation = WindowedPool(dataclasses.replace(operation, padding="valid"), before)
             links.append(Link(link.name, operation, (k - 1,)))
@@ -275,10 +274,8 @@ def window_around(around, windows, units, balls):
             radius = maps.radius(operation, [values[k - 1].shape[1:]], [radius])
         radius = min(rounding.sum_up(radius, lost), around.radii[k])
         radii.append(radius)
-    c = np.zeros((rows, *values[source].shape[1:]), around.dtype)
-    flat = c.reshape(rows, -1)
-    flat[np.arange(count), channel] = 1.0
-    flat[count + np.arange(count), channel] = -1.0
+    c = np.zeros((count, *values[source].shape[1:]), around.dtype)
+    c.reshape(count, -1)[np.arange(count), channel] = 1.0
     return small, c
 
 
@@ -294,7 +291,8 @@ class WindowAround(Around):
         self.underflow = around.underflow  # windows hold parts of the same signals
 
 
-def _without_padding(operation, shape):
+def without_padding(operation, shape):
+    """A convolution of windows that hold all it reads."""
     linear_map = operation.linear_map
     return dataclasses.replace(
         operation,
