@@ -3,8 +3,6 @@
 import decimal
 import math
 
-import numpy as np
-
 
 def at_most(value, digits=9):
     """An upper bound, as text that is not below it.
@@ -27,9 +25,12 @@ def at_least(value, digits=9):
 def exactly(matrix):
     """A matrix with every number to its last digit: rounded ones would be another claim.
 
+    >>> import numpy as np
     >>> exactly(np.array([[1 / 3, -1.0]]))
     '[[ 0.3333333333333333, -1.                ]]'
     """
+    import numpy as np  # `--help` needs none
+
     return np.array2string(np.asarray(matrix), floatmode="unique", threshold=16, separator=", ")
 
 
