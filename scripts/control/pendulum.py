@@ -10,11 +10,15 @@ again here: |W₁x| ≤ 0.5 in every unit, |x₁| ≤ 2.5 and the least trace of
 import argparse
 import pathlib
 import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the folders of scripts
 
 import keras
 import numpy as np
 
 import tf_lyapunov as tfl
+from control.regions import picture
 from tf_lyapunov.control import search
 from tf_lyapunov.verification import loops
 from tf_lyapunov.verification.reading import read_with_calls
@@ -49,29 +53,8 @@ def fixed(region):
 
 
 def figure(found):
-    """Both ellipses in the box, with trajectories from their boundaries, as SVG bytes."""
-    import io
-
-    from tf_lyapunov.evaluation.drawing import new_figure, style
-
-    with style("light") as colours:
-        page, (axes,) = new_figure(6.0, 4.0)
-        for (name, region), colour in zip(
-            found.items(), (colours["others"][0], colours["clean"]), strict=True
-        ):
-            paths = region.attack(10, steps=POINTS).trajectories.round(3)
-            axes.plot(paths[..., 0], paths[..., 1], color=colour, linewidth=0.6, alpha=0.6)
-            angle = np.linspace(0, 2 * np.pi, 120)
-            edge = np.linalg.cholesky(np.linalg.inv(region.matrix)) @ [np.cos(angle), np.sin(angle)]
-            axes.plot(*edge, color=colour, linewidth=2, label=f"{name}: area {region.volume:.3g}")
-        h = region.box
-        axes.plot([-h[0], h[0], h[0], -h[0], -h[0]], [-h[1], -h[1], h[1], h[1], -h[1]],
-                  linestyle="--", color=colours["text"], linewidth=1, label="box")  # fmt: skip
-        axes.set(xlabel="angle, rad", ylabel="speed, rad/s")
-        axes.legend(loc="upper right")
-        buffer = io.BytesIO()
-        page.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
-    return buffer.getvalue()
+    """Both ellipses in the box, as SVG bytes."""
+    return picture(found, (0, 1), POINTS, ("angle, rad", "speed, rad/s"), "area")
 
 
 def main():

@@ -15,13 +15,17 @@ Prints a table of Markdown; exits with 1 where a trajectory left a proved region
 """
 
 import argparse
+import pathlib
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the folders of scripts
 
 import keras
 import numpy as np
 from scipy.linalg import solve_discrete_are
 
 import tf_lyapunov as tfl
+from control.regions import picture
 from tf_lyapunov.control import Plant, linear_indices, passive_feedback, region_of_attraction
 from tf_lyapunov.writing import write_bytes
 
@@ -156,32 +160,9 @@ def rest(a, b, c, model, rng, count=1000, steps=500):
 
 
 def figure(regions):
-    """Both regions in the plane of lateral and heading error, with trajectories, as SVG bytes."""
-    import io
-
-    from tf_lyapunov.evaluation.drawing import new_figure, style
-
-    with style("light") as colours:
-        page, (axes,) = new_figure(6.0, 4.0)
-        shades = colours["others"][0], colours["clean"]
-        for (name, region), colour in zip(regions.items(), shades, strict=True):
-            if region.matrix is None:
-                continue
-            paths = region.attack(10, steps=150).trajectories.round(3)
-            axes.plot(paths[..., 0], paths[..., 2], color=colour, linewidth=0.6, alpha=0.6)
-            angle = np.linspace(0, 2 * np.pi, 120)
-            shadow = np.linalg.inv(region.matrix)[np.ix_([0, 2], [0, 2])]
-            edge = np.linalg.cholesky(shadow) @ [np.cos(angle), np.sin(angle)]
-            label = f"{name}: volume {region.volume:.3g}"
-            axes.plot(*edge, color=colour, linewidth=2, label=label)
-        h = np.array(BOX)[[0, 2]]
-        axes.plot([-h[0], h[0], h[0], -h[0], -h[0]], [-h[1], -h[1], h[1], h[1], -h[1]],
-                  linestyle="--", color=colours["text"], linewidth=1, label="box")  # fmt: skip
-        axes.set(xlabel="lateral error, m", ylabel="heading error, rad")
-        axes.legend(loc="upper right")
-        buffer = io.BytesIO()
-        page.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
-    return buffer.getvalue()
+    """Both regions in the plane of lateral and heading error, as SVG bytes."""
+    labels = "lateral error, m", "heading error, rad"
+    return picture(regions, (0, 2), 150, labels, "volume")
 
 
 def main():

@@ -304,9 +304,9 @@ def _assumptions(stages, x, gain):
         )
     if x is not None:
         found.append("Radii are in l2 over a whole sequence.")
-    for stage in stages:
+    for stage in () if math.isfinite(gain) else stages:
         radius = _linear_radius(stage)
-        if radius >= 1 and not math.isfinite(gain):
+        if radius >= 1:
             found.append(
                 f"{stage.name}: its linear part has the spectral radius {radius:.6g} (an "
                 "estimate), so that no storage sees all of its states. "
@@ -316,14 +316,17 @@ def _assumptions(stages, x, gain):
 
 
 def _linear_radius(stage):
-    """Largest |λ(A + B₁ᾱ(I - ᾱD₁₁)⁻¹C₁)| at the smallest slopes α of the activation."""
+    """Largest |λ(A + B₁ᾱ(I - ᾱD₁₁)⁻¹C₁)| at the smallest slopes α; 0 where none exists."""
     if not isinstance(stage, System) or not stage.states:
         return 0.0
     n, q = stage.states, stage.units
     a = stage.step[:, :n]
     if stage.sector.alpha:
         inner = np.eye(q) - stage.sector.alpha * stage.neurons[:, n : n + q]
-        follow = np.linalg.solve(inner, stage.sector.alpha * stage.neurons[:, :n])
+        try:
+            follow = np.linalg.solve(inner, stage.sector.alpha * stage.neurons[:, :n])
+        except np.linalg.LinAlgError:  # no neurons that solve their equation
+            return 0.0
         a = a + stage.step[:, n : n + q] @ follow
     return float(np.max(np.abs(np.linalg.eigvals(a))))
 

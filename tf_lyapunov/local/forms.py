@@ -233,7 +233,8 @@ class Forms:
         inner = np.einsum("rt,rmt->rm", first**2, inverse) * (norm**2)[:, None]
         end = np.einsum("rt,rt,rmt->rm", vectors[:, -1, :], first, inverse) * norm[:, None]
         rest = (betas[-1][:, None] * end) ** 2
-        value = 0.5 * (inner + rest / (away - most[:, None]) + away * radius**2)
+        with np.errstate(divide="ignore", invalid="ignore"):  # of no use, and proves nothing
+            value = 0.5 * (inner + rest / (away - most[:, None]) + away * radius**2)
         best = np.argmin(value, axis=1)
         rows = np.arange(len(g))
         mu, inverse = away[rows, best], inverse[rows, best]
