@@ -106,3 +106,18 @@ def test_what_was_read_is_written_in_a_models_place(tmp_path):
     x = np.random.default_rng(0).normal(size=(4, 5, 4, 1)).astype("float32")
     one, two = (exported.outputs(tmp_path / f"{name}.onnx", x) for name in ("one", "two"))
     assert np.allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3), (1, 1, 3), (1, 3, 2), (3, 1, 2), (1, 1, 1, 2), (1, 2, 1, 2)]
+)
+def test_single_pixels_repeated_along_axes_are_written_as_they_were_read(shape, tmp_path):
+    kind = getattr(keras.layers, f"UpSampling{len(shape) - 1}D")
+    inputs = keras.Input(shape)
+    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(kind(2)(inputs)))
+    model = exported.drawn(keras.Model(inputs, outputs), 0)
+    read, same = there_and_back(model, tmp_path, np.random.default_rng(0))
+    gain, bound = gains(model, read)
+    assert same
+    assert abs(bound - gain) <= 1e-9 * gain
+    assert tfl.load_onnx(tmp_path / "two.onnx").program.digest() == read.program.digest()

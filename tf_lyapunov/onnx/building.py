@@ -235,11 +235,9 @@ class Builder:
             return signal
         times = [shape[a] // n for a, n in enumerate(signal.sample)]
         self.check_bytes(size_of(shape) * np.dtype(signal.dtype).itemsize)
-        tensor = signal.tensor
-        for place, axis in enumerate(signal.order, 1):
-            if times[axis] > 1:
-                tensor = keras.ops.take(tensor, np.zeros(times[axis], np.int32), axis=place)
-                self.operation(node, tensor, "_repeat")
+        # One step for all axes: it is written as the one Expand that it was read from.
+        tensor = keras.ops.tile(signal.tensor, [1, *(times[a] for a in signal.order)])
+        tensor = self.operation(node, tensor, "_repeat")
         return signal.like(tensor, nonnegative=signal.nonnegative)
 
     def scaled(self, node, signal, scale, offset, suffix=""):

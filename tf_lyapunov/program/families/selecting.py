@@ -99,9 +99,14 @@ def _write_axes(graph, x, found, shape, result):
     x = write_lines(graph, x, {j + 1: line for j, line in enumerate(found.lines)}, shape)
     taken = [j for j in found.order if j is not None]
     left = [j for j in range(len(shape)) if j not in taken]
-    x = graph.transposed(x, (0, *(j + 1 for j in (*taken, *left))))
     held = tuple(1 if j is None else n for j, n in zip(found.order, found.shape, strict=True))
-    if left or None in found.order:
+    if len(left) == found.order.count(None):  # axes of one stay where they are
+        ones = iter(left)
+        order = [next(ones) if j is None else j for j in found.order]
+    else:
+        order = [*taken, *left]
+    x = graph.transposed(x, (0, *(j + 1 for j in order)))
+    if len(left) != found.order.count(None):
         x = graph.reshape(x, held)
     if held != found.shape:
         x = graph.node("Expand", x, (1, *found.shape))
