@@ -27,6 +27,8 @@ def results_text(results) -> str:
     lenets = {n: results[n] for n in sorted(results) if n.startswith(("LeNet", "CIFAR"))}
     if lenets:
         parts.append(_lenet(lenets))
+    networks = {**results["Table 4.3"], "LeNet-5": results.get("LeNet-5", {})}
+    parts.append(_around({n: row["around"] for n, row in networks.items() if "around" in row}))
     return "\n\n".join(parts) + "\n"
 
 
@@ -172,10 +174,30 @@ def _lenet(rows):
     )
 
 
+def _around(rows):
+    columns = {
+        "proved by rules of layers": "layers", "proved by relaxations": "relaxations",
+        "smallest found": "smallest found", "found / rules of layers": "found / layers",
+        "found / relaxations": "found / relaxations",
+    }  # fmt: skip
+    lines = [
+        [name, row["inputs"], _number(row["seconds"])]
+        + [_quartile(row, key) for key in columns.values()]
+        for name, row in rows.items()
+    ]
+    return (
+        "## Brackets before and after relaxations around each input\n\n"
+        "All tables above prove by rules of layers alone (`time_budget=0`). Here the first inputs "
+        "for which a perturbation was found, with as many seconds for each as stated. Medians.\n\n"
+        + _table(("data", "inputs", "seconds each", *columns), lines)
+    )
+
+
 def _nin(row):
     return (
         f" CIFAR-NIN (`{row['options']}`): {row['training images']} training images, "
-        f"{row['epochs']} epochs, {row['images']} test images of a copy made of JPEG files."
+        f"{row['epochs']} epochs, {row['images']} test images of a copy made of JPEG files"
+        + (f", measured on {row['date']}." if "date" in row else ".")
     )
 
 

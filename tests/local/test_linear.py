@@ -1,6 +1,7 @@
 """Bounds around inputs: no sample, vertex or attack lies below one, on graphs of every kind."""
 
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -297,3 +298,24 @@ def test_splits_of_units_take_no_time_of_later_inputs(monkeypatch):
     shares = np.array([end - share for share, _ in seen])
     assert np.allclose(shares, [750, 500, 250, 0], atol=50)
     assert all(abs(d - end) < 50 for _, d in seen)
+
+
+@pytest.mark.parametrize("steepness", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize("root", [0.9999, 0.99, 0.9])
+def test_a_proof_that_fails_gives_way_by_what_the_bound_says(root, steepness):
+    """Bounds that fall to zero at `root`: few proofs, and little of the radius is lost."""
+    tries = []
+
+    class Falling(Prover):
+        def __init__(self):
+            pass
+
+        def prove(self, traced, radius, *rest, **settings):
+            tries.append(radius)
+            return np.array([2 * steepness * (root - radius) - (root - radius) ** 2])
+
+    traced = SimpleNamespace(values=[np.ones((1, 1))])
+    best = 1.0, None, None, None
+    answer = Falling()._proved(traced, np.eye(1), lambda r: 0.0, best, 0.0, 0)
+    assert root - 0.95 * (1 - root) - 1e-3 <= answer.radius < root
+    assert len(tries) <= 4

@@ -424,8 +424,10 @@ class Step:
                 w, self._parts[0][1]
             )
         for size, part in self._parts:
-            w = self._cell.activation(rest[:, :size])
-            rest = rest[:, size:] + ops.matmul(w, part)
+            # Split, not two slices: its gradient is one concatenation.
+            known, rest = ops.split(rest, [size], axis=-1)
+            w = self._cell.activation(known)
+            rest = rest + ops.matmul(w, part)
             signals.append(w)
         return ops.concatenate(signals, axis=-1), rest
 

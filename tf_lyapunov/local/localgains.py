@@ -232,7 +232,7 @@ class LocalGains:
                 found = rows.back(k, c)
                 grown = [size * n for n in absolute_norms(link.operation, around._shapes(link))]
             else:
-                own = Scalable(c.reshape(len(c), -1))
+                own = Scalable(rows.columns(k, c))
                 parts.append((k, own, size, self._radius_at(k)))
                 continue
             for i, part, g in zip(link.inputs, found, grown, strict=True):

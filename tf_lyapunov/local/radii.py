@@ -30,7 +30,9 @@ _MANY, _ENOUGH = 20, 4
 _GROWTH, _SPLITS, _SPLIT_STEPS = 1.06, 6, 40
 # Share of the largest margin that splits found in single precision leave for the proof.
 _SPARE = 1e-4
-_RETREATS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
+# Proofs that are tried, the least share a radius gives way after one that failed, by how much more
+# than the bound's slope says, and the most.
+_PROOFS, _RETREAT, _MORE, _MOST = 6, 1e-4, 1.25, 0.5
 # Lanczos steps of proofs by `forms`.
 _LANCZOS = 8
 # Share of the linearisation's radius at which the search of a large flow begins.
@@ -320,19 +322,22 @@ class Prover:
         if best is None:
             return Answer(0.0, evaluations=count)
         radius, held, memory, joint = best
-        height = float(np.min(rows @ traced.values[-1].reshape(-1)))
-        missed = 0.0
-        for retreat in _RETREATS:
-            # Bounds fall by twice their height over the last radius, about.
-            smaller = radius * (1 - max(retreat, missed))
+        # Bounds fall by twice their height over the last radius, about.
+        slope = 2 * float(np.min(rows @ traced.values[-1].reshape(-1))) / radius
+        missed, least, tried_before = 0.0, _RETREAT, None
+        for _ in range(_PROOFS):
+            smaller = radius * (1 - missed)
             if smaller <= start:
                 break
             found = self.prove(traced, smaller, rows, memory, held, joint=joint)
             value = float(np.min(found)) - need(smaller)
             if value > 0:
                 return Answer(smaller, held, memory, count, traced, smaller)
-            if height > 0 and np.isfinite(value):
-                missed = min(max(missed, retreat) - 0.7 * value / height, 0.5)
+            if tried_before is not None and tried_before[0] > smaller:
+                slope = min(slope, (value - tried_before[1]) / (tried_before[0] - smaller))
+            tried_before = smaller, value
+            away = _MORE * -value / (slope * radius) if slope > 0 and np.isfinite(value) else 0.0
+            missed, least = min(missed + max(away, least), max(_MOST, missed + least)), 10 * least
         return Answer(0.0, evaluations=count)
 
 
