@@ -16,6 +16,7 @@ from tf_lyapunov.dynamics import (
     supplies_of,
 )
 from tf_lyapunov.dynamics.systems import system_of
+from tf_lyapunov.errors import UnsupportedLayerError
 from tf_lyapunov.layers import RecurrentEquilibrium, RecurrentEquilibriumCell
 from tf_lyapunov.theory.sectors import Indices
 
@@ -306,3 +307,10 @@ def test_a_design_is_split_over_layers_with_memory_and_holds_for_the_chain(capsy
     ):
         with pytest.raises(ValueError, match=words):
             supplies_of(wrong, numbers)
+
+
+def test_other_certificates_name_the_one_about_sequences():
+    layer = RecurrentEquilibrium(2, 3, L2Gain(1.0))
+    model = keras.Sequential([keras.Input((4, 2)), layer, keras.layers.Dense(2)])
+    with pytest.raises(UnsupportedLayerError, match=r"certify_dynamics\(model, x, y\)"):
+        tfl.certify(model, np.zeros((1, 4, 2)))

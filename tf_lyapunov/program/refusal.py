@@ -42,9 +42,13 @@ _ADVICE = dict.fromkeys(
     ("UnitNormalization", "Normalize"),
     "Use LayerNormalization or RMSNormalization with a positive epsilon.",
 )
+_ADVICE["RecurrentEquilibrium"] = (
+    "`certify_dynamics(model, x, y)` proves the gain of the model and radii of its sequences."
+)
 _REASONS = {
     "Lambda": "it holds arbitrary code",
     **dict.fromkeys(("GRU", "LSTM"), "gates multiply signals, with no global Lipschitz constant"),
+    "RecurrentEquilibrium": "its states remember, and other proofs are about one step",
     "SimpleRNN": "no gain over all lengths and states is known for it",
 }
 # What bounds on a region read all the same.
