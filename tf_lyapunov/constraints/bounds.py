@@ -18,6 +18,7 @@ from tf_lyapunov.spectral.arguments import (
 )
 from tf_lyapunov.spectral.clipping import FAR, soft_clip
 from tf_lyapunov.spectral.compilation import compiled
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.geometry import Geometry, single_map
 from tf_lyapunov.spectral.norms import kernel_norm_upper_bound, measured_map, norm_estimate
 from tf_lyapunov.spectral.precision import work_dtype
@@ -265,7 +266,7 @@ class SpectralBound(keras.constraints.Constraint):
         if steer:
             return soft_clip(kernel, self.max_gain, scaled)
         sigma = kernel_norm_upper_bound(kernel, linear_map, squarings=self.squarings)
-        return ops.cond(
+        return cond(
             sigma <= projections.rounded_down(self.max_gain, work_dtype(kernel)),
             lambda: kernel,
             lambda: soft_clip(kernel, self.max_gain, scaled),
@@ -279,7 +280,7 @@ class SpectralBound(keras.constraints.Constraint):
             return ops.cast(ops.cast(kernel, sigma.dtype) * (self.max_gain / sigma), kernel.dtype)
 
         # Most steps change nothing, and copying a large kernel costs as much as the estimate.
-        return ops.cond(sigma <= self.max_gain, lambda: kernel, scaled)
+        return cond(sigma <= self.max_gain, lambda: kernel, scaled)
 
     def get_config(self):
         return {

@@ -22,6 +22,7 @@ from keras import ops
 
 from tf_lyapunov.interruption import uninterrupted
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.precision import unit_roundoff
 from tf_lyapunov.theory.operators import LinearMap
 
@@ -345,7 +346,7 @@ def _recalled(fn, sources, fresh, cache):
     """
 
     def forward(sources, fresh, cache):
-        return ops.cond(fresh, lambda: tuple(cache), lambda: tuple(fn(sources)))
+        return cond(fresh, lambda: tuple(cache), lambda: tuple(fn(sources)))
 
     backend = keras.backend.backend()
     if backend == "tensorflow":

@@ -10,6 +10,7 @@ from tf_lyapunov.layers.base import rounded_down
 from tf_lyapunov.layers.keras_order import FLAGS, NUMBERS, extending, formerly
 from tf_lyapunov.layers.linear import LipschitzConv, ScaledDense
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.gram import (
     SAFE_TRACE,
     eigenvalue_upper_bound,
@@ -102,7 +103,7 @@ def spectral_norms(kernel):
         gram = squared(frozen)
         total = trace(gram)
         low, high = SAFE_TRACE
-        sigma, frobenius, vector = ops.cond(
+        sigma, frobenius, vector = cond(
             ops.logical_and(total > low, total < high),
             lambda: measured(gram, total),
             scaled,
@@ -115,7 +116,7 @@ def spectral_norms(kernel):
 def _close_bound(gram, total, near):
     """`eigenvalue_upper_bound` by few squarings, and by more where these leave it too loose."""
     top = eigenvalue_upper_bound(gram, total, near=near, squarings=FEW_SQUARINGS)
-    return ops.cond(
+    return cond(
         top <= CLOSE * near,
         lambda: top,
         lambda: eigenvalue_upper_bound(gram, total, near=near, squarings=FEW_SQUARINGS + 2),

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.optimizers.marks import check_unconstrained, is_marked
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.retraction import polar_factor, tangent
 from tf_lyapunov.theory.orthogonal import gram_residual_upper_bound
 
@@ -131,7 +132,7 @@ class Stiefel(keras.optimizers.Optimizer):
         if not steps:
             return polar_factor(value)
         moves = ops.equal(self.inner._iterations % steps, 0)
-        return ops.cond(moves, lambda: polar_factor(value), lambda: value)
+        return cond(moves, lambda: polar_factor(value), lambda: value)
 
     def finalize_variable_values(self, var_list):
         self.inner.finalize_variable_values(var_list)

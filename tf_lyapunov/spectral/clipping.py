@@ -20,6 +20,7 @@ import math
 
 from keras import ops
 
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.gram import SAFE_TRACE, chebyshev, product, product_terms, trace
 from tf_lyapunov.spectral.precision import full_precision, gamma, unit_roundoff, work_dtype
 
@@ -128,9 +129,9 @@ def soft_clip(kernel, max_gain, otherwise):
 
         def outside():
             near, far = (rounding.reaches(curve, x, total) for curve in (NEAR, FAR))
-            return ops.cond(safe & (near | far), lambda: clip(near), otherwise)
+            return cond(safe & (near | far), lambda: clip(near), otherwise)
 
-        return ops.cond(safe & (x <= 1), lambda: kernel, outside)
+        return cond(safe & (x <= 1), lambda: kernel, outside)
 
 
 class _Rounding:

@@ -29,6 +29,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.precision import full_precision, gamma, unit_roundoff, work_dtype
 
 # Inner products are cut into pieces of this many terms, whose sums are added: γ grows with the
@@ -253,7 +254,7 @@ def dense_bounds(kernel, *, near=None, squarings=None):
         bounds = _dense_bounds(kernel, axis, gram, total, near, squarings)
         low, high = SAFE_TRACE
         safe = ops.logical_and(total > low, total < high)
-        return ops.cond(
+        return cond(
             safe,
             lambda: bounds,
             lambda: _scaled_dense_bounds(kernel, axis, near, squarings),

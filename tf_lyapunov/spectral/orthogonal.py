@@ -11,6 +11,7 @@ import math
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.gram import product, product_terms, sum_of_squares, trace
 from tf_lyapunov.spectral.polar import differentiable_gram
 from tf_lyapunov.spectral.precision import full_precision, gamma, unit_roundoff, work_dtype
@@ -149,7 +150,7 @@ def cayley_factors(kernel):
     squares = ops.sum(ops.square(frozen), axis=(-2, -1), keepdims=True)
     ones = ops.ones_like(squares)
     # The comparison is false for NaN.
-    shrink, finite = ops.cond(
+    shrink, finite = cond(
         ops.all(squares < 0.99 * LARGEST_NORM**2),
         lambda: (ones, ones),
         lambda: _limits([frozen])[1:],

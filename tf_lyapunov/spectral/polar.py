@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.gram import (
     PIECE,
     SAFE_TRACE,
@@ -65,7 +66,7 @@ def partner_in_range(matrix):
     inside = ops.logical_and(largest > low, largest < high)
     nothing = ops.logical_or(inside, ops.logical_not(largest > 0))
     scale = ops.where(nothing, ops.ones_like(largest), largest)
-    return ops.cond(inside, lambda: matrix, lambda: matrix / scale / scale), scale
+    return cond(inside, lambda: matrix, lambda: matrix / scale / scale), scale
 
 
 def bjorck_factors(kernel, iterations):

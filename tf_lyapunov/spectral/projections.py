@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.gram import dense_bounds
 from tf_lyapunov.spectral.norms import kernel_bounds
 from tf_lyapunov.spectral.precision import unit_roundoff, work_dtype
@@ -76,7 +77,7 @@ def shrink(kernel, sigma, entries, max_gain):
     u, stored = unit_roundoff(dtype), unit_roundoff(kernel.dtype)
     goal = max_gain * (1 - RETREAT * u)
     scale = goal / (sigma + 2 * (u + stored) * entries)
-    return ops.cond(
+    return cond(
         sigma <= rounded_down(max_gain, dtype),
         lambda: kernel,
         lambda: ops.cast(ops.cast(kernel, dtype) * scale, kernel.dtype),
@@ -171,7 +172,7 @@ def project_to_conic_ball(kernel, center, radius, *, steer=True, squarings=None)
     sigma = sigma * (1 + 2 * u) + 2 * u * abs(center)
     goal = radius * (1 - RETREAT * u) - diagonal
     scale = goal / (sigma + 2 * (u + stored) * entries)
-    return ops.cond(
+    return cond(
         sigma <= rounded_down(radius, dtype),
         lambda: kernel,
         lambda: ops.cast(center * identity + offset * scale, kernel.dtype),

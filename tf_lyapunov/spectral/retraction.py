@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.precision import full_precision, work_dtype
 
 # (1 + e)^(-1/2) = Σ c_k eᵏ: its first terms.
@@ -53,7 +54,7 @@ def polar_factor(matrix):
     with full_precision():
         residual = _gram(x, tall) - eye
         # Comparisons are false for NaN and infinity.
-        q = ops.cond(
+        q = cond(
             _square_norm(residual) <= LINEAR**2,
             lambda: _applied(x, _polynomial(eye, residual), tall),
             lambda: _by_square(x, eye, residual, tall),
@@ -103,15 +104,15 @@ def _by_square(x, eye, residual, tall):
     size = _square_norm(square)
 
     def near():
-        factor = ops.cond(
+        factor = cond(
             size <= QUADRATIC**4,
             lambda: _polynomial(eye, residual, square),
             lambda: _series(eye, residual, square),
         )
         q = _applied(x, factor, tall)
-        return ops.cond(size <= QUARTIC**4, lambda: q, lambda: _refined(q, eye, tall))
+        return cond(size <= QUARTIC**4, lambda: q, lambda: _refined(q, eye, tall))
 
-    return ops.cond(size <= NEAR**4, near, lambda: _from_far(x, eye, tall))
+    return cond(size <= NEAR**4, near, lambda: _from_far(x, eye, tall))
 
 
 def _refined(x, eye, tall):
