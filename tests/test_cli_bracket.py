@@ -35,5 +35,12 @@ def test_brackets_are_printed_written_and_continued(tmp_path, capsys):
     code, out, err = call(capsys, *base)
     assert code == DONE and "median" in out and "inputs perturbed" in out
     assert "DDN: 12 inputs" not in err  # all attacks were kept
+    code, out, _ = call(capsys, *base, "--time-budget", 0, "--json")
+    layered = json.loads(out)["rows"]
+    assert code == DONE  # relaxations around the inputs have raised some, and lowered none
+    pairs = [(a["lower"], b["lower"]) for a, b in zip(found["rows"], layered, strict=True)]
+    assert all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+    code, _, err = call(capsys, *base, "--time-budget", -1)
+    assert code == BAD_INPUT and "time_budget" in err
     code, _, err = call(capsys, *base[:-1], page)
     assert code == BAD_INPUT and "no attack state" in err

@@ -36,6 +36,12 @@ def bracket(
     box: Annotated[
         bool, typer.Option("--box", help="Attacks stay within the data set's range of pixels.")
     ] = False,
+    time_budget: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="For relaxations around the inputs; 0: by rules of layers."
+        ),
+    ] = 10.0,
     state: Annotated[
         Path | None,
         typer.Option(help="Keep finished attacks in this file; a killed command continues."),
@@ -67,6 +73,7 @@ def bracket(
                 y,
                 rules="published" if published else "sound",
                 bounds=opened.data.pixel_range if box else None,
+                time_budget=time_budget,
                 state=state,
                 progress=say,
             )
