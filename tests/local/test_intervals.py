@@ -9,7 +9,7 @@ from keras import layers
 from tf_lyapunov import certify
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.local.intervals import boxes_of, line_of, margins_at
+from tf_lyapunov.local.intervals import _largest, boxes_of, line_of, margins_at
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.training.boxes import region_around
 from tf_lyapunov.training.boxflow import box_flow, margins
@@ -136,3 +136,25 @@ def test_what_has_no_box_is_refused_by_name():
     pair = keras.Model([a, b], layers.Dense(2)(layers.Concatenate()([a, b])))
     with pytest.raises(UnsupportedLayerError, match="one input"):
         certify(pair, [np.zeros((1, 2))] * 2, method="box")
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.5, 5.0, np.inf])
+def test_radii_are_found_by_few_evaluations(bend):
+    """Margins 1 - t - bend·t² of t = r/scale, or that end at once where bend is infinite."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 7))
+    scale, asked = 10.0 ** rng.uniform(-6, 3, 50), [0]
+    scale[:3] = 0.0  # decided wrongly
+
+    def left(r, some):
+        asked[0] += len(some)
+        t = r / scale[some]
+        value = np.where(t < 1, 1.0, -np.inf) if bend == np.inf else 1 - t - bend * t * t
+        return np.where(scale[some] > 0, value, -1.0)
+
+    with np.errstate(all="ignore"):
+        found = _largest(left, x, np.zeros(50), None)
+    root = 1.0 if bend in (0, np.inf) else (np.sqrt(1 + 4 * bend) - 1) / (2 * bend)
+    exact = root * scale
+    assert np.all(found <= exact) and np.all(found >= exact * (1 - 2.0**-11))
+    assert asked[0] <= 50 * (60 if bend == np.inf else 18)

@@ -54,7 +54,9 @@ UNIT = rounding.UNIT_ROUNDOFF["float64"]
 _MARGIN = 1 + 1e-9
 # Float64 entries of one signal held at once.
 _BLOCK = 2**22
-_DOUBLINGS, _BISECTIONS = 60, 12
+# Evaluations at most, relative width of the bracket at which the search of a radius ends, and the
+# most by which a radius grows at once.
+_EVALUATIONS, _WIDTH, _GROWTH = 90, 2.0**-12, 8.0
 # Radius tried first, relative to the largest entries.
 _FIRST = 1e-3
 
@@ -275,12 +277,12 @@ def box_radii(network, x, labels, radius, needed, *, norm, bounds=None, deadline
         rows = np.arange(start, min(start + block, len(x)))
         done += len(rows)
 
-        def holds(r, rows=rows):
-            proved = margins_at(line, x[rows], r, labels[rows], norm, bounds)
-            return proved > needed(rows, r)
+        def left(r, some, rows=rows):
+            own = rows[some]
+            return margins_at(line, x[own], r, labels[own], norm, bounds) - needed(own, r)
 
         with np.errstate(over="ignore", invalid="ignore"):
-            better = _largest(holds, x[rows], found[rows], bounds)
+            better = _largest(left, x[rows], found[rows], bounds)
         found[rows] = np.maximum(found[rows], better)
     wider = found > radius
     sentences = [
@@ -304,28 +306,52 @@ def margins_at(line, x, radius, labels, norm, bounds=None):
     return box_margins(line, boxes, labels)
 
 
-def _largest(holds, x, start, bounds):
-    """Radii (n,) that hold, near the largest; 0 where none was found."""
-    scale = np.maximum(np.max(np.abs(x).reshape(len(x), -1), axis=1), 1e-3)
+def _largest(left, x, start, bounds):
+    """Radii (n,) that hold, near the largest; 0 where none was found.
+
+    By secants of the margins, which fall almost linearly, within a bracket that is halved where
+    these do not shrink it; every input is left alone when it is done.
+
+    Args:
+        left: function of radii and numbers of inputs: margins less what they need; > 0 holds.
+        x: float64 (n, …).
+        start: float64 (n,), radii that are known.
+        bounds: `(low, high)` of valid inputs, or None.
+    """
+    count = len(x)
+    scale = np.maximum(np.max(np.abs(x).reshape(count, -1), axis=1), 1e-3)
     trial = np.maximum(start * 1.001, _FIRST * scale)
-    most = np.full(len(x), np.inf)
+    most = np.full(count, np.inf)
     if bounds is not None:
         # Beyond it the region holds every valid input.
-        extent = np.maximum(np.abs(bounds[1] - x), np.abs(x - bounds[0])).reshape(len(x), -1)
+        extent = np.maximum(np.abs(bounds[1] - x), np.abs(x - bounds[0])).reshape(count, -1)
         most = np.linalg.norm(extent, axis=1)
-    best, failed = np.zeros(len(x)), np.full(len(x), np.inf)
-    for _ in range(_DOUBLINGS):
-        good = holds(trial)
-        best = np.where(good, np.maximum(best, trial), best)
-        failed = np.where(good, failed, np.minimum(failed, trial))
-        growing = np.isinf(failed) & (best < most)
-        if not np.any(growing):
+    low, high = np.zeros(count), np.full(count, np.inf)
+    above, below = left(np.zeros(count), np.arange(count)), np.full(count, -np.inf)
+    found, width = np.zeros(count), np.full(count, np.inf)
+    open_ = np.flatnonzero(above > 0)
+    for number in range(_EVALUATIONS):
+        value = left(trial[open_], open_)
+        good, r = value > 0, trial[open_]
+        found[open_[good]] = np.maximum(found[open_[good]], r[good])
+        # The secant's root, from the point before and this one while nothing has failed.
+        slope = (above[open_] - value) / (r - low[open_])
+        ahead = r + value / slope
+        low[open_[good]], above[open_[good]] = r[good], value[good]
+        high[open_[~good]], below[open_[~good]] = r[~good], value[~good]
+        kept = np.where(np.isinf(high[open_]), low[open_] < most[open_],
+                        high[open_] - low[open_] > _WIDTH * high[open_])  # fmt: skip
+        ahead, open_ = ahead[kept], open_[kept]
+        if not len(open_):
             break
-        trial = np.where(growing, 2 * best, np.where(np.isinf(failed), best, (best + failed) / 2))
-    for _ in range(_BISECTIONS):
-        open_ = np.isfinite(failed)
-        trial = np.where(open_, (best + np.where(open_, failed, 0.0)) / 2, best)
-        good = holds(trial)
-        best = np.where(good, np.maximum(best, trial), best)
-        failed = np.where(good | ~open_, failed, np.minimum(failed, trial))
-    return best
+        least, h, a, b = (v[open_] for v in (low, high, above, below))
+        growing = np.isinf(h)
+        within = least + (h - least) * a / (a - b)
+        # Off the end that it is near, so that the bracket closes from both sides.
+        within = np.clip(within, least + _WIDTH / 2 * h, h - _WIDTH / 2 * h)
+        slow = (h - least > width[open_] / 2) & (number % 2 == 1) | ~np.isfinite(b)
+        within = np.where(slow, (least + h) / 2, within)
+        width[open_] = np.where(number % 2 == 1, h - least, width[open_])
+        ahead = np.where(np.isfinite(ahead), ahead, 2 * least) * (1 + _WIDTH)
+        trial[open_] = np.where(growing, np.clip(ahead, 2 * least, _GROWTH * least), within)
+    return found
