@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -142,6 +143,12 @@ def seconds_per_step(settings: Settings, x, y) -> float:
     return times[-1]
 
 
+def _free(folder: Path) -> Path:
+    """A name beside a folder's that is not taken."""
+    names = (folder.with_name(f"{folder.name}_old_{k}") for k in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
 def trained(settings: Settings, x, y, minutes: float, seed: int, folder: Path) -> keras.Model:
     """The network after so many CPU minutes; continues where an interrupted run stopped."""
     mark, final = folder / "settings.json", folder / "final.weights.h5"
@@ -149,7 +156,10 @@ def trained(settings: Settings, x, y, minutes: float, seed: int, folder: Path) -
     asked["images"] = len(x)
     plan = json.loads(mark.read_text()) if mark.exists() else {}
     if {k: plan.get(k) for k in asked} != asked:
-        shutil.rmtree(folder, ignore_errors=True)
+        if mark.exists():  # a run of other settings, which may have taken hours
+            folder.rename(_free(folder))
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         # How many epochs fit is measured once: a run that continues has the same schedule.
         epoch = seconds_per_step(settings, x, y) * -(-len(x) // BATCH)

@@ -125,3 +125,15 @@ def test_without_a_search_no_image_chooses(script, tmp_path, monkeypatch):
     assert facts["chosen_on"].startswith("nothing") and facts["search_cpu"] == 0
     with pytest.raises(SystemExit):
         boxes.main(["--trials", "-1"])
+
+
+def test_a_run_of_other_settings_is_moved_aside_and_kept(data, script, tmp_path, monkeypatch):
+    boxes = quick(script("boxes"), monkeypatch)
+    settings, folder = boxes.Settings(width=1), tmp_path / "final_0"
+    own = boxes.trained(settings, *data, 0.05, 0, folder).get_weights()
+    monkeypatch.setattr(boxes, "fit_to_end", lambda robust, *arguments: None)
+    boxes.trained(settings, *data, 0.06, 0, folder)
+    kept = boxes.built(settings, data[0].shape[1:], 1, 0).plain
+    kept.load_weights(tmp_path / "final_0_old_1" / "final.weights.h5")
+    for before, after in zip(own, kept.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
