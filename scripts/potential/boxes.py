@@ -20,10 +20,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import itertools
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -35,7 +33,7 @@ import keras
 import numpy as np
 
 from benchmarks.machine import machine
-from potential.training import Clock, fit_to_end, load
+from potential.training import Clock, fit_to_end, load, start_over
 from tf_lyapunov import datasets
 from tf_lyapunov.certification import certify
 from tf_lyapunov.evaluation.wording import percent, percent_down
@@ -143,12 +141,6 @@ def seconds_per_step(settings: Settings, x, y) -> float:
     return times[-1]
 
 
-def _free(folder: Path) -> Path:
-    """A name beside a folder's that is not taken."""
-    names = (folder.with_name(f"{folder.name}_old_{k}") for k in itertools.count(1))
-    return next(name for name in names if not name.exists())
-
-
 def trained(settings: Settings, x, y, minutes: float, seed: int, folder: Path) -> keras.Model:
     """The network after so many CPU minutes; continues where an interrupted run stopped."""
     mark, final = folder / "settings.json", folder / "final.weights.h5"
@@ -156,11 +148,7 @@ def trained(settings: Settings, x, y, minutes: float, seed: int, folder: Path) -
     asked["images"] = len(x)
     plan = json.loads(mark.read_text()) if mark.exists() else {}
     if {k: plan.get(k) for k in asked} != asked:
-        if mark.exists():  # a run of other settings, which may have taken hours
-            folder.rename(_free(folder))
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        start_over(folder, mark)
         # How many epochs fit is measured once: a run that continues has the same schedule.
         epoch = seconds_per_step(settings, x, y) * -(-len(x) // BATCH)
         plan = {**asked, "epochs": max(round(60 * minutes / epoch), 1)}

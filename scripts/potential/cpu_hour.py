@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import statistics
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from potential.training import Clock, fit_to_end, load
+from potential.training import Clock, fit_to_end, load, start_over
 from tf_lyapunov import callbacks, datasets, losses, models
 from tf_lyapunov.attacks import PGD
 from tf_lyapunov.certification import certify
@@ -181,8 +180,7 @@ def trained(entry, dataset, settings, x, y, minutes, seed, folder: Path, clock):
     asked |= {"minutes": minutes, "seed": seed, "images": len(x), "clock": clock}
     plan = json.loads(mark.read_text()) if mark.exists() else {}
     if {k: plan.get(k) for k in asked} != asked:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        start_over(folder, mark)
         epoch = seconds_per_step(entry, dataset, settings, x, y, clock) * -(-len(x) // BATCH)
         plan = {**asked, "epochs": max(round(60 * minutes / epoch), 1)}
         write_text(mark, json.dumps(plan, indent=1) + "\n")

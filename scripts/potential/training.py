@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -149,6 +150,21 @@ def fit_to_end(model, batches, epochs: int, told, folder: Path, final: Path, pla
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def start_over(folder: Path, mark: Path):
+    """An empty folder for a run; one of other settings, which may have taken hours, is moved aside.
+
+    Args:
+        folder: of the run.
+        mark: the file that says which run it holds.
+    """
+    if mark.exists():
+        names = (folder.with_name(f"{folder.name}_old_{k}") for k in itertools.count(1))
+        folder.rename(next(name for name in names if not name.exists()))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
 class Checkpoints(keras.callbacks.Callback):
     """A checkpoint of every epoch."""
 
@@ -169,8 +185,7 @@ def train(job: Job, data, cache: Path):
     folder = cache / job.name
     mark = folder / "job.json"
     if not mark.exists() or json.loads(mark.read_text()) != job.identity():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        start_over(folder, mark)
         write_text(cache / ".gitignore", "*\n")
         write_text(mark, json.dumps(job.identity()))
     clock = Clock(folder / "epochs.jsonl")
