@@ -314,3 +314,16 @@ def test_other_certificates_name_the_one_about_sequences():
     model = keras.Sequential([keras.Input((4, 2)), layer, keras.layers.Dense(2)])
     with pytest.raises(UnsupportedLayerError, match=r"certify_dynamics\(model, x, y\)"):
         tfl.certify(model, np.zeros((1, 4, 2)))
+
+
+def test_changes_of_states_must_fit_the_states():
+    layer = RecurrentEquilibrium(2, 6, L2Gain(1.0), return_sequences=True)
+    model = keras.Sequential([keras.Input((4, 2)), layer])
+    proof = certify_dynamics(model, optimise=False)
+    assert proof.output_upper_bound(0.1, np.ones(6)) > proof.output_upper_bound(0.1)
+    for wrong in (np.ones(5), np.ones((1, 6)), np.full(6, np.nan), 1.0):
+        with pytest.raises(ValueError, match="vector of 6 numbers"):
+            proof.output_upper_bound(0.1, wrong)
+    for wrong in (-0.1, np.nan):
+        with pytest.raises(ValueError, match="must be a norm"):
+            proof.output_upper_bound(wrong)

@@ -88,16 +88,30 @@ class DynamicsCertificate(Shown):
         Args:
             input_change: ‖Δu‖ over all steps.
             *state_changes: Δx₀ of every recurrent stage, in order, as vectors; none for equal ones.
+
+        Raises:
+            ValueError: for a size that is negative or NaN, and vectors of other lengths than the
+                stages' states.
         """
         if state_changes and len(state_changes) != len(self.storages):
             raise ValueError(
                 f"There must be a change of state for each of {len(self.storages)} recurrent "
                 f"stages, or none. Received: {len(state_changes)}."
             )
+        if not float(input_change) >= 0:
+            raise ValueError(
+                f"`input_change` must be a norm, at least 0. Received: {input_change!r}."
+            )
         terms = [product_up(self.gain_upper_bound, float(input_change))]
         recurrent = [i for i, s in enumerate(self.stages) if s.state_gain is not None]
-        for i, change in zip(recurrent, state_changes, strict=False):
-            norm = hypot_up(*np.abs(np.asarray(change, dtype=np.float64)).ravel().tolist())
+        changes = [np.asarray(change, dtype=np.float64) for change in state_changes]
+        for i, change, storage in zip(recurrent, changes, self.storages, strict=False):
+            if change.shape != (len(storage),) or np.any(np.isnan(change)):
+                raise ValueError(
+                    f"A change of the states of {self.stages[i].name!r} must be a vector of "
+                    f"{len(storage)} numbers. Received: shape {change.shape}."
+                )
+            norm = hypot_up(*np.abs(change).tolist())
             after = product_up(*(s.gain_upper_bound for s in self.stages[i + 1 :]))
             terms.append(product_up(after, self.stages[i].state_gain, norm))
         return sum_up(*terms)
