@@ -9,7 +9,7 @@ from keras import layers
 from tf_lyapunov import certify
 from tf_lyapunov.certification.certificate import Certificate
 from tf_lyapunov.errors import UnsupportedLayerError
-from tf_lyapunov.local.intervals import _largest, boxes_of, line_of, margins_at
+from tf_lyapunov.local.intervals import _largest, box_radii, boxes_of, line_of, margins_at
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.training.boxes import region_around
 from tf_lyapunov.training.boxflow import box_flow, margins
@@ -158,3 +158,15 @@ def test_radii_are_found_by_few_evaluations(bend):
     exact = root * scale
     assert np.all(found <= exact) and np.all(found >= exact * (1 - 2.0**-11))
     assert asked[0] <= 50 * (60 if bend == np.inf else 18)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_margins_that_no_radius_changes_hold_everywhere_without_a_warning():
+    constant = layers.Dense(2, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((3,)), constant])
+    constant.bias.assign([1.0, 0.0])
+    x, labels, nothing = np.ones((2, 3)), np.zeros(2, int), np.zeros(2)
+    found, _ = box_radii(
+        read_network(model), x, labels, nothing, lambda rows, r: 0 * r, norm="linf", bounds=(0, 1)
+    )
+    assert np.all(found >= np.sqrt(3))  # the whole box

@@ -281,7 +281,7 @@ def box_radii(network, x, labels, radius, needed, *, norm, bounds=None, deadline
             own = rows[some]
             return margins_at(line, x[own], r, labels[own], norm, bounds) - needed(own, r)
 
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # of steering alone
             better = _largest(left, x[rows], found[rows], bounds)
         found[rows] = np.maximum(found[rows], better)
     wider = found > radius
