@@ -51,10 +51,25 @@ def test_an_unstable_plant_needs_a_negative_delta():
     refused = linear_indices([[1.2]], [[1.0]], [[1.0]])
     assert refused.verdict == "NOT_PROVED" and "not stable" in refused.reason
     assert refused.indices is None and "negative δ" in refused.reason
+    # The nearest claim is one that is proved, and none with both a little larger is.
+    near = refused.nearest
+    assert near.delta == near.nu < 0 and "Nearest claim" in refused.reason
+    again = linear_indices([[1.2]], [[1.0]], [[1.0]], delta=near.delta)
+    assert again and again.indices.nu >= near.nu - 1e-5
+    beyond = linear_indices([[1.2]], [[1.0]], [[1.0]], delta=near.delta + 1e-3)
+    assert not beyond or beyond.indices.nu < near.nu + 1e-3
     found = linear_indices([[1.2]], [[1.0]], [[1.0]], delta=-0.5)
     assert found and found.indices.delta == -0.5
     with pytest.raises(ValueError, match="not stable"):
         passive_feedback(refused, Indices(1.0, 0.0))
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
+def test_a_mode_that_is_not_seen_has_no_nearest_claim():
+    """It grows by itself: no storage that is bounded from below pays for it where it is fed."""
+    refused = linear_indices(np.diag([1.5, 0.5]), [[1.0], [1.0]], [[0.0, 1.0]])
+    assert refused.verdict == "NOT_PROVED"
+    assert refused.nearest is None and "Nearest" not in refused.reason
 
 
 def test_a_loop_that_is_proved_is_stable_within_its_gain():

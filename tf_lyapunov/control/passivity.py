@@ -27,12 +27,14 @@ class PlantIndices(Shown):
         indices: `Indices`, or None.
         storage: P (n, n) of the storage xᵀPx, or None.
         reason: why nothing is proved, or "".
+        nearest: where nothing is proved, `Indices` that are: the largest δ = ν; None if not found.
     """
 
     verdict: str
     indices: Indices | None
     storage: np.ndarray | None
     reason: str = ""
+    nearest: Indices | None = None
 
     def __bool__(self):
         return self.verdict == "PROVED"
@@ -93,8 +95,12 @@ def linear_indices(state, input, output, feedthrough=None, *, delta=0.0, solver=
             f"Received: A {a.shape}, B {b.shape}, C {c.shape}, D {d.shape}."
         )
     delta = finite_float("delta", delta)
-    found = _solved(a, b, c, d, delta, solver)
+    found = _proved(a, b, c, d, delta, solver)
     if found is None:
+        return PlantIndices(
+            "NOT_PROVED", None, None, "The solver's storage could not be verified in float64."
+        )
+    if found[0] is None:
         radius = float(np.max(np.abs(np.linalg.eigvals(a))))
         reason = f"The solver found no storage for δ = {delta:g}."
         if radius >= 1 and delta >= 0:
@@ -102,15 +108,30 @@ def linear_indices(state, input, output, feedthrough=None, *, delta=0.0, solver=
                 f"The plant is not stable (spectral radius {radius:.6g}), so no storage has "
                 f"δ = {delta:g} ≥ 0. Ask for a negative δ, its shortage of output passivity."
             )
-        return PlantIndices("NOT_PROVED", None, None, reason)
+        nearest = _proved(a, b, c, d, None, solver)
+        nearest = nearest[0] if nearest is not None else None
+        if nearest is not None:
+            reason += (
+                f" Nearest claim that is proved: δ = {nearest.delta:.6g}, "
+                f"ν = {at_least(nearest.nu, 6)}."
+            )
+        return PlantIndices("NOT_PROVED", None, None, reason, nearest)
+    return PlantIndices("PROVED", *found)
+
+
+def _proved(a, b, c, d, delta, solver):
+    """`(indices, storage)` for δ, or for the largest δ = ν; `(None, None)` if the solver finds no
+    storage, None if the one that it found is not verified."""
+    found = _solved(a, b, c, d, delta, solver)
+    if found is None:
+        return None, None
     storage, nu = found
     for back in _BACK:
         lower = nu - back * (abs(nu) + float(np.linalg.norm(b.T @ storage @ b)) + 1e-3)
-        if _proves(a, b, c, d, delta, lower, storage):
-            return PlantIndices("PROVED", Indices(delta, lower), storage)
-    return PlantIndices(
-        "NOT_PROVED", None, None, "The solver's storage could not be verified in float64."
-    )
+        own = lower if delta is None else delta
+        if _proves(a, b, c, d, own, lower, storage):
+            return Indices(own, lower), storage
+    return None
 
 
 def _solved(a, b, c, d, delta, solver):
@@ -118,10 +139,11 @@ def _solved(a, b, c, d, delta, solver):
 
     n, m = b.shape
     p, nu = cp.Variable((n, n), symmetric=True), cp.Variable()
+    delta = nu if delta is None else delta
     ab, cd = np.concatenate([a, b], axis=1), np.concatenate([c, d], axis=1)
     first, last = np.eye(n + m)[:, :n], np.eye(n + m)[:, n:]
     cross = (cd.T @ last.T + last @ cd) / 2
-    form = first @ p @ first.T - ab.T @ p @ ab + cross - delta * cd.T @ cd - nu * last @ last.T
+    form = first @ p @ first.T - ab.T @ p @ ab + cross - delta * (cd.T @ cd) - nu * last @ last.T
     margin = 1e-8
     program = cp.Problem(cp.Maximize(nu), [form >> margin * np.eye(n + m), p >> margin * np.eye(n)])
     try:

@@ -258,6 +258,28 @@ class SlopeGains(LocalGains):
         size = self.around.values[-1].size
         return float(self.radius(self.around.flow.output, np.ones(size)))
 
+    def row_gains(self, rows):
+        """Upper bounds, (m,), on the gains of linear functions of the output, `rows` (m, outputs).
+
+        ‖cᵀJ‖r + Σ_j ‖cᵀJ_j s_j^½‖·t_j, with the linearised maps of (t): a row's norm is exact.
+        """
+        sizes = rounding.euclidean_norms_up(rows)
+        whole = sizes * self.gain() * (1 + 1e-12)
+        held, parts, lost = self.linearised.get(self.around.flow.output, ((), (), 0.0))
+        if len(held) != rows.shape[1]:
+            return whole
+        unit, found = rounding.UNIT_ROUNDOFF["float64"], lost * sizes
+        for _, scalable, size, signal in parts:
+            matrix = np.asarray(scalable.matrix, np.float64)
+            if not matrix.size:
+                continue
+            # Of what the matrix errs by, as in `_norm`, and of this product.
+            wrong = rounding.gamma(self.around.sum_length, unit) * size * np.sqrt(len(held))
+            wrong += rounding.gamma(len(held) + 2, unit) * float(np.linalg.norm(matrix)) * 1.01
+            wrong += rounding.TINY * matrix.size
+            found = found + (rounding.euclidean_norms_up(rows @ matrix) + wrong * sizes) * signal
+        return np.minimum(whole, found * (1 + 1e-9))
+
     def _radius_at(self, k):
         return self.bounds[k]
 
@@ -302,11 +324,13 @@ class EntryGains:
 
     def gain(self):
         """Upper bound on the largest row sum."""
-        around = self.around
+        return float(np.max(self.row_gains(np.eye(self.around.values[-1].size))))
+
+    def row_gains(self, rows):
+        """Upper bounds, (m,), on the l1 norms of what `rows` (m, outputs) are of the input."""
+        around, size = self.around, len(rows)
         target = around.flow.output
-        shape = around.trace.shape(target)
-        size = around.values[-1].size
-        held = {target: np.eye(size).reshape(size, *shape)}
+        held = {target: rows.reshape(size, *around.trace.shape(target))}
         total = np.zeros(size)
         for k in range(target, 0, -1):
             if k not in held:
@@ -340,5 +364,5 @@ class EntryGains:
                 held[i] = held[i] + part if i in held else part
         if 0 in held:
             total += np.abs(held[0].reshape(size, -1)).sum(axis=1)
-        whole = float(np.max(self.bounds[target]))
-        return min(whole, float(np.max(total)) * (1 + 1e-9))
+        whole = np.abs(rows) @ self.bounds[target].ravel()
+        return np.minimum(whole, total) * (1 + 1e-9)

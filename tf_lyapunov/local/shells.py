@@ -1,40 +1,36 @@
 """How far outputs move for a change of the input of at most r, per unit of that change.
 
-Around one point x, on the ball of radius s: ‖F(x+e) - F(x)‖ ≤ A(s)‖e‖, A the gain by the slopes
-that its boxes leave, times the largest slope of softmax there; and ‖F(x+e) - F(x)‖ ≤ D(s), by the
-proved ranges of the outputs. With shells s_0 < s_1 < … up to r, for any m,
+Around one point x, on the ball of radius s: ‖F(x+e) - F(x)‖ ≤ A(s)‖e‖, A by the slopes that its
+boxes leave: the gain of the logits times the largest slope of softmax there, or the gains of
+margins as `probabilities` weighs them; and ‖F(x+e) - F(x)‖ ≤ D(s), by the proved ranges of the
+outputs. With shells s_0 < s_1 < … up to r, for any m,
 
     sup_{0<‖e‖≤r} ‖F(x+e) - F(x)‖/‖e‖ ≤ max{ A(s_m), max_{k>m} D(s_k)/s_{k-1} },              (S)
 
 since ‖e‖ > s_{k-1} on shell k. Gains prove little on large balls, ranges little on small ones.
-
-D. If p_c ≥ q for the class c on the whole ball, two points of the simplex with a = 1 - p_c and b =
-1 - p'_c differ by at most √((a-b)² + a² + b²) (the other entries are non-negative with sums a and
-b); this is convex in a and b, and √2(1-q) at the corners of [0, 1-q]². In l∞, and for a sigmoid,
-they differ by at most 1 - q.
 """
 
 import math
 
 import numpy as np
 
-from tf_lyapunov.local.around import OutOfTime
+from tf_lyapunov.local.around import Around, OutOfTime
 from tf_lyapunov.local.ascent import ascend, tried
 from tf_lyapunov.local.boxes import Effort, Memory, surround
 from tf_lyapunov.local.flow import trace
 from tf_lyapunov.local.localgains import chords
 from tf_lyapunov.local.outputs import EntryGains, SlopeGains
+from tf_lyapunov.local.probabilities import Margins, distance, slope
 from tf_lyapunov.local.radii import margin_rows
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.local.searching import SearchFlow
 from tf_lyapunov.program import rounding
 
-_SQRT2_UP = float(rounding.up(math.sqrt(2.0)))
 # Balls per radius that are looked at, and the least ratio of two shells, also in large flows; and
 # the share of a radius that is looked at first in these, whose larger balls take longer and prove
 # less.
 _BALLS, _RATIO, _RATIO_LARGE, _FIRST_LARGE = 8, 1.06, 1.25, 1 / 8
-_UNKNOWN = np.inf
+_NOTHING = 1e-30
 # Entries of all signals together from which on searches are short.
 _ENTRIES = 4000
 _SMALL = Effort(box_steps=6, margin_steps=25)
@@ -56,9 +52,8 @@ class Shells:
         self.search = SearchFlow(flow, norm == "l2")
         # The ball whose gain counted at the last point, or None.
         self.near, self.ratio = None, _RATIO
-        self.most = _UNKNOWN
-        if head is not None:
-            self.most = _SQRT2_UP if norm == "l2" and head == "softmax" else 1.0
+        # How far F moves at most, wherever the input is, from the point at hand.
+        self.most = np.inf
 
     def improved(self, x, radii, known, enough=None, deadline=np.inf):
         """Upper bounds, one per radius, never above `known`.
@@ -79,6 +74,7 @@ class Shells:
                 continue
             if traced is None:
                 traced = trace(self.flow, x)
+                self._start_at(traced)
                 self.ratio = _RATIO_LARGE if self._is_large(traced) else _RATIO
             for _ in range(_BALLS):
                 value, size = self._bound(balls, radius)
@@ -95,6 +91,25 @@ class Shells:
             self.near = self._start(balls, radius)
         # What holds on a ball holds on those inside it.
         return np.minimum.accumulate(found[::-1])[::-1]
+
+    def _start_at(self, traced):
+        """Where F is at the centre, which bounds how far it ever moves from there."""
+        if self.head is None:
+            return
+        logits = traced.values[-1].reshape(-1)
+        self.label = int(np.argmax(logits)) if len(logits) > 1 else int(logits[0] > 0)
+        self.rows = margin_rows(len(logits), self.label)
+        # Rounding of the logits: what a ball that is next to nothing moves them by.
+        region = Region.ball(traced.values[0][0], _NOTHING, self.norm)
+        around = Around(self.flow, traced, region)
+        for k in range(1, self.flow.output + 1):
+            around.advance(k)
+        doubt = rounding.product_up(around.radii[self.flow.output], 2.0)
+        self.margins = self.rows @ logits
+        doubt = doubt + 1e-15 * (np.abs(self.rows) @ np.abs(logits))
+        self.centre = Margins(self.margins - doubt, self.margins + doubt)
+        anywhere = Margins(*(np.full(len(self.margins), v) for v in (-np.inf, np.inf)))
+        self.most = distance(anywhere, self.centre, self.norm, self.head)
 
     def _may_start_small(self, traced):
         # Without a head, only a range on the whole ball bounds anything on its shells.
@@ -150,28 +165,27 @@ class Shells:
         )  # fmt: skip
         around = surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
         logits = traced.values[-1].reshape(-1)
-        if self.head is None:
-            rows = np.concatenate([np.eye(len(logits)), -np.eye(len(logits))])
-        else:
-            label = int(np.argmax(logits)) if len(logits) > 1 else int(logits[0] > 0)
-            rows = margin_rows(len(logits), label)
+        rows = self.rows if self.head else np.concatenate([np.eye(len(logits)), -np.eye(len(logits))])
         c = rows.reshape(len(rows), *traced.shape(target))
         multipliers, _ = tried(around, c, target, trials=effort.margin_trials)
         if multipliers and effort.margin_steps:
             ascend(around, c, target, multipliers, effort.margin_steps)
         lower = around.lower(c, target, multipliers)
-        gain = (SlopeGains if self.norm == "l2" else EntryGains)(around, chords).gain()
+        gains = (SlopeGains if self.norm == "l2" else EntryGains)(around, chords)
         if self.head is None:
             # Both x and x+e lie in the ball.
             width = rounding.up(-lower[len(logits) :] - lower[: len(logits)])
             size = np.max(width) if self.norm == "linf" else rounding.euclidean_norms_up(
                 width[None])[0]  # fmt: skip
-            return gain, float(size)
-        # Rounding of a few exponentials and sums is far below this.
-        rest = float(np.sum(np.exp(-np.clip(lower, -50, 500)))) * (1 + 1e-12)
-        top = 1 / (1 + rest)
-        missing = rest / (1 + rest) * (1 + 1e-12) + 1e-300
-        slope = 0.25 if top <= 0.5 else min(0.25, top * missing * (1 + 1e-9))
-        if self.head == "softmax":
-            slope *= 2
-        return gain * slope, min(self.most * missing, self.most)
+            return gains.gain(), float(size)
+        moved = gains.row_gains(rows)
+        reach = rounding.up(moved * radius)
+        margins = Margins(
+            np.maximum(lower, rounding.down(self.centre.low - reach)),
+            rounding.up(self.centre.high + reach),
+        )
+        gain = gains.gain() * margins.steepest(self.head)
+        return (
+            min(gain, slope(margins, moved, self.norm, self.head)),
+            min(distance(margins, self.centre, self.norm, self.head), self.most),
+        )
