@@ -47,6 +47,26 @@ def test_indices_hold_on_every_trajectory_and_are_nearly_the_largest(plant):
     assert worst - 1e-3 * (1 + abs(worst)) <= nu <= worst + 1e-6
 
 
+@pytest.mark.parametrize("seed", [2, 4, 6, 8, 12, 19, 32])
+def test_plants_of_any_units_and_slow_poles_are_proved(seed):
+    """Their inequality, solved in units in which its numbers are far apart, is not verified."""
+    rng = np.random.default_rng(seed)
+    n, m = int(rng.integers(1, 7)), int(rng.integers(1, 3))
+    a = rng.normal(size=(n, n))
+    a *= rng.choice([0.3, 0.9, 0.99, 0.999]) / np.max(np.abs(np.linalg.eigvals(a)))
+    b = rng.normal(size=(n, m)) * 10 ** rng.uniform(-2, 2)
+    c = rng.normal(size=(m, n)) * 10 ** rng.uniform(-2, 2)
+    found = linear_indices(a, b, c, delta=0.1)
+    near = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 400)])
+    angles = np.angle(np.linalg.eigvals(a))[:, None] + np.concatenate([-near, near])
+    worst = np.inf
+    for z in np.exp(1j * np.append(np.linspace(0, np.pi, 400), angles.ravel())):
+        g = c @ np.linalg.solve(z * np.eye(n) - a, b)
+        form = (g + g.conj().T) / 2 - 0.1 * g.conj().T @ g
+        worst = min(worst, float(np.linalg.eigvalsh(form)[0]))
+    assert found and worst - 1e-2 * (1 + abs(worst)) <= found.indices.nu <= worst * (1 - 1e-6)
+
+
 def test_an_unstable_plant_needs_a_negative_delta():
     refused = linear_indices([[1.2]], [[1.0]], [[1.0]])
     assert refused.verdict == "NOT_PROVED" and "not stable" in refused.reason

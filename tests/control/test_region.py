@@ -46,6 +46,23 @@ def test_no_trajectory_of_a_hundred_thousand_leaves(found):
     assert not np.any(found.attack(100_000, steps=300).left)
 
 
+@pytest.mark.parametrize("seed", [0, 2, 9])
+def test_what_a_solver_finds_at_its_tolerance_is_looked_for_again_with_more_room(seed):
+    """Stabilising lane keepers, of which the first candidate's inequality cannot be verified."""
+    lane = Plant(
+        [[1, 0.02, 0, 0], [0, 0.90274594, 2.72311377, 0.02359491], [0, 0, 1, 0.02],
+         [0, 0.01876357, -0.52538, 0.85651442]],
+        [[0], [1.47532934], [0], [1.16150571]],
+    )  # fmt: skip
+    gain = np.array([[0.20063337, 0.05771352, 1.25833264, 0.10555406]])
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(4, 8)) * [[0.1], [0.1], [0.3], [0.1]] * 10 ** rng.uniform(-1.5, 0)
+    last = np.linalg.lstsq(first, -gain.T, rcond=None)[0]
+    assert np.max(np.abs(np.linalg.eigvals(lane.state - lane.input @ gain))) < 1
+    region = region_of_attraction(lane, network([first.T, last.T]), [2.0, 3.0, 0.4, 2.0])
+    assert region and not np.any(region.attack(500, steps=200).left)
+
+
 def test_the_region_is_half_of_what_simulations_see_in_the_box(found):
     compared = found.compare(4000)
     assert np.all(compared.stayed[compared.inside]) and 0.5 <= compared.share <= 1

@@ -96,7 +96,10 @@ def test_no_change_is_steeper(norm, head, box):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_one_competitor_has_its_closed_form(norm):
     factor = np.sqrt(2) if norm == "l2" else 1.0
-    near, far = Margins(np.array([-1.0]), np.array([1.0])), Margins(np.array([3.0]), np.array([9.0]))
+    near, far = (
+        Margins(np.array([-1.0]), np.array([1.0])),
+        Margins(np.array([3.0]), np.array([9.0])),
+    )
     p = 1 / (1 + np.exp(3.0))
     gains = np.array([2.0])
     assert slope(near, gains, norm, "softmax") == pytest.approx(2 * factor / 4)
@@ -105,7 +108,7 @@ def test_one_competitor_has_its_closed_form(norm):
 
 
 def test_competitors_share_what_is_missing():
-    """Each alone could have all of it: a price on probability finds that they cannot all have it."""
+    """Each alone could have all of it; a price on probability finds that not all can."""
     low = np.full(5, 2.0)
     margins, gains = Margins(low, low + 9), np.array([1.0, 1.0, 1.0, 3.0, 3.0])
     u, total = 1 / (1 + np.exp(2.0)), margins.missing

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import warnings
 from fractions import Fraction
 
 import numpy as np
+from scipy.linalg import solve_discrete_lyapunov
 
 from tf_lyapunov.control import search
 from tf_lyapunov.control.plants import _matrix
@@ -16,6 +18,8 @@ from tf_lyapunov.verification.arithmetic import SLACK, TINY, UNIT, is_semidefini
 
 # What is taken off a computed ν, relative to its size, until a proof succeeds.
 _BACK = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# Strictness that is asked of the solver, more where the proof of what it found fails.
+_MARGINS = (1e-8, 1e-7, 1e-6, 1e-5)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -121,39 +125,84 @@ def linear_indices(state, input, output, feedthrough=None, *, delta=0.0, solver=
 
 def _proved(a, b, c, d, delta, solver):
     """`(indices, storage)` for δ, or for the largest δ = ν; `(None, None)` if the solver finds no
-    storage, None if the one that it found is not verified."""
-    found = _solved(a, b, c, d, delta, solver)
-    if found is None:
-        return None, None
-    storage, nu = found
-    for back in _BACK:
-        lower = nu - back * (abs(nu) + float(np.linalg.norm(b.T @ storage @ b)) + 1e-3)
-        own = lower if delta is None else delta
-        if _proves(a, b, c, d, own, lower, storage):
-            return Indices(own, lower), storage
-    return None
+    storage, None if none that it found is verified."""
+    unseen = None, None
+    for margin in _MARGINS:
+        found = _solved(a, b, c, d, delta, solver, margin)
+        if found is None:
+            continue
+        storage, nu = found
+        unseen = None
+        for back in _BACK:
+            lower = nu - back * (abs(nu) + float(np.linalg.norm(b.T @ storage @ b)) + 1e-3)
+            own = lower if delta is None else delta
+            if _proves(a, b, c, d, own, lower, storage):
+                return Indices(own, lower), storage
+    return unseen
 
 
-def _solved(a, b, c, d, delta, solver):
+def _solved(a, b, c, d, delta, solver, margin):
+    """`(P, ν)`, in coordinates in which numbers are near one.
+
+    With x' = Tx, u = αu', y = βy', a storage V is V/αβ for (δβ/α, να/β). α/β is such that the
+    transfer function's gain is about one, T makes a stable A contract.
+    """
     import cvxpy as cp
 
     n, m = b.shape
+    t = _coordinates(a)
+    back = np.linalg.inv(t)
+    ratio = 1 / _peak(a, b, c, d)  # α/β
+    entering, leaving = (float(np.linalg.norm(v, 2)) or 1.0 for v in (t @ b, c @ back))
+    t = t * np.sqrt(leaving / (entering * ratio))  # with β = 1
+    back = np.linalg.inv(t)
+    ab = t @ np.concatenate([a @ back, ratio * b], axis=1)
+    cd = np.concatenate([c @ back, ratio * d], axis=1)
+    share = 1.0 if delta is None else 1 / max(1.0, abs(delta) / ratio)
     p, nu = cp.Variable((n, n), symmetric=True), cp.Variable()
-    delta = nu if delta is None else delta
-    ab, cd = np.concatenate([a, b], axis=1), np.concatenate([c, d], axis=1)
+    own = nu / ratio**2 if delta is None else share * delta / ratio
     first, last = np.eye(n + m)[:, :n], np.eye(n + m)[:, n:]
     cross = (cd.T @ last.T + last @ cd) / 2
-    form = first @ p @ first.T - ab.T @ p @ ab + cross - delta * (cd.T @ cd) - nu * last @ last.T
-    margin = 1e-8
+    form = (
+        first @ p @ first.T - ab.T @ p @ ab + share * cross - own * (cd.T @ cd) - nu * last @ last.T
+    )
     program = cp.Problem(cp.Maximize(nu), [form >> margin * np.eye(n + m), p >> margin * np.eye(n)])
     try:
-        program.solve(solver=solver.upper())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on accuracy, which a proof decides
+            program.solve(solver=solver.upper())
     except cp.error.SolverError:
         return None
     usable = program.status in ("optimal", "optimal_inaccurate")
     if not usable or p.value is None or not np.all(np.isfinite(p.value)):
         return None
-    return (p.value + p.value.T) / 2, float(nu.value)
+    storage = ratio / share * t.T @ p.value @ t
+    return (storage + storage.T) / 2, float(nu.value) / (share * ratio)
+
+
+def _peak(a, b, c, d, angles=200):
+    """Largest gain of D + C(z - A)⁻¹B on some points of the unit circle; 1 for no gain."""
+    poles = np.abs(np.angle(np.linalg.eigvals(a)))
+    z = np.exp(1j * np.concatenate([poles, np.geomspace(1e-4, np.pi, angles)]))
+    try:
+        inner = np.linalg.solve(z[:, None, None] * np.eye(len(a)) - a, b.astype(complex))
+    except np.linalg.LinAlgError:  # a pole among them
+        return 1.0
+    found = float(np.max(np.linalg.norm(c @ inner + d, 2, axis=(1, 2))))
+    return found if 1e-12 < found < 1e12 else 1.0
+
+
+def _coordinates(a):
+    """T for which TAT⁻¹ contracts, of a stable A; else the identity."""
+    eye = np.eye(len(a))
+    radius = float(np.max(np.abs(np.linalg.eigvals(a))))
+    if radius >= 1:
+        return eye
+    gramian = solve_discrete_lyapunov(a.T, (1 - radius) * eye)
+    try:
+        return np.linalg.cholesky((gramian + gramian.T) / 2).T
+    except np.linalg.LinAlgError:
+        return eye
 
 
 def _proves(a, b, c, d, delta, nu, storage):

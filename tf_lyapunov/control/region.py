@@ -324,18 +324,16 @@ def _chain(network, plant):
 
 def _found(arrays, chain, box, rate, solver):
     """A proved `LoopClaim` with the smallest rate that is, or None."""
-    best = search.search(arrays, chain, box, rate, solver)
-    if best is None:
-        return None
-    for room in _ROOMS:
-        grow = 1 + room
-        claim = loops.LoopClaim(
-            arrays, box, best.first, best.reads, best.shape * grow, np.array([rate]),
-            best.lam * grow, best.mu * grow,
-        )  # fmt: skip
-        claim.check()
-        if not any(True for _ in loops.objections(claim, chain)):
-            return _faster(claim, chain)
+    for best in search.candidates(arrays, chain, box, rate, solver):
+        for room in _ROOMS:
+            grow = 1 + room
+            claim = loops.LoopClaim(
+                arrays, box, best.first, best.reads, best.shape * grow, np.array([rate]),
+                best.lam * grow, best.mu * grow,
+            )  # fmt: skip
+            claim.check()
+            if not any(True for _ in loops.objections(claim, chain)):
+                return _faster(claim, chain)
     return None
 
 

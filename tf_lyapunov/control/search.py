@@ -16,7 +16,8 @@ from tf_lyapunov.verification import loops
 _SHARES = (1.0, 0.6, 0.35, 0.2, 0.1, 0.05, 0.02, 0.005)
 _GROWTHS = (1.3, 1.12, 1.05, 1.0)
 # Strictness that is asked of the solver in scaled variables, and taken off the ellipsoid.
-_MARGIN, _INSIDE = 1e-7, 1e-6
+# The next is asked where the proof of what was found fails: solvers end near their tolerance.
+_MARGINS, _INSIDE = (1e-7, 1e-6, 1e-5, 1e-4), 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,8 +32,19 @@ class Candidate:
     size: float
 
 
-def search(plant, controller, box, rate, solver):
-    """The best `Candidate` found, or None.
+def candidates(plant, controller, box, rate, solver):
+    """`Candidate`s to prove one after the other: the best by every margin, then all the others."""
+    held = []
+    for margin in _MARGINS:
+        best = search(plant, controller, box, rate, solver, margin, held)
+        if best is None:
+            break
+        yield best
+    yield from sorted(held, key=lambda found: found.size)
+
+
+def search(plant, controller, box, rate, solver, margin=_MARGINS[0], held=None):
+    """The best `Candidate` found, or None; `held` takes all that were found on the way.
 
     Volumes are enlarged by tr(P_k⁻¹P), which majorises log det P, and the set by growing and
     shrinking it around the ellipsoid that was found.
@@ -41,9 +53,13 @@ def search(plant, controller, box, rate, solver):
     n, count = len(box), len(plant.kinds)
     last = len(full.widths) - count
     first, reads = full.widths[n:last], full.widths[last:]
-    best = None
+    best, held = None, [] if held is None else held
     for share in _SHARES:
-        found = solve(plant, controller, box, share * first, share * reads, rate, solver)
+        found = solve(
+            plant, controller, box, share * first, share * reads, rate, solver, margin=margin
+        )
+        if found is not None:
+            held.append(found)
         if found is not None and (best is None or found.size < best.size):
             best = found
         elif best is not None:
@@ -56,6 +72,7 @@ def search(plant, controller, box, rate, solver):
             tried = solve(
                 plant, controller, box, np.minimum(extent[: last - n], first),
                 np.minimum(extent[last - n :], reads), rate, solver, start=best.shape,
+                margin=margin,
             )  # fmt: skip
             if tried is None or not tried.size < best.size - 1e-3:
                 break
@@ -68,7 +85,8 @@ def _extent(shape, rows):
     return np.sqrt(np.maximum(np.sum(rows * np.linalg.solve(shape, rows.T).T, axis=1), 0.0))
 
 
-def solve(plant, controller, box, first, reads, rate, solver, *, start=None, rounds=3, blend=1.0):
+def solve(plant, controller, box, first, reads, rate, solver, *, start=None, rounds=3, blend=1.0,
+          margin=_MARGINS[0]):  # fmt: skip
     """`Candidate` on one set, or None where the solver finds none.
 
     Args:
@@ -76,16 +94,17 @@ def solve(plant, controller, box, first, reads, rate, solver, *, start=None, rou
         start: P near which to begin.
         rounds: of the majorised log det.
         blend: share of every sector's half width that is kept, around its middle.
+        margin: strictness of the inequality, in scaled variables.
     """
     form = loops.form_on(plant, controller, box, first, reads)
     low = np.concatenate([form.alpha, form.low])
     high = np.concatenate([form.beta, form.high])
     middle = (low + high) / 2
     low, high = middle + blend * (low - middle), middle + blend * (high - middle)
-    return _solved(form, box, low, high, rate, solver, start, rounds)
+    return _solved(form, box, low, high, rate, solver, start, rounds, margin)
 
 
-def _solved(form, box, low, high, rate, solver, start, rounds):
+def _solved(form, box, low, high, rate, solver, start, rounds, margin):
     import cvxpy as cp
 
     n, size = len(box), form.motion.shape[1]
@@ -110,7 +129,7 @@ def _solved(form, box, low, high, rate, solver, start, rounds):
         # In units in which the multiplier is near one.
         terms[:, k] = (term + term.T).ravel() / (2 * scale[n + k] ** 2)
     matrix = matrix - cp.reshape(terms @ weight, (size, size), order="C")
-    constraints = [matrix >> _MARGIN * np.eye(size)]
+    constraints = [matrix >> margin * np.eye(size)]
     for row, width in zip(form.bounds, form.widths, strict=True):
         row = row * box
         if not np.any(row):

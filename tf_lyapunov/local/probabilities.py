@@ -7,8 +7,9 @@ With m_k = f_c - f_k ∈ [l_k, h_k] on a set, k ≠ c, and p the softmax of f,
 
 **Slopes.** The change of f from x to x + e leads along a segment, on which margins keep their
 ranges, being linear in f. Where margins change by d_k along it, |d_k| ≤ g_k‖e‖, p changes at the
-rate -Σ_k d_k p_k(e_k - p), as Jacobians diag(p) - ppᵀ send ones to 0. In l2, ‖e_k - p‖² = (1-p_k)² +
-Σ_{j≠k} p_j² ≤ 2(1-p_k)², in l∞ it is (1-p_k)². Hence, for any λ ≥ 0 and with M the range of 1 - p_c,
+rate -Σ_k d_k p_k(e_k - p), as Jacobians diag(p) - ppᵀ send ones to 0. In l2, ‖e_k - p‖² =
+(1-p_k)² + Σ_{j≠k} p_j² ≤ 2(1-p_k)², in l∞ it is (1-p_k)². Hence, for any λ ≥ 0 and with M the range
+of 1 - p_c,
 
     ‖Δp‖/‖e‖ ≤ √2 (l∞: 1) · [ Σ_k max_{0≤p≤u_k} (g_k p(1-p) - λp) + λM ],                      (P)
 

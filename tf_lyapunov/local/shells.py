@@ -165,7 +165,9 @@ class Shells:
         )  # fmt: skip
         around = surround(flow, traced, region, effort, memory, proof=True, deadline=deadline)
         logits = traced.values[-1].reshape(-1)
-        rows = self.rows if self.head else np.concatenate([np.eye(len(logits)), -np.eye(len(logits))])
+        rows = (
+            self.rows if self.head else np.concatenate([np.eye(len(logits)), -np.eye(len(logits))])
+        )
         c = rows.reshape(len(rows), *traced.shape(target))
         multipliers, _ = tried(around, c, target, trials=effort.margin_trials)
         if multipliers and effort.margin_steps:
