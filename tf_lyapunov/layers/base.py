@@ -21,6 +21,7 @@ import numpy as np
 from keras import ops
 
 from tf_lyapunov.interruption import uninterrupted
+from tf_lyapunov.layers.initial import WideInitializers
 from tf_lyapunov.spectral.arguments import GAIN_RANGE, positive
 from tf_lyapunov.spectral.conditions import cond
 from tf_lyapunov.spectral.precision import unit_roundoff
@@ -31,7 +32,7 @@ MARKS = 4
 MARK_SCALE = 2.0**-60
 
 
-class EffectiveLayer(keras.layers.Layer):
+class EffectiveLayer(WideInitializers, keras.layers.Layer):
     """A layer that applies weights which are a function of its raw variables, and keeps them.
 
     A subclass creates its raw variables in `build` (`add_weight(..., autocast=False)`), then calls

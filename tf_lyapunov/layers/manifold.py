@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_lyapunov.layers.initial import WideInitializers
 from tf_lyapunov.layers.keras_order import extending, without
 from tf_lyapunov.layers.linear import check_activation, known_width
 from tf_lyapunov.optimizers.marks import mark_orthogonal
@@ -18,7 +19,7 @@ PRESERVES = (None, "norms", "gradients")
 
 
 @keras.saving.register_keras_serializable(package="tf_lyapunov")
-class OrthogonalDense(keras.layers.Dense):
+class OrthogonalDense(WideInitializers, keras.layers.Dense):
     """Dense layer whose kernel is a point on the Stiefel manifold, kept there by the optimizer.
 
         y = φ(x W + b),   WᵀW = I for units ≤ in,   WWᵀ = I for units ≥ in                     (1)

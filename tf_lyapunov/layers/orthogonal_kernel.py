@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tf_lyapunov.layers.base import EffectiveLayer
+from tf_lyapunov.layers.initial import in_float32
 from tf_lyapunov.layers.keras_order import without
 from tf_lyapunov.layers.linear import check_activation, per_axis
 from tf_lyapunov.layers.manifold import PRESERVES
@@ -125,7 +126,7 @@ class OrthogonalKernel(EffectiveLayer):
         variable = self.add_weight(
             name=name,
             shape=shape,
-            initializer=orthogonal,
+            initializer=in_float32(orthogonal),
             regularizer=self.kernel_regularizer,
             autocast=False,
         )
