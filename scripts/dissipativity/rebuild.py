@@ -7,7 +7,9 @@
 `bounds.svg`: every method's bound on networks trained in the ordinary way, by width and by depth,
 above the largest gain that ascent found. `depth.svg`: CPU time by depth. The anchor: how many of
 the first 100 test images a 784-16-10 network keeps within 0.3, by the product of norms, by LipSDP
-for every pair of classes, and under PGD. Results go to `scripts/results/certificates`. Exit code 1
+for every pair of classes, by linear bounds around each image, and under PGD; and beside every
+network's gains those that hold on balls around test images. Results go to
+`scripts/results/certificates`. Exit code 1
 if a measurement contradicts a proof.
 """
 
@@ -38,6 +40,7 @@ from tf_lyapunov.bounds.chains import product_gain
 from tf_lyapunov.bounds.tails import dense_tail
 from tf_lyapunov.certification import certify, read_network
 from tf_lyapunov.evaluation.drawing import new_figure, save, style
+from tf_lyapunov.local.outputs import gain_on
 from tf_lyapunov.theory.balls import L2
 from tf_lyapunov.writing import write_text
 
@@ -46,6 +49,8 @@ RADIUS = 0.3
 WIDTHS, DEPTHS, DEPTH_WIDTH = (16, 32, 64, 128, 256), (1, 2, 4, 8, 16), 64
 METHODS = ("product of norms", "LipLT", "closed form", "ECLipsE", "LipSDP-layer", "LipSDP-neuron")
 MARKERS = "osD^vP"
+# Balls on which gains are proved around the first test images, and seconds for linear bounds.
+LOCAL_RADIUS, LOCAL_IMAGES, LINEAR_SECONDS = 0.1, 8, 120.0
 
 
 def trained(data, widths, epochs, seed=0):
@@ -91,8 +96,23 @@ def sweep(data, nets, epochs, points, rounds, seconds):
         accuracy = model.evaluate(data.x_test, data.y_test, verbose=0)[1]
         lower = ascended_gain(chain, points, rounds)
         rows = bounds(chain, seconds=seconds)
-        found.append({"widths": widths, "accuracy": accuracy, "found": lower, "methods": rows})
+        local = np.sort(gain_on(model, data.x_test[:LOCAL_IMAGES], LOCAL_RADIUS))
+        found.append(
+            {
+                "widths": widths,
+                "accuracy": accuracy,
+                "found": lower,
+                "methods": rows,
+                "on balls": {
+                    "radius": LOCAL_RADIUS,
+                    "images": LOCAL_IMAGES,
+                    "median": float(np.median(local)),
+                    "largest": float(local[-1]),
+                },
+            }
+        )
         shown = ", ".join(f"{row['method']} {row['bound']:.4g}" for row in rows)
+        shown += f", on balls {np.median(local):.4g}"
         print(f"{widths}: {accuracy:.1%}, found {lower:.4g}, {shown}", flush=True)
         keras.backend.clear_session()
     return found
@@ -115,14 +135,20 @@ def anchor(data, epochs, steps):
     proof = certify(model, x, y, method="lipsdp")
     seconds = time.perf_counter() - begin
     counts["LipSDP per pair"] = int(np.sum(proof.radius >= RADIUS))
+    begin = time.perf_counter()
+    around = certify(model, x, y, method="linear", time_budget=LINEAR_SECONDS)
+    linear_seconds = time.perf_counter() - begin
+    counts["linear, around each image"] = int(np.sum(around.radius >= RADIUS))
     attack = PGD(radius=L2(RADIUS), steps=steps)(model, x, y)
     survives = right & ~np.asarray(attack.success, dtype=bool)
     counts["left by PGD"] = int(np.sum(survives))
-    broken = int(np.sum((proof.radius >= RADIUS) & ~survives))
+    proved = np.maximum(proof.radius, around.radius) >= RADIUS
+    broken = int(np.sum(proved & ~survives))
     return {
         "net": "784-16-10 ReLU", "epochs": epochs, "radius": RADIUS, "images": 100,
         "clean": int(np.sum(right)), "product of norms": product,
         "gain by LipSDP": float(proof.gain_upper_bound), "seconds, LipSDP": seconds,
+        "seconds, linear": linear_seconds,
         "PGD steps": steps, "counts": counts, "certified and broken": broken,
     }  # fmt: skip
 
@@ -159,6 +185,9 @@ def bounds_figure(results):
                 axis.plot(x, y, line, color=colour, label=method, markersize=4)
             found = [net["found"] for net in nets]
             axis.plot(x, found, ":x", color=colours["text"], label="found by ascent")
+            y = [net["on balls"]["median"] for net in nets]
+            own = f"on balls of radius {LOCAL_RADIUS}, median"
+            axis.plot(x, y, "-.+", color=colours["text"], label=own)
             axis.set(xlabel=label, xscale="log", yscale="log")
             axis.set_xticks(x, [str(v) for v in x])
             axis.xaxis.minorticks_off()

@@ -207,10 +207,10 @@ def test_bounds_hold_whatever_multipliers_a_file_holds(kind):
         pieces.append(drawn(network, first, numbers[network.logits], none, logits, rng))
         weights = drawn(network, first, numbers[network.logits], none, 1, rng, Activation)
         pieces.append(dataclasses.replace(weights, margin=WEIGHTS))
-        groups, last, _, roots = read(network, pieces, logits)
+        given = read(network, pieces, logits)
         region = Region(center, radius, norm, bounds or (-np.inf, np.inf))
-        around = Surroundings(network, gains, region, groups)
-        around.weigh(roots)
+        around = Surroundings(network, gains, region, given.groups)
+        around.weigh(given.weights)
         plain = Surroundings(network, gains, region)
         values = signals(network, points(center, radius, norm, bounds, rng))
         for known in (around, plain):
@@ -231,7 +231,7 @@ def test_bounds_hold_whatever_multipliers_a_file_holds(kind):
                 moved = np.sqrt(away**2 @ weights)
                 assert np.all(moved <= relaxed.radius + 1e-9)
             rows = Functionals(np.eye(logits))
-            for multipliers in (last, None):
+            for multipliers in (given.last, None):
                 found = known.lower(network.logits, rows, multipliers)
                 assert np.all(found <= values[network.logits].min(axis=0) + 1e-9)
         # Not by being empty: random shares are worse than none, and still say something.

@@ -9,6 +9,7 @@ from tf_lyapunov.local.places import pieces_of, places_of
 from tf_lyapunov.progress import steps
 from tf_lyapunov.verification.around.balls import Gains
 from tf_lyapunov.verification.around.claims import attempt, margin_rows, region_around
+from tf_lyapunov.verification.around.evidence import JOINT
 from tf_lyapunov.verification.around.pairs import expanded
 
 # Radii tried for an input until the verifier proves one, and the least step between two.
@@ -62,14 +63,15 @@ def enclosed(certificate, proof, network, derived, logits, errors, inputs, cast)
                 return None
 
         height = float(np.min(margin_rows(logits.shape[1], int(labels[i])) @ logits[i]))
-        reached, around = _reached(tried, height, certificate.radius[i], derived[i])
-        if around is not None:
-            radius[i], pieces[i] = reached, _pruned(network, around, found)
+        reached, proved = _reached(tried, height, certificate.radius[i], derived[i])
+        if proved is not None:
+            kept = [p for p in found if proved.took_joint or p.margin != JOINT]
+            radius[i], pieces[i] = reached, _pruned(network, proved.around, kept)
     return Enclosed(radius, pieces, tuple(_words(certificate.radius, radius, records, places)))
 
 
 def _reached(tried, height, radius, least):
-    """A radius above `least` that is proved, and its `Surroundings`; or `least` and None.
+    """A radius above `least` that is proved, and its `Attempt`; or `least` and None.
 
     Margins fall from `height` at the centre, ever faster as a rule, so that the line through what
     was found at a radius too large reaches zero before they do.
@@ -79,7 +81,7 @@ def _reached(tried, height, radius, least):
             break
         found = tried(radius)
         if found is not None and found.holds:
-            return radius, found.around
+            return radius, found
         share = 0.5
         if found is not None and np.isfinite(found.excess):
             share = min(max(height / (height - found.excess), 0.5), 1.0)

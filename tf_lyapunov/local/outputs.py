@@ -278,7 +278,7 @@ class SlopeGains(LocalGains):
             wrong += rounding.gamma(len(held) + 2, unit) * float(np.linalg.norm(matrix)) * 1.01
             wrong += rounding.TINY * matrix.size
             found = found + (rounding.euclidean_norms_up(rows @ matrix) + wrong * sizes) * signal
-        return np.minimum(whole, found * (1 + 1e-9))
+        return np.fmin(whole, found * (1 + 1e-9))
 
     def _radius_at(self, k):
         return self.bounds[k]
@@ -364,5 +364,6 @@ class EntryGains:
                 held[i] = held[i] + part if i in held else part
         if 0 in held:
             total += np.abs(held[0].reshape(size, -1)).sum(axis=1)
-        whole = np.abs(rows) @ self.bounds[target].ravel()
-        return np.minimum(whole, total) * (1 + 1e-9)
+        whole = np.abs(rows) * np.where(rows != 0, self.bounds[target].ravel(), 0.0)
+        found = np.fmin(np.sum(whole, axis=1), total)  # what overflows may be no number
+        return np.where(np.isnan(found), np.inf, found * (1 + 1e-9))

@@ -60,6 +60,7 @@ class Answer:
         trace: `Trace` at the input.
         unsplit: what the multipliers prove without splits of units, at most `radius`.
         splits: dict from rows to `branching.Branches`, which prove them at `radius`.
+        joint: multipliers of the rows for `forms`, by position; empty where none were looked for.
     """
 
     radius: float
@@ -69,10 +70,12 @@ class Answer:
     trace: object = None
     unsplit: float = 0.0
     splits: dict = dataclasses.field(default_factory=dict)
+    joint: dict = dataclasses.field(default_factory=dict)
 
     def rescaled(self, power):
         """The same of rows that are 2^power times smaller: λ is in proportion to them."""
-        held = [self.multipliers or {}, *(b.multipliers for b in self.splits.values())]
+        held = [self.multipliers or {}, self.joint]
+        held += [b.multipliers for b in self.splits.values()]
         for m in itertools.chain(*(h.values() for h in held)):
             m.log_lam = m.log_lam - m.log_lam.dtype.type(power * math.log(2.0))
         return self
@@ -332,7 +335,7 @@ class Prover:
             found = self.prove(traced, smaller, rows, memory, held, joint=joint)
             value = float(np.min(found)) - need(smaller)
             if value > 0:
-                return Answer(smaller, held, memory, count, traced, smaller)
+                return Answer(smaller, held, memory, count, traced, smaller, joint=joint)
             if tried_before is not None and tried_before[0] > smaller:
                 slope = min(slope, (value - tried_before[1]) / (tried_before[0] - smaller))
             tried_before = smaller, value

@@ -15,7 +15,7 @@ import numpy as np
 from tf_lyapunov.local.relaxed import is_curved
 from tf_lyapunov.local.windows import Windows
 
-LEVELS, WEIGHTS = 255, -2
+LEVELS, WEIGHTS, JOINT = 255, -2, -3
 # Bytes of a record beyond which shares of boxes are left out.
 LARGEST = 2**18
 _LARGEST, _FAR, _MOST = 6e4, 2.0, 1e30
@@ -51,7 +51,7 @@ class Block:
         splits: tuple of `(position, unit, point)`; row b is the branch above the points of the
             splits whose bits are set in b.
         margin: number of the margin that is split, or -1; or `WEIGHTS`, where shares are halves of
-            the logarithms of the weights of balls.
+            the logarithms of the weights of balls; or `JOINT`, for all margins by `forms`.
     """
 
     source: int
@@ -109,6 +109,9 @@ def record(flow, traced, answer, largest=None, are_exact=False):
     none = np.zeros(0, np.int32)
     steps = _steps(flow, answer.multipliers, slice(None), None, fine=True, are_exact=are_exact)
     blocks.append(Block(flow.output, none, steps))
+    if answer.joint:
+        steps = _steps(flow, answer.joint, slice(None), None, fine=True, are_exact=are_exact)
+        blocks.append(Block(flow.output, none, steps, (), JOINT))
     weights = {
         k: Shares(np.asarray(columns, np.int32), *_coded(np.log(w)[None] / 2), np.zeros(1, "f4"))
         for k, (columns, w) in answer.memory.weights.items()

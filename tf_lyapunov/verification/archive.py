@@ -13,7 +13,8 @@ from tf_lyapunov.errors import ProofFileError
 from tf_lyapunov.writing import write_bytes
 
 FORMAT = "tf_lyapunov.proof"
-# Version 2 has radii in other norms, within bounds, and by bounds around single inputs. Version 3
+# Version 2 has radii in other norms, within bounds, and by bounds around single inputs (margins by
+# `around.joint` since 2026-12; readers before refuse these). Version 3
 # is about ranges of outputs over a region, versions 4 and 5 about a property of them: on boxes of
 # inputs, and on parts that hidden units divide; version 6 is about gains on balls around inputs,
 # version 7 about the region of attraction of a plant under the model's control, version 8 about

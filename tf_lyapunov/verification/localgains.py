@@ -83,13 +83,13 @@ def derived(network, claim, pieces):
         raise ValueError(f"the balls are around inputs of shape {claim.centers.shape[1:]}")
     passes, found = Passes(network), []
     for i, (center, radius) in enumerate(zip(claim.centers, claim.radii, strict=True)):
-        groups, last, branches, weights = evidence.read(passes.network, pieces.get(i, []), 0)
-        if last or branches or weights:
+        given = evidence.read(passes.network, pieces.get(i, []), 0)
+        if given.last or given.branches or given.weights or given.joint:
             raise ValueError("a gain has no multipliers but those of boxes")
         norm = claim.norm_name
         with np.errstate(over="ignore", invalid="ignore"):
             region = Region(center, radius, norm)
-            around = Surroundings(passes.network, passes.gains, region, groups)
+            around = Surroundings(passes.network, passes.gains, region, given.groups)
             gain = (Differences if norm == "l2" else Entries)(around).gain()
         found.append(gain if gain >= 0 else np.inf)
     return np.array(found)

@@ -222,16 +222,16 @@ class Proofs:
         passes = Passes(network)
         self.network, self.claim, self.shape = passes.network, claim, passes.shape
         region, rows = claim.bounded_region(), claim.rows
-        groups, last, branches, weights = evidence.read(self.network, pieces, len(rows))
-        if branches:
-            raise ValueError("a region has no branches beside its trees")
+        given = evidence.read(self.network, pieces, len(rows))
+        if given.branches or given.joint:
+            raise ValueError("a region has no branches beside its trees, and no joint multipliers")
         target = self.network.logits
         with np.errstate(over="ignore", invalid="ignore"):
-            self.around = around = Surroundings(self.network, passes.gains, region, groups)
-            around.weigh(weights)
+            self.around = around = Surroundings(self.network, passes.gains, region, given.groups)
+            around.weigh(given.weights)
             found = [
                 around.lower(
-                    target, Functionals(rows[k].reshape(-1, *self.shape)), of_rows(last, k)
+                    target, Functionals(rows[k].reshape(-1, *self.shape)), of_rows(given.last, k)
                 )
                 for k in around.blocks(len(rows))
             ]

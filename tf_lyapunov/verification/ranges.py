@@ -90,16 +90,16 @@ class Passes:
             ValueError: if the pieces do not fit the network.
             OverflowError: if signals on the region have no bound.
         """
-        groups, last, branches, weights = evidence.read(self.network, pieces, len(rows))
-        if branches:
-            raise ValueError("a range has no branches")
+        given = evidence.read(self.network, pieces, len(rows))
+        if given.branches or given.joint:
+            raise ValueError("a range has no branches, and no joint multipliers")
         target = self.network.logits
         with np.errstate(over="ignore", invalid="ignore"):
-            around = Surroundings(self.network, self.gains, region, groups)
-            around.weigh(weights)
+            around = Surroundings(self.network, self.gains, region, given.groups)
+            around.weigh(given.weights)
             found = [
                 around.lower(
-                    target, Functionals(rows[k].reshape(-1, *self.shape)), of_rows(last, k)
+                    target, Functionals(rows[k].reshape(-1, *self.shape)), of_rows(given.last, k)
                 )
                 for k in around.blocks(len(rows))
             ]

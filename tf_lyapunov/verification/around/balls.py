@@ -47,6 +47,42 @@ _SIDE, _ENTRIES = 2500, 2**24
 _NEAR = 1e-6
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """One term of (T): rows of a linearised map, from what a step makes or from the input.
+
+    Attributes:
+        name: of the step, or None for the input.
+        rows: float64 (units, columns); an activation's hold its s_j^½ already.
+        columns: int (columns,), flat units of what the rows read, of the input alone.
+        moved: t_j, how far what they read moves.
+    """
+
+    name: str | None
+    rows: np.ndarray
+    columns: np.ndarray
+    moved: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Term:
+    """What the bound (T) of one signal was made of.
+
+    Attributes:
+        total: T, at least `off` and Σ norms_j·moved_j together.
+        off: what rounding misses.
+        roots: float64 (units,), w^½ of the rows of the parts.
+        parts: tuple of `Part`.
+        norms: tuple of floats, at least ‖w^½·rows‖ of each.
+    """
+
+    total: float
+    off: float
+    roots: np.ndarray
+    parts: tuple
+    norms: tuple
+
+
 class Gains:
     """Gains of a network's steps, and of convolutions on windows of their outputs.
 
@@ -86,6 +122,8 @@ class Balls:
         self.around = around
         self.middles, self.roots, self.moves, self.maps = {}, {}, {}, {}
         self.apart = {}
+        # What (T) was made of, for `joint`: of the last radius, of the s_j^½, and of balls.
+        self.term, self.terms, self.weighed = None, {}, {}
 
     def add(self, name, source, relaxed):
         """Takes in an activation, with the box of what it reads."""
@@ -98,6 +136,13 @@ class Balls:
         # A root's square lies within a rounding of what it is the root of.
         self.roots[name] = (np.sqrt(spread) * (1 + 4 * UNIT)).reshape(shape)
         self.moves[name] = self.radius(source, self.roots[name].reshape(-1))
+        self.terms[name] = self.term
+
+    def weigh(self, name, source, roots):
+        """`radius` for the ball of a step, whose `Term` is kept."""
+        found = self.radius(source, roots)
+        self.weighed[name] = self.term
+        return found
 
     def radius(self, source, roots):
         """Bound on √(Σ w_i (z_i - z⁰_i)²) for the signal of a step.
@@ -106,7 +151,7 @@ class Balls:
             source: name of the step.
             roots: float64 (m,) ≥ 0, w^½.
         """
-        around, units = self.around, np.flatnonzero(roots)
+        around, units, self.term = self.around, np.flatnonzero(roots), None
         if not len(units):
             return 0.0
         roots = roots[units]
@@ -121,7 +166,10 @@ class Balls:
         entries = len(units) * max(sizes)
         if min(len(units), around.region.center.size) > _SIDE or entries > _ENTRIES:
             return whole
-        return min(whole, self._through(source, units, roots))
+        found = self._through(source, units, roots)
+        if not found <= whole:
+            self.term = None
+        return min(whole, found)
 
     def differences(self, source, units, window=None):
         """Bound on how far differences of neighbours move, within a window; infinite if any of the
@@ -194,9 +242,12 @@ class Balls:
             parts, lost = self._linearised(source, units)
             self.maps[source] = units, parts, lost
         total = float(row_norms_up((roots * lost)[None])[0])
-        total += TINY * sum(moved for _, moved in parts)
-        for rows, moved in parts:
-            total = sum_up(total, product_up(norm_near(roots[:, None] * rows), moved))
+        total += TINY * sum(part.moved for part in parts)
+        off, norms = total * SLACK, []
+        for part in parts:
+            norms.append(norm_near(roots[:, None] * part.rows))
+            total = sum_up(total, product_up(norms[-1], part.moved))
+        self.term = Term(total * SLACK, off, roots, tuple(parts), tuple(norms))
         return total * SLACK
 
     def _linearised(self, source, units):
@@ -217,13 +268,13 @@ class Balls:
             lost += gamma(around.terms) * 4 * _dot(np.abs(c.rows), c.of(size))
             lost += _dot(np.abs(c.rows), c.of(noise))
             if name in self.middles:
-                parts.append((_matrix(c.rows * c.of(self.roots[name])), self.moves[name]))
+                parts.append(_part(name, c.rows * c.of(self.roots[name]), self.moves[name]))
                 found = [Functionals(c.rows * c.of(self.middles[name]), c.window)]
             elif functionals.is_linear(step.operation):
                 shapes = [around.steps[i].shape for i in step.inputs]
                 found = functionals.back(step.operation, c, shapes, step.shape)
             else:
-                parts.append((_matrix(c.rows), around.radii[name]))
+                parts.append(_part(name, c.rows, around.radii[name]))
                 continue
             for before, part in zip(step.inputs, found, strict=True):
                 lost += TINY * float(np.sum(around.reach(before)))
@@ -232,7 +283,8 @@ class Balls:
                 )
         first = held.pop(around.order[0], None)
         if first is not None:
-            parts.append((_matrix(first.rows), around.region.l2_radius()))
+            whole = first.whole(around.region.center.shape)
+            parts.append(_part(None, whole.rows, around.region.l2_radius()))
         return parts, lost
 
 
@@ -266,10 +318,11 @@ def chords(relaxed):
     return low, np.maximum(np.where(known, np.minimum(high, most + room), high), low)
 
 
-def _matrix(rows):
-    """Rows on a signal as a matrix; columns without an entry change no norm."""
+def _part(name, rows, moved):
+    """`Part` of rows on a signal; columns without an entry change no norm."""
     flat = rows.reshape(len(rows), -1)
-    return flat[:, np.any(flat != 0, axis=0)]
+    columns = np.flatnonzero(np.any(flat != 0, axis=0))
+    return Part(name, flat[:, columns], columns, moved)
 
 
 def _dot(rows, value):

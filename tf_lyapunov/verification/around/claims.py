@@ -7,6 +7,7 @@ import numpy as np
 from tf_lyapunov.verification.arithmetic import down, row_norms_up, sqrt_up, up
 from tf_lyapunov.verification.around.evidence import read
 from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.around.joint import Joint
 from tf_lyapunov.verification.around.region import NORMS, Region
 from tf_lyapunov.verification.around.surroundings import Surroundings
 
@@ -33,10 +34,12 @@ class Attempt:
         excess: float; all margins are proved above what their logits err by if it is positive.
             Else that of a margin that is not.
         around: `Surroundings` of the region.
+        took_joint: whether balls and input were one problem as well.
     """
 
     excess: float
     around: Surroundings
+    took_joint: bool = False
 
     @property
     def holds(self):
@@ -62,19 +65,25 @@ def attempt(network, gains, region, label, errors, pieces=()):
         OverflowError: if signals on the region have no bound.
     """
     rows = margin_rows(network[network.logits].shape[-1], label)
-    groups, last, branches, weights = read(network, pieces, len(rows))
+    given = read(network, pieces, len(rows))
     need = up(errors if len(errors) == 1 else errors[label] + np.delete(errors, label))
     with np.errstate(over="ignore", invalid="ignore"):
-        around = Surroundings(network, gains, region, groups)
-        around.weigh(weights)
-        found = down(around.lower(network.logits, Functionals(rows), last) - need)
+        around = Surroundings(network, gains, region, given.groups)
+        around.weigh(given.weights)
+        found = down(around.lower(network.logits, Functionals(rows), given.last) - need)
+        takes_joint = bool(given.joint) and not np.all(found > 0) and Joint.applies(around)
+        if takes_joint:
+            joint = Joint(around, given.joint, len(rows))
+            other = around.lower(network.logits, Functionals(rows), given.joint, joint=joint)
+            found = np.fmax(found, down(other - need))
         # The smallest first: if it is not proved, the others need no branches.
         for i in np.argsort(found):
-            if not found[i] > 0 and i in branches:
-                found[i] = max(found[i], _on_branches(around, rows[i], need[i], branches[i]))
+            if not found[i] > 0 and i in given.branches:
+                own = _on_branches(around, rows[i], need[i], given.branches[i])
+                found[i] = max(found[i], own)
             if not found[i] > 0:
-                return Attempt(float(found[i]), around)
-    return Attempt(float(np.min(found)), around)
+                return Attempt(float(found[i]), around, takes_joint)
+    return Attempt(float(np.min(found)), around, takes_joint)
 
 
 def _on_branches(around, row, need, branches):

@@ -6,9 +6,10 @@
         for each split: step, and for each part: step, columns, bytes.
 
 A group is about functionals of the signal of step `target`: of single units and their negatives
-(rows = 2·units), of all margins of the logits (units = 0, margin = -1), or of one margin on the
-branches of splits (rows = 2^splits); or it holds the weights of the balls that the latter two use
-(margin = -2, one row of logarithms of their roots in place of shares). A split divides the region
+(rows = 2·units), of all margins of the logits (units = 0, margin = -1), of these with balls and
+input as one problem (`joint`, margin = -3), or of one margin on the branches of splits (rows =
+2^splits); or it holds the weights of the balls that these use (margin = -2, one row of logarithms
+of their roots in place of shares). A split divides the region
 by whether a unit (in `units`) lies below or above a point (in `numbers`); row b is the branch that
 lies above in the splits whose bits are set in b. A part holds multipliers of one step: its units
 (of maxima, cells of windows, window by window; `units`), then for each row and unit a share in
@@ -26,8 +27,9 @@ from tf_lyapunov.verification.operations import Activation, GlobalPooling, MaxPo
 
 ARRAYS = {"inputs": "i8", "layout": "i8", "units": "i4", "shares": "u1", "numbers": "f4"}
 LEVELS = 255
-# In place of a margin: weights of balls; and the largest logarithm of their roots.
-WEIGHTS, _LARGEST_ROOT = -2, 10.0
+# In place of a margin: weights of balls, and all margins by `joint`; and the largest logarithm of
+# weights' roots.
+WEIGHTS, JOINT, _LARGEST_ROOT = -2, -3, 10.0
 _LARGEST_LOG, _LARGEST_SPLITS = 200.0, 10
 
 
@@ -73,7 +75,7 @@ class Piece:
         rows: int, of every part.
         parts: tuple of `Part`.
         splits: tuple of `(number of a step, unit, point)`.
-        margin: number of the margin that is split, or -1, or `WEIGHTS`.
+        margin: number of the margin that is split, or -1, or `WEIGHTS` or `JOINT`.
     """
 
     target: int
@@ -243,23 +245,37 @@ def _part(streams, rows):
     return Part(step, columns, shares.reshape(rows, width), ends, numbers.take(rows))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """What `Piece`s say of one input.
+
+    Attributes:
+        groups: dict from names of steps to lists of `Group`.
+        last: multipliers of all margins, by names of steps.
+        branches: dict from numbers of margins to `Branches`.
+        weights: what `Surroundings.weigh` takes.
+        joint: multipliers of all margins for `joint`; empty where there are none.
+    """
+
+    groups: dict
+    last: dict
+    branches: dict
+    weights: dict
+    joint: dict
+
+
 def read(network, pieces, margins):
-    """What `claims.margins` takes, from the `Piece`s of one input.
+    """`Given`, from the `Piece`s of one input.
 
     Args:
         network: `network.Network`.
         pieces: list of `Piece`.
         margins: number of margins.
 
-    Returns:
-        `(groups, multipliers, branches, weights)`: dict from names of steps to lists of `Group`,
-        the multipliers of all margins by name, a dict from numbers of margins to `Branches`, and
-        what `Surroundings.weigh` takes.
-
     Raises:
         ValueError: if a step or a unit is not the network's, or one is there twice.
     """
-    groups, last, branches, weights = {}, None, {}, None
+    groups, wholes, branches, weights = {}, {}, {}, None
     for piece in pieces:
         step = _step(network, piece.target)
         check_units(piece.units, step.shape)
@@ -295,11 +311,11 @@ def read(network, pieces, margins):
             if not 0 <= piece.margin < margins or piece.margin in branches:
                 raise ValueError("a margin that is split is none of the logits', or there twice")
             branches[piece.margin] = Branches(tuple(splits), multipliers)
-        elif last is not None or piece.margin != -1 or piece.rows != margins:
+        elif piece.margin not in (-1, JOINT) or piece.margin in wholes or piece.rows != margins:
             raise ValueError("the multipliers of the margins do not fit, or are there twice")
         else:
-            last = multipliers
-    return groups, last or {}, branches, weights or {}
+            wholes[piece.margin] = multipliers
+    return Given(groups, wholes.get(-1, {}), branches, weights or {}, wholes.get(JOINT, {}))
 
 
 def _step(network, number):

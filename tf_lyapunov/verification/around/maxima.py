@@ -23,9 +23,10 @@ import numpy as np
 
 from tf_lyapunov.verification.arithmetic import UNIT
 from tf_lyapunov.verification.around.functionals import Functionals
+from tf_lyapunov.verification.around.relaxation import usable
 from tf_lyapunov.verification.operations import MaxPooling, windows
 
-_SMALLEST, _LARGEST, _ENDLESS = 1e-60, 1e60, 1e300
+_ENDLESS = 1e300
 _BLOCK = 2**20
 
 
@@ -173,8 +174,7 @@ class Maximum:
         held = held.reshape(len(c), -1, width)[:, self.many]
         known = known.reshape(-1, width)[self.many]
         share = np.where(self.active, np.where(known, held, share), 0.0)
-        lam = multipliers.lam[rows]
-        return share, np.where((lam >= _SMALLEST) & (lam <= _LARGEST), lam, 0.0)
+        return share, usable(multipliers.lam[rows])
 
 
 def cells_of(operation, shape):

@@ -46,6 +46,11 @@ class Multipliers:
     are_slopes: bool = False
 
 
+def usable(lam):
+    """λ that count, 0 for the others."""
+    return np.where((lam >= _SMALLEST) & (lam <= _LARGEST), lam, 0.0)
+
+
 def of_rows(multipliers, rows):
     """Some rows of a dict from names of steps to `Multipliers`."""
     return {
@@ -203,7 +208,7 @@ class Relaxation:
         found = shares * c
         if multipliers.are_slopes:
             found[:, here] = given
-        return found, np.where((lam >= _SMALLEST) & (lam <= _LARGEST), lam, 0.0)
+        return found, usable(lam)
 
 
 def _blocks(rows, columns):

@@ -155,7 +155,7 @@ class Surroundings:
             relaxed = kind(step.operation, self.values[source], *self.boxes[source])
         if kind is Relaxation:
             self.balls.add(step.name, source, relaxed)
-        relaxed.radius = self.balls.radius(source, relaxed.units.astype(np.float64))
+        relaxed.radius = self.balls.weigh(step.name, source, relaxed.units.astype(np.float64))
         return relaxed
 
     def weigh(self, weights):
@@ -172,7 +172,7 @@ class Surroundings:
             full = np.ones(relaxed.units.shape)
             full[columns] = roots
             full = np.where(relaxed.units, full, 0.0)
-            radius = self.balls.radius(self.steps[name].inputs[0], full)
+            radius = self.balls.weigh(name, self.steps[name].inputs[0], full)
             # At most the squares of the roots that the radius is about.
             relaxed.weigh(np.where(full > 0, down(full * full), 0.0), radius)
 
@@ -210,7 +210,7 @@ class Surroundings:
 
     # Backwards ----------------------------------------------------------------------------------
 
-    def lower(self, target, c, multipliers=None, relaxed=None, region=None):
+    def lower(self, target, c, multipliers=None, relaxed=None, region=None, joint=None):
         """Lower bounds of cᵀy on the region for the signal y of a step, rounded down, (rows,).
 
         Args:
@@ -219,6 +219,7 @@ class Surroundings:
             multipliers: dict from names of steps to `Multipliers` of these rows, or None.
             relaxed: dict of other relaxations by name, of smaller boxes, or None.
             region: a part of the region, or None.
+            joint: `joint.Joint` of the multipliers, which pays for the balls it knows, or None.
         """
         multipliers, relaxed = multipliers or {}, {**self.relaxed, **(relaxed or {})}
         count = len(c.rows)
@@ -240,7 +241,7 @@ class Surroundings:
                 parts = functionals.back(operation, c, shapes, step.shape)
             else:
                 own = relaxed[name]
-                radius = own.radius
+                radius = 0.0 if joint is not None and name in joint.names else own.radius
                 if c.window is not None and isinstance(operation, Activation):
                     (source,) = step.inputs
                     within = min(
@@ -255,7 +256,7 @@ class Surroundings:
                 held[source] = held[source].plus(part, shape) if source in held else part
         c = held.pop(self.order[0])
         center = c.of(self.region.center)
-        least, more = (region or self.region).minimum(c)
+        least, more = (joint or region or self.region).minimum(c)
         bound = bound + _dot(c.rows, center) + least
         size = size + 2 * _dot(np.abs(c.rows), np.abs(center)) + more
         lost = (gamma(self.terms) * size + doubt) * SLACK * (1 + gamma(self.terms)) + _TINY
