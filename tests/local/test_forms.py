@@ -15,6 +15,7 @@ from tf_lyapunov.local.radii import Prover, margin_rows
 from tf_lyapunov.local.regions import Region
 from tf_lyapunov.program.network import read_network
 from tf_lyapunov.verification import archive, verify
+from tf_lyapunov.verification.around.joint import Joint
 
 RADIUS = 0.6
 
@@ -172,16 +173,22 @@ def test_larger_radii_follow_and_keep_their_labels(monkeypatch):
     assert np.all(signals(flow, x[None] + d)[-1].argmax(axis=1) == label)
 
 
-def test_files_hold_what_follows_without_forms_and_say_so(monkeypatch, tmp_path):
+def test_files_hold_what_the_forms_prove(monkeypatch, tmp_path):
+    """The verifier has forms of its own; without them less follows, and the file says so."""
     monkeypatch.setattr(radii, "_ENTRIES", 0)
     model, rng = network(), np.random.default_rng(2)
     x = rng.normal(size=(1, 8, 8, 1)).astype("float32")
     found = certify(model, x, method="linear")
-    found.save(tmp_path / "proof.npz")
-    assert verify(tmp_path / "proof.npz", model).holds
-    header, arrays = archive.read(tmp_path / "proof.npz")
-    assert 0 < arrays["radius"][0] < found.radius[0]
-    assert "radii are smaller than those of the certificate" in str(header["notes"])
+    held = []
+    for name in ("joint", "plain"):
+        path = tmp_path / f"{name}.npz"
+        found.save(path)
+        assert verify(path, model).holds
+        header, arrays = archive.read(path)
+        held.append((float(arrays["radius"][0]), "radii are smaller" in str(header["notes"])))
+        monkeypatch.setattr(Joint, "applies", staticmethod(lambda around: False))
+    (joint, _), (plain, says) = held
+    assert 0 < plain < 0.999 * joint <= found.radius[0] and says
 
 
 def test_steps_that_pay_nothing_for_their_ball_are_no_forms():

@@ -77,6 +77,25 @@ def _value(p, z):
     return np.where(np.isnan(held), p.slope[0][0] * z + p.intercept[0][0], held)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """One term of (t): rows of a linearised map from one position.
+
+    Attributes:
+        k: position.
+        rows: `Scalable`; behind a step with slopes, with s^½ in them.
+        size: bound on their norm with all entries positive, products of the steps' own.
+        wrong: bound on the norm of what rounding moved them by.
+        moved: bound on how far what they read moves.
+    """
+
+    k: int
+    rows: Scalable
+    size: float
+    wrong: float
+    moved: float
+
+
 class LocalGains:
     """(t) for one `Around`, step by step.
 
@@ -194,59 +213,74 @@ class LocalGains:
             self.linearised[source] = held, parts, lost
         largest = float(roots.max())
         total, terms = lost * largest, []
-        for k, rows, size, signal in parts:
-            norm = self._norm((source, k), rows, at, roots, size * largest)
-            terms.append((k, norm, size * largest, signal))
-            total += norm * signal
+        for part in parts:
+            norm = self._norm((source, part.k), part.rows, at, roots, part.wrong * largest)
+            terms.append((part.k, norm, part.size * largest, part.moved))
+            total += norm * part.moved
         total *= 1 + 1e-9
         self.term = total, lost * largest, tuple(terms)
         return total
 
     def _linearise(self, source, used):
         """`(parts, noise)`: for weights w of these units, t(w) is at most the sum of ‖w^½ A‖·t over
-        the parts (position, A, size of what A's rounding is relative to, t), and of what values
-        may err by, for w ≤ 1."""
+        the `Part`s, and of what values may err by, for w ≤ 1."""
         around = self.around
         rows = rows_behind(around, source, used)
-        held, parts, lost = {source: rows.units()}, [], 0.0
-        # ‖|rows|‖ bounds, in size, what rounding is relative to.
-        sizes = {source: 1.0}
+        parts, lost = [], 0.0
+        # Rows, their size with all entries positive, and what rounding moved them by.
+        held = {source: (rows.units(), 1.0, 0.0)}
         for k in range(source, 0, -1):
             if k not in held:
                 continue
-            c, size = held.pop(k), sizes.pop(k)
-            link = around.flow.links[k - 1]
-            lost += size * self._noise_at(k)
+            c, size, wrong = held.pop(k)
+            link, length = around.flow.links[k - 1], _frobenius(c)
+            lost += min(size, length + wrong) * self._noise_at(k)
             if k in self.middles:
-                scaled = rows.columns(k, c, self.roots[k])
-                parts.append((k, Scalable(scaled), size, self.signals[k]))
-                middle = self.middles[k]
-                if isinstance(middle, (WindowMaximum, Curved)):
-                    shape = around.trace.shape(link.inputs[0])
-                    found = [middle.mean_back(c.reshape(len(c), -1)).reshape(-1, *shape)]
-                    grown = [size * middle.growth]
-                else:
-                    found = [rows.scaled(k, c, middle)]
-                    grown = [size * (float(np.max(np.abs(middle), initial=0.0)) + 1)]
+                root = float(np.max(self.roots[k], initial=0.0))
+                own = Scalable(rows.columns(k, c, self.roots[k]))
+                off = (wrong + UNIT * length) * root * (1 + _TINY)
+                parts.append(Part(k, own, size, off, self.signals[k]))
+                found, grown, moved = self._through_middle(k, c, size, wrong, length, rows)
             elif around._linear(link):
+                shapes, unit = around._shapes(link), rounding.gamma(around.sum_length, UNIT)
                 found = rows.back(k, c)
-                grown = [size * n for n in absolute_norms(link.operation, around._shapes(link))]
+                sums = absolute_norms(link.operation, shapes)
+                grown = [size * n for n in sums]
+                norms = maps.norms(link.operation, shapes)
+                moved = [
+                    wrong * min(n, s) + unit * length * s for n, s in zip(norms, sums, strict=True)
+                ]
             else:
-                own = Scalable(rows.columns(k, c))
-                parts.append((k, own, size, self._radius_at(k)))
+                parts.append(Part(k, Scalable(rows.columns(k, c)), size, wrong, self._radius_at(k)))
                 continue
-            for i, part, g in zip(link.inputs, found, grown, strict=True):
+            for i, part, g, off in zip(link.inputs, found, grown, moved, strict=True):
                 # What underflows of the rows.
                 most = float(np.max(self._entries_at(i), initial=0.0))
                 lost += rounding.TINY * len(used) * around.values[i].size * most
-                held[i] = held[i] + part if i in held else part
-                sizes[i] = sizes.get(i, 0.0) + g
+                off += rounding.TINY * len(used) * around.values[i].size
+                if i in held:
+                    other, before, apart = held[i]
+                    off += apart + UNIT * (_frobenius(other) + _frobenius(part))
+                    part, g = other + part, before + g
+                held[i] = part, g, off * (1 + _TINY)
         if 0 in held:
-            own = Scalable(rows.columns(0, held[0]))
-            parts.append((0, own, sizes[0], self._radius_at(0)))
+            c, size, wrong = held[0]
+            parts.append(Part(0, Scalable(rows.columns(0, c)), size, wrong, self._radius_at(0)))
         return parts, lost
 
-    def _norm(self, key, rows, at, roots, size):
+    def _through_middle(self, k, c, size, wrong, length, rows):
+        """Rows before a step that is not linear, by its linear part; their sizes and errors."""
+        middle = self.middles[k]
+        if isinstance(middle, (WindowMaximum, Curved)):
+            shape = self.around.trace.shape(self.around.flow.links[k - 1].inputs[0])
+            found = middle.mean_back(c.reshape(len(c), -1)).reshape(-1, *shape)
+            unit = rounding.gamma(self.around.sum_length, UNIT)
+            return [found], [size * middle.growth], [(wrong + unit * length) * middle.growth]
+        most = float(np.max(np.abs(middle), initial=0.0))
+        moved = (wrong + UNIT * length) * most
+        return [rows.scaled(k, c, middle)], [size * (most + 1)], [moved]
+
+    def _norm(self, key, rows, at, roots, wrong):
         """‖diag(roots)·A[at]‖ from above: of what was computed of A, plus what rounding moved."""
         sides = len(at), rows.matrix.shape[1]
         if not all(sides):
@@ -255,8 +289,14 @@ class LocalGains:
             # Of a search, which proves nothing.
             found, self.estimates[key] = rows.estimate(at, roots, self.estimates.get(key))
             return found
-        lost = rounding.gamma(self.around.sum_length, UNIT) * size * np.sqrt(len(at))
-        return rows.norm(at, roots) + lost + rounding.TINY * math.prod(sides)
+        scaled = 4 * UNIT * rows.size * float(roots.max())
+        return rows.norm(at, roots) + wrong + scaled + rounding.TINY * math.prod(sides)
+
+
+def _frobenius(c):
+    """‖c‖_F from above."""
+    flat = np.asarray(c, np.float64).reshape(1, -1)
+    return float(rounding.euclidean_norms_up(flat)[0])
 
 
 def absolute_norms(operation, shapes):

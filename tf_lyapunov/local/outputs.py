@@ -269,15 +269,15 @@ class SlopeGains(LocalGains):
         if len(held) != rows.shape[1]:
             return whole
         unit, found = rounding.UNIT_ROUNDOFF["float64"], lost * sizes
-        for _, scalable, size, signal in parts:
-            matrix = np.asarray(scalable.matrix, np.float64)
+        for part in parts:
+            matrix = np.asarray(part.rows.matrix, np.float64)
             if not matrix.size:
                 continue
-            # Of what the matrix errs by, as in `_norm`, and of this product.
-            wrong = rounding.gamma(self.around.sum_length, unit) * size * np.sqrt(len(held))
-            wrong += rounding.gamma(len(held) + 2, unit) * float(np.linalg.norm(matrix)) * 1.01
+            # Of what the matrix errs by, and of this product.
+            wrong = part.wrong + rounding.gamma(len(held) + 2, unit) * part.rows.size
             wrong += rounding.TINY * matrix.size
-            found = found + (rounding.euclidean_norms_up(rows @ matrix) + wrong * sizes) * signal
+            own = rounding.euclidean_norms_up(rows @ matrix) + wrong * sizes
+            found = found + own * part.moved
         return np.fmin(whole, found * (1 + 1e-9))
 
     def _radius_at(self, k):

@@ -31,6 +31,11 @@ class Scalable:
         self.matrix, self.gram = matrix, None
 
     @functools.cached_property
+    def size(self):
+        """‖A‖_F from above."""
+        return float(rounding.euclidean_norms_up(self.matrix.reshape(1, -1))[0])
+
+    @functools.cached_property
     def is_sparse(self):
         """Whether Gram matrices are cheaper from the nonzero entries alone."""
         return np.count_nonzero(self.matrix) <= _SPARSE * self.matrix.size
