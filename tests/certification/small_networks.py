@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from small_proofs import filled
 
+from tf_lyapunov.verification.network import forward
+
 layers = keras.layers
 
 
@@ -95,3 +97,14 @@ def points(center, radius, norm, bounds, rng, count=400):
     share = np.where(rng.random(count) < 0.7, 1.0, rng.random(count)) * (1 - 1e-9)
     moved = center + (step * (radius * share / size)[:, None]).reshape(count, *center.shape)
     return moved if bounds is None else np.clip(moved, *bounds)
+
+
+def signals(network, x):
+    """Values of every step of the verifier's network up to the logits, at inputs (n, …)."""
+    values = {network.steps[0].name: x}
+    for step in network.steps[1:]:
+        held = [(values[i], np.zeros_like(values[i])) for i in step.inputs]
+        values[step.name] = forward(step, held)[0]
+        if step.name == network.logits:
+            return values
+    raise AssertionError

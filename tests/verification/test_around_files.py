@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from forging import array, forged
-from small_networks import KINDS, network_of, points
+from small_networks import KINDS, network_of, points, signals
 from small_proofs import filled, inputs_of
 
 from tf_lyapunov.certification import Certificate, certify
@@ -253,19 +253,6 @@ def drawn(network, around, target, units, rows, rng, kinds=object):
         columns = rng.permutation(width).astype(np.int32)
         parts.append(Part(number, columns, shares, None, logs.astype(np.float32)))
     return Piece(target, units, rows, tuple(parts))
-
-
-def signals(network, x):
-    """Values of every step up to the logits, by their plain evaluation."""
-    from tf_lyapunov.verification.network import forward
-
-    values = {network.steps[0].name: x}
-    for step in network.steps[1:]:
-        read = [(values[i], np.zeros_like(values[i])) for i in step.inputs]
-        values[step.name] = forward(step, read)[0]
-        if step.name == network.logits:
-            return values
-    raise AssertionError
 
 
 def test_files_with_malformed_evidence_are_refused(tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from small_networks import KINDS, network_of, points
+from small_networks import KINDS, network_of, points, signals
 from small_proofs import filled, inputs_of
 
 import tf_lyapunov as tfl
@@ -18,7 +18,6 @@ from tf_lyapunov.verification.around.pairs import expanded
 from tf_lyapunov.verification.around.region import Region
 from tf_lyapunov.verification.around.relaxation import Multipliers
 from tf_lyapunov.verification.around.surroundings import Surroundings
-from tf_lyapunov.verification.network import forward
 from tf_lyapunov.verification.reading import read
 
 layers = keras.layers
@@ -34,16 +33,6 @@ def surroundings(model, center, radius):
 def priced(around, lam):
     """Multipliers of every relaxed step, with the usual shares and λ (rows,)."""
     return {name: Multipliers(NONE, np.zeros((len(lam), 0)), lam) for name in around.relaxed}
-
-
-def signals(network, x):
-    values = {network.steps[0].name: x}
-    for step in network.steps[1:]:
-        held = [(values[i], np.zeros_like(values[i])) for i in step.inputs]
-        values[step.name] = forward(step, held)[0]
-        if step.name == network.logits:
-            break
-    return values
 
 
 def form(joint, d):
