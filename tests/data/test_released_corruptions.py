@@ -1,6 +1,7 @@
 """Released corruptions come from prepared files, in the units and crop of the data."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_they_are_in_the_units_and_size_of_the_data_under_their_released_names(m
 def test_only_the_test_split_is_read_from_prepared_files(tfds_dir, tmp_path):
     # MNIST under the other name: files of TFDS are all read alike.
     (tmp_path / "cifar10_corrupted").mkdir()
-    (tmp_path / "cifar10_corrupted" / "fog_1").symlink_to(f"{tfds_dir}/mnist")
+    (tmp_path / "cifar10_corrupted" / "fog_1").symlink_to(Path(tfds_dir).resolve() / "mnist")
     x, y = datasets.released_corruptions(images(28, 1), tmp_path, limit=5)("fog", 1)
     expected = datasets.load("mnist", tfds_dir, limit=5)
     assert np.array_equal(x, expected.x_test) and np.array_equal(y, expected.y_test)
