@@ -90,7 +90,10 @@ def edited(header, arrays, rng):
         elif kind == 7:
             held = held[:-1] if held.ndim and len(held) > 1 else held
         else:
-            big = [-1, 0, 1, 2, 2**31 - 1] if held.dtype.kind in "iu" else [0, 1e30, -1e30, 1e-30]
+            big = [0, 1e30, -1e30, 1e-30]
+            if held.dtype.kind in "iu":
+                limits = np.iinfo(held.dtype)
+                big = [max(-1, limits.min), 0, 1, 2, min(2**31 - 1, limits.max)]
             flat[at] = rng.choice(big)
     arrays[name] = held
     return name
