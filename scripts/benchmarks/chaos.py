@@ -70,7 +70,8 @@ COMMANDS = {
 }  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What differs from run to run in what a command prints.
-VOLATILE = ("seconds", "time", "date", "epoch_seconds", "gflops", "overhead", "least_every")
+VOLATILE = ("seconds", "time", "date", "epoch_seconds", "gflops", "overhead", "least_every",
+            "resumed_from")  # fmt: skip
 LIMIT = 60.0
 # Damaged files that one fork reads.
 TOGETHER = 20

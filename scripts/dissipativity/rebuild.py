@@ -9,8 +9,7 @@ above the largest gain that ascent found. `depth.svg`: CPU time by depth. The an
 the first 100 test images a 784-16-10 network keeps within 0.3, by the product of norms, by LipSDP
 for every pair of classes, by linear bounds around each image, and under PGD; and beside every
 network's gains those that hold on balls around test images. Results go to
-`scripts/results/certificates`. Exit code 1
-if a measurement contradicts a proof.
+`scripts/results/certificates`. Exit code 1 if a measurement contradicts a proof.
 """
 
 from __future__ import annotations

@@ -99,12 +99,12 @@ def linear_indices(state, input, output, feedthrough=None, *, delta=0.0, solver=
             f"Received: A {a.shape}, B {b.shape}, C {c.shape}, D {d.shape}."
         )
     delta = finite_float("delta", delta)
-    found = _proved(a, b, c, d, delta, solver)
-    if found is None:
+    indices, storage, is_found = _proved(a, b, c, d, delta, solver)
+    if indices is None and is_found:
         return PlantIndices(
             "NOT_PROVED", None, None, "The solver's storage could not be verified in float64."
         )
-    if found[0] is None:
+    if indices is None:
         radius = float(np.max(np.abs(np.linalg.eigvals(a))))
         reason = f"The solver found no storage for δ = {delta:g}."
         if radius >= 1 and delta >= 0:
@@ -112,33 +112,33 @@ def linear_indices(state, input, output, feedthrough=None, *, delta=0.0, solver=
                 f"The plant is not stable (spectral radius {radius:.6g}), so no storage has "
                 f"δ = {delta:g} ≥ 0. Ask for a negative δ, its shortage of output passivity."
             )
-        nearest = _proved(a, b, c, d, None, solver)
-        nearest = nearest[0] if nearest is not None else None
+        nearest, _, _ = _proved(a, b, c, d, None, solver)
         if nearest is not None:
             reason += (
                 f" Nearest claim that is proved: δ = {nearest.delta:.6g}, "
                 f"ν = {at_least(nearest.nu, 6)}."
             )
         return PlantIndices("NOT_PROVED", None, None, reason, nearest)
-    return PlantIndices("PROVED", *found)
+    return PlantIndices("PROVED", indices, storage)
 
 
 def _proved(a, b, c, d, delta, solver):
-    """`(indices, storage)` for δ, or for the largest δ = ν; `(None, None)` if the solver finds no
-    storage, None if none that it found is verified."""
-    unseen = None, None
+    """`(indices, storage, is_found)` for δ, or for the largest δ = ν where it is None.
+
+    Indices and storage are None without a proof; `is_found` says whether the solver had one to try.
+    """
+    is_found = False
     for margin in _MARGINS:
         found = _solved(a, b, c, d, delta, solver, margin)
         if found is None:
             continue
-        storage, nu = found
-        unseen = None
+        (storage, nu), is_found = found, True
         for back in _BACK:
             lower = nu - back * (abs(nu) + float(np.linalg.norm(b.T @ storage @ b)) + 1e-3)
             own = lower if delta is None else delta
             if _proves(a, b, c, d, own, lower, storage):
-                return Indices(own, lower), storage
-    return unseen
+                return Indices(own, lower), storage, True
+    return None, None, is_found
 
 
 def _solved(a, b, c, d, delta, solver, margin):
@@ -200,9 +200,10 @@ def _coordinates(a):
         return eye
     gramian = solve_discrete_lyapunov(a.T, (1 - radius) * eye)
     try:
-        return np.linalg.cholesky((gramian + gramian.T) / 2).T
+        found = np.linalg.cholesky((gramian + gramian.T) / 2).T
     except np.linalg.LinAlgError:
         return eye
+    return found if np.all(np.isfinite(found)) else eye
 
 
 def _proves(a, b, c, d, delta, nu, storage):

@@ -105,10 +105,10 @@ class Shells:
         for k in range(1, self.flow.output + 1):
             around.advance(k)
         doubt = rounding.product_up(around.radii[self.flow.output], 2.0)
-        self.margins = self.rows @ logits
+        margins = self.rows @ logits
         doubt = doubt + 1e-15 * (np.abs(self.rows) @ np.abs(logits))
-        self.centre = Margins(self.margins - doubt, self.margins + doubt)
-        anywhere = Margins(*(np.full(len(self.margins), v) for v in (-np.inf, np.inf)))
+        self.centre = Margins(margins - doubt, margins + doubt)
+        anywhere = Margins(*(np.full(len(margins), v) for v in (-np.inf, np.inf)))
         self.most = distance(anywhere, self.centre, self.norm, self.head)
 
     def _may_start_small(self, traced):

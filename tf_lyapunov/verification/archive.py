@@ -14,11 +14,10 @@ from tf_lyapunov.writing import write_bytes
 
 FORMAT = "tf_lyapunov.proof"
 # Version 2 has radii in other norms, within bounds, and by bounds around single inputs (margins by
-# `around.joint` since 2026-12; readers before refuse these). Version 3
-# is about ranges of outputs over a region, versions 4 and 5 about a property of them: on boxes of
-# inputs, and on parts that hidden units divide; version 6 is about gains on balls around inputs,
-# version 7 about the region of attraction of a plant under the model's control, version 8 about
-# models with memory.
+# `around.joint` since 2026-12; readers before refuse these). Version 3 is about ranges of outputs
+# over a region, versions 4 and 5 about a property of them: on boxes of inputs, and on parts that
+# hidden units divide; version 6 is about gains on balls around inputs, version 7 about the region
+# of attraction of a plant under the model's control, version 8 about models with memory.
 VERSION, VERSIONS = 1, (1, 2, 3, 4, 5, 6, 7, 8)
 RANGES, PROPERTIES, PARTITIONS, GAINS, LOOPS, MEMORIES = 3, 4, 5, 6, 7, 8
 _MEMBERS = 64

@@ -21,7 +21,7 @@ import dataclasses
 
 import numpy as np
 
-from tf_lyapunov.verification.arithmetic import SLACK, TINY, UNIT, gamma, row_norms_up
+from tf_lyapunov.verification.arithmetic import SLACK, TINY, UNIT, gamma, product_up, row_norms_up
 from tf_lyapunov.verification.around.relaxation import usable
 
 # Steps of Lanczos; μ that are compared, as multiples of q̄ beyond it and of ‖g‖/r.
@@ -77,8 +77,8 @@ class Joint:
         """Adds factor·q of a signal, factor float64 (rows,) ≥ 0."""
         self.constant += factor * (term.total * term.off) * SLACK
         for part, norm in zip(term.parts, term.norms, strict=True):
-            tau = norm * part.moved
-            if not tau > 0:  # nothing moves
+            tau = product_up(norm, part.moved)  # as T adds it up
+            if tau == 0:  # nothing moves
                 continue
             if part.name is None:
                 own = factor * (term.total / tau) * SLACK
